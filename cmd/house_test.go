@@ -74,7 +74,7 @@ func TestArrows(t *testing.T) {
 func mayImport(from, to string) bool {
 	switch {
 	case below(from, "cmd"):
-		return below(to, "daemon") || below(to, "server") || below(to, "ctl") || below(to, "rpc") || below(to, "cmd")
+		return below(to, "daemon") || below(to, "server") || below(to, "ctl") || below(to, "cmd")
 	case below(from, "ctl"):
 		return below(to, "ctl") || below(to, "rpc")
 	case below(from, "rpc"):
@@ -85,15 +85,11 @@ func mayImport(from, to string) bool {
 		return false
 	case below(from, "server/wire"), below(from, "server/replication"):
 		return below(to, "server/block") || below(to, "server/wire")
-	case from == "server", below(from, "server/control"):
-		// The engine's root wires the parts together; control registers commands.
-		return below(to, "server") || below(to, "rpc") || below(to, "daemon")
+	case below(from, "server/control"):
+		return below(to, "server") || below(to, "rpc")
 	case below(from, "server/messenger"), below(from, "server/cluster"):
-		// Peer links use the streams and the reconnect machine of the control plane.
+		// Peer links use the streams and the reconnect machine of the control plane, nothing else of it.
 		return below(to, "server") || below(to, "rpc/stream") || below(to, "rpc/reconnect")
-	case below(from, "server/events"):
-		// Handlers run as supervised children.
-		return below(to, "server") || below(to, "daemon/process")
 	case below(from, "server"):
 		return below(to, "server")
 	}
