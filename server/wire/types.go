@@ -136,4 +136,3 @@ type Frame struct {
 	Payload []byte
 	Buf     *block.Buf
 }
-
