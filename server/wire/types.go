@@ -56,6 +56,7 @@ const (
 	NewGenAck Type = 77 // Arg[0]: the generation was persisted
 	BitsAck   Type = 78
 	SyncDone  Type = 79 // the target has it all
+	DevAgree  Type = 80 // Arg: my hello number, yours, action: the handshake's end
 )
 
 // typeInfo is what the codec must know of a type before it trusts a length.
@@ -108,6 +109,7 @@ var types = [128]typeInfo{
 	NewGenAck: {"new-generation-ack", 0, Meta},
 	BitsAck:   {"bits-ack", 0, Meta},
 	SyncDone:  {"sync-done", MaxControlPayload, Meta},
+	DevAgree:  {"device-agree", 0, Meta},
 }
 
 // MaxPayload is how long a payload of the type may be; false if the type is
