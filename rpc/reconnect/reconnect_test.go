@@ -473,17 +473,17 @@ var traces = []struct{ name, script string }{
 		connected    => ACTIVE/0, 1 of 1, seqno 1
 		+3000        =>
 		activity     =>
-		force        => RECONNECT/0
+		force        => RECONNECT/0, seqno 2
 		wait         => 0 ms
 		run          => disconnect
-		disconnected => BACKOFF/1000, seqno 2
+		disconnected => BACKOFF/1000
 	`},
 	{"a forced reconnect during an attempt", `
 		enable       => BACKOFF/0
 		connecting   => CONNECTING/0
-		force        => RECONNECT/0, 0 of 1, seqno 1
+		force        => RECONNECT/0, 0 of 1
 		run          => disconnect
-		disconnected => BACKOFF/1000, seqno 2
+		disconnected => BACKOFF/1000
 	`},
 	{"disabled while connected, and enabled again", `
 		enable       => BACKOFF/0
@@ -562,7 +562,7 @@ func TestEveryEventInEveryState(t *testing.T) {
 		{"disable", [states]State{v, v, v, v, v, v, v}},
 		{"force", [states]State{v, b, r, r, r, r, l}},
 		{"connecting", [states]State{c, c, c, c, c, c, c}},
-		{"connected", [states]State{a, a, a, a, i, r, a}},
+		{"connected", [states]State{a, a, a, a, i, a, a}},
 		{"failed", [states]State{b, b, b, b, b, b, b}},
 		{"disconnected", [states]State{v, b, b, b, b, b, b}},
 		{"activity", [states]State{v, b, c, a, a, r, l}},
@@ -581,7 +581,7 @@ func TestEveryEventInEveryState(t *testing.T) {
 			if got := f.State(); got != tt.want[s] {
 				t.Errorf("%s in %v: %v, want %v", tt.event, s, got, tt.want[s])
 			}
-			if f.Connected() != (f.State() == Active || f.State() == Idle || f.State() == Reconnect) {
+			if f.Connected() != (f.State() == Active || f.State() == Idle) {
 				t.Errorf("%s in %v: connected is %v", tt.event, s, f.Connected())
 			}
 		}
