@@ -48,7 +48,7 @@ func Decode(path string, data []byte, env Env) (*Config, error) {
 	doc := parse(data, faults)
 	d := &decoder{faults: faults, cfg: defaultConfig(path), broken: doc.broken}
 	d.root(doc.root)
-	if !doc.broken {
+	if !doc.broken && !d.misshapen {
 		validate(d.cfg, faults, d.bad, env)
 	}
 	if err := faults.err(); err != nil {
@@ -61,7 +61,10 @@ func Decode(path string, data []byte, env Env) (*Config, error) {
 type decoder struct {
 	faults *faultList
 	cfg    *Config
-	broken bool
+	broken bool // there were syntax faults: what is missing may have been lost to them
+	// misshapen is set where a whole table could not be read, so that the
+	// rules between tables would find faults that are none.
+	misshapen bool
 	// bad are the keys that a fault was reported for, so that the validator
 	// is silent about them.
 	bad badKeys
@@ -101,6 +104,8 @@ func (d *decoder) root(t *table) {
 	})
 	if t.items["cluster"] == nil && !d.broken {
 		d.faults.add(Pos{1, 1}, "cluster", "missing", "a table [cluster] with a name and a secret_file")
+		c.Cluster.src.pos = Pos{1, 1}
+		d.bad.set(&c.Cluster.src, "secret_file")
 	}
 }
 
@@ -119,7 +124,9 @@ func (d *decoder) section(path string, t *table, src *source, plain []slot, subs
 			continue
 		}
 		src.note(key, it)
-		if m := it.assign(plain[i].ptr, plain[i].allow); m != nil {
+		if it.bad {
+			d.bad.set(src, key)
+		} else if m := it.assign(plain[i].ptr, plain[i].allow); m != nil {
 			d.faults.add(it.pos, plain[i].path, m.found, m.allowed)
 			d.bad.set(src, key)
 		}
@@ -143,6 +150,7 @@ func (d *decoder) wantTable(path string, it *item) *table {
 	if it.kind == kindTable {
 		return it.table
 	}
+	d.misshapen = true
 	found, allowed := it.showKind(), "a table ["+path+"]"
 	if it.tables {
 		found = "[[" + path + "]]"
@@ -161,11 +169,13 @@ func each(d *decoder, path string, it *item, one func(path string, nr int, t *ta
 			found = "[" + path + "]"
 		}
 		d.faults.add(it.keyPos, path, found, allowed)
+		d.misshapen = true
 		return
 	}
 	for i, e := range it.list {
 		if e.kind != kindTable {
 			d.faults.add(e.pos, path, e.showKind(), allowed)
+			d.misshapen = true
 			continue
 		}
 		one(path, i+1, e.table)

@@ -35,6 +35,7 @@ type item struct {
 	text   string
 	num    int64
 	flag   bool
+	bad    bool // a fault of it is reported already
 	list   []*item
 	tables bool // an array made by [[headers]]
 	table  *table
@@ -339,6 +340,7 @@ func (d *document) value(base int, n *unstable.Node, pos Pos, path string) *item
 		num, err := strconv.ParseInt(strings.TrimPrefix(strings.ReplaceAll(it.text, "_", ""), "+"), 0, 64)
 		if err != nil {
 			d.faults.add(pos, path, it.text, "a whole number of 64 bits")
+			it.bad = true
 		}
 		it.num = num
 	case unstable.Float:
