@@ -27,21 +27,21 @@ type Fingerprint struct {
 // Agreement returns what this configuration has in common with its peers'.
 func (c *Config) Agreement() Agreement {
 	a := Agreement{Cluster: map[string]string{}, Devices: map[string]map[string]string{}}
-	agreed(a.Cluster, "", slots("cluster", &c.Cluster, &c.Cluster.src, clusterFields()))
+	agreed(a.Cluster, slots("cluster", &c.Cluster, &c.Cluster.src, clusterFields()))
 	a.Cluster["cluster.tls"] = fmt.Sprint(c.Cluster.TLS.Enabled())
 	for i, n := range c.Nodes {
-		agreed(a.Cluster, "", slots(pathOf("node", i, n.Name), n, &n.src, nodeFields()))
+		agreed(a.Cluster, slots(pathOf("node", i, n.Name), n, &n.src, nodeFields()))
 	}
 	for _, d := range c.Devices {
 		m := map[string]string{}
-		agreed(m, "", d.slots(""))
+		agreed(m, d.slots(""))
 		a.Devices[d.Name] = m
 	}
 	return a
 }
 
 // agreed puts the values that must agree into m.
-func agreed(m map[string]string, prefix string, all []slot) {
+func agreed(m map[string]string, all []slot) {
 	for _, s := range all {
 		if !s.agree {
 			continue
@@ -50,7 +50,7 @@ func agreed(m map[string]string, prefix string, all []slot) {
 		if list, ok := s.ptr.(*Names); ok {
 			value = formatList(sorted(*list))
 		}
-		m[join(prefix, strings.TrimPrefix(s.path, "."))] = value
+		m[strings.TrimPrefix(s.path, ".")] = value
 	}
 }
 
@@ -86,7 +86,7 @@ type Disagreement struct {
 func (d Disagreement) String() string {
 	key := d.Key
 	if d.Device != "" {
-		key = join("device."+d.Device, d.Key)
+		key = strings.TrimSuffix(join("device."+d.Device, d.Key), ".")
 	}
 	return fmt.Sprintf("%s: %s here, %s there", key, orNothing(d.Mine), orNothing(d.Theirs))
 }

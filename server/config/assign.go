@@ -174,19 +174,6 @@ func formatDuration(d time.Duration) string {
 	return s
 }
 
-// literal is a value as it is written in the file.
-func literal(ptr any) string {
-	switch p := ptr.(type) {
-	case *bool, *int, *Names, *[]string:
-		return format(ptr)
-	case *Quorum:
-		if *p > 0 {
-			return p.String()
-		}
-	}
-	return tomlString(format(ptr))
-}
-
 // tomlString is s as a basic string of TOML.
 func tomlString(s string) string {
 	var b strings.Builder
