@@ -140,6 +140,7 @@ func TestParallelRunsAndTheQueueAreBounded(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		time.Sleep(2 * time.Hour)
+		synctest.Wait()
 		if s = h.Stats()[0]; s.Running != 0 || s.Queued != 0 || s.Succeeded != 3+HandlerQueue || r.most != 3 {
 			t.Errorf("%+v, at most %d at a time", s, r.most)
 		}
@@ -158,6 +159,7 @@ func TestOneAtATimeKeepsTheOrder(t *testing.T) {
 			publish(l, Role)
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if got := r.seqsRun(t); len(got) != 100 || !slices.IsSorted(got) {
 			t.Errorf("ran for %v", got)
 		}
@@ -176,6 +178,7 @@ func TestAllHandlersTogetherAreBounded(t *testing.T) {
 			publish(l, Role)
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if r.most != HandlersParallel || len(r.ran) != 128 {
 			t.Errorf("%d ran, at most %d at a time", len(r.ran), r.most)
 		}
@@ -208,6 +211,7 @@ func TestRetriesAndTimeLimits(t *testing.T) {
 				defer end()
 				publish(l, Role)
 				time.Sleep(10 * time.Minute)
+				synctest.Wait()
 				got := h.Stats()[0]
 				got.Event, got.Command, got.LastTime = "", nil, time.Time{}
 				if len(r.ran) != tc.runs || !equalStats(got, tc.want) {
@@ -263,6 +267,7 @@ func TestSetKeepsWhatStaysAndDropsWhatGoes(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		var gone int
 		for _, c := range r.ran {
 			if c.Argv[0] == "/goes" {
