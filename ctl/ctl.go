@@ -139,15 +139,6 @@ func (a *app) rundir() string {
 	return "/run/lockstep"
 }
 
-// dial connects to the daemon. A failure to do so is told in full.
-func (a *app) dial(ctx context.Context, notify Notify) (Client, error) {
-	c, err := a.Dial(ctx, a.target(), a.rundir(), notify)
-	if err != nil {
-		return nil, a.unreachable(ctx, err)
-	}
-	return c, nil
-}
-
 // call sends one request on a connection of its own and returns the result as
 // it came.
 func (a *app) call(ctx context.Context, method string, params any) (json.RawMessage, error) {

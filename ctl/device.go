@@ -178,7 +178,9 @@ func (a *app) deviceHandshake() *cobra.Command {
 		long: "Tells what this node and a peer would decide about the device if they met now: who\nwould sync from whom, how much, and by which rule. Nothing is done.",
 		args: []string{"DEVICE", argDevice, "NODE", argNode},
 		do:   "try the handshake of %s", example: "lockstepctl device handshake r0 beta", complete: completeDeviceThenNode,
-		flags: func(f *pflag.FlagSet) { f.BoolVar(&dry, "dry-run", true, "decide without doing; there is no other way") },
+		flags: func(f *pflag.FlagSet) {
+			f.BoolVar(&dry, "dry-run", true, "decide without doing; there is no other way")
+		},
 		run: func(ctx context.Context, args []string) error {
 			if !dry {
 				return badArgument("a handshake is done by connecting: lockstepctl node reconnect NODE")

@@ -37,10 +37,10 @@ func exitCode(err error) int {
 		return exitDone
 	case isType[usageError](err):
 		return exitUsage
-	case isType[unreachableError](err):
-		return exitUnreachable
 	case isType[errTimeout](err), errors.Is(err, context.DeadlineExceeded), hasCode(err, api.CodeTimeout):
 		return exitTimeout
+	case isType[unreachableError](err), isType[lostError](err), hasCode(err, api.CodeUnavailable):
+		return exitUnreachable
 	case errors.Is(err, errUnhealthy):
 		return exitUnhealthy
 	}

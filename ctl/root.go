@@ -100,9 +100,9 @@ Standard output carries the answer alone.`
 
 // globalFlags are what every command takes.
 func (a *app) globalFlags(f *pflag.FlagSet) {
-	f.StringVarP(&a.opts.target, "target", "t", "", "`TARGET`: socket path, or program name found by its pidfile in the rundir (default $LOCKSTEP_TARGET, else lockstepd)")
+	f.StringVarP(&a.opts.target, "target", "t", "", "talk to `TARGET`: a socket's path, or a program's name that is looked up by its pidfile in the rundir (default: $LOCKSTEP_TARGET, else lockstepd)")
 	f.Float64VarP(&a.opts.timeout, "timeout", "T", 0, "give up after this many `SECONDS`")
-	f.StringVarP(&a.opts.format, "format", "f", "text", "`FORMAT` of the answer: text or json")
+	f.StringVarP(&a.opts.format, "format", "f", "text", "answer in this `FORMAT`: text or json")
 	f.BoolVar(&a.opts.pretty, "pretty", false, "lay out JSON for reading")
 	f.BoolVar(&a.opts.noColor, "no-color", false, "no colour, even on a terminal (so does NO_COLOR)")
 	f.BoolVarP(&a.opts.quiet, "quiet", "q", false, "no progress, no confirmations")

@@ -91,8 +91,7 @@ func (a *app) screen(ctx context.Context, keyboard Keyboard, first look) error {
 			}
 		case <-tick.C:
 			if idle {
-				idle = false
-				wanted <- m.Visible(o)
+				idle = !ask(ctx, wanted, m.Visible(o))
 			}
 		case l := <-looks:
 			idle = true
@@ -100,6 +99,16 @@ func (a *app) screen(ctx context.Context, keyboard Keyboard, first look) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// ask sends the looker, which is idle, to work; false when it is gone.
+func ask(ctx context.Context, wanted chan<- []string, devices []string) bool {
+	select {
+	case wanted <- devices:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -170,4 +179,3 @@ func (a *app) glance(ctx context.Context, devices []string) (l look) {
 
 // lookTime bounds one look.
 const lookTime = 5 * time.Second
-
