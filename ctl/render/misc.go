@@ -106,7 +106,7 @@ func CmapChange(o Options, c api.CmapChange) string {
 		}
 		return CmapValue(e.Value)
 	}
-	line := Clean(c.Op) + "  " + Clean(c.Key)
+	line := fmt.Sprintf("%-8s  %s", Clean(c.Op), Clean(c.Key))
 	switch c.Op {
 	case "added":
 		return o.Paint(Good, line) + " = " + value(c.New) + "\n"
@@ -156,13 +156,11 @@ func howCell(how string) cell {
 // Event is one event in a line: when, of what kind, about what.
 func Event(o Options, e api.Event) string {
 	about := ""
-	for _, s := range []string{e.Device, e.Node} {
-		if s != "" {
-			about += Clean(s) + " "
-		}
+	if words := strings.Join(strings.Fields(Clean(e.Device+" "+e.Node)), " "); words != "" {
+		about = o.Paint(Bold, words) + ": "
 	}
-	return fmt.Sprintf("%s  %s  %s%s\n", o.Paint(Dim, e.Time.Format("2006-01-02 15:04:05.000")),
-		o.Paint(eventStyle(e.Type), fmt.Sprintf("%-12s", Clean(e.Type))), o.Paint(Bold, about), Clean(e.Text))
+	return fmt.Sprintf("%s  %s  %s%s\n", o.Paint(Dim, e.Time.In(o.Now.Location()).Format("2006-01-02 15:04:05.000")),
+		o.Paint(eventStyle(e.Type), fmt.Sprintf("%-12s", Clean(e.Type))), about, Clean(e.Text))
 }
 
 func eventStyle(kind string) Style {

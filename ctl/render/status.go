@@ -141,13 +141,15 @@ func addDevice(t *table, o Options, d api.Device) {
 
 // deviceNotes is what a device's row says at its end.
 func deviceNotes(d api.Device) cell {
-	notes, style := []string{Bytes(d.Size)}, Plain
+	var notes []string
+	style := Plain
 	if d.Suspended {
 		notes, style = append(notes, "I/O suspended"), Bad
 	}
 	if !d.Quorum {
 		notes, style = append(notes, "no quorum"), Bad
 	}
+	notes = append(notes, Bytes(d.Size))
 	if d.Open > 0 {
 		notes = append(notes, plural(d.Open, "client"))
 	}
@@ -155,25 +157,43 @@ func deviceNotes(d api.Device) cell {
 }
 
 // Progress is one line about a running resync or verify, in at most width
-// columns: a bar where there is room, how far, how fast, how long still.
+// columns: a bar, how far, how fast, how long still. Where it is narrow, the
+// bytes go first, then the bar.
 func Progress(width int, r api.Resync) string {
-	tail := fmt.Sprintf("%3d %%  %s of %s", percent(r.Done, r.Total), Bytes(min(r.Done, r.Total)), Bytes(r.Total))
-	switch {
-	case r.Rate > 0 && r.ETAS > 0:
-		tail += fmt.Sprintf("  %s  %s left", Rate(r.Rate), Seconds(r.ETAS))
-	case r.Rate > 0:
-		tail += "  " + Rate(r.Rate)
-	case r.Done < r.Total:
-		tail += "  stalled"
-	}
 	if width <= 0 {
 		width = 80
 	}
-	room := min(width-len(tail)-1, 40)
-	if room < 10 {
-		return Cut(tail, width)
+	far := fmt.Sprintf("%3d %%", percent(r.Done, r.Total))
+	bytes := fmt.Sprintf("  %s of %s", Bytes(min(r.Done, r.Total)), Bytes(r.Total))
+	speed := progressSpeed(r)
+	tail := far + bytes + speed
+	if width-len(tail)-1 < barMin {
+		tail = far + speed
+	}
+	room := min(width-len(tail)-1, barMax)
+	if room < barMin {
+		return Cut(strings.TrimSpace(tail), width)
 	}
 	return bar(r.Done, r.Total, room) + " " + tail
+}
+
+// A bar's columns.
+const (
+	barMin = 12
+	barMax = 40
+)
+
+// progressSpeed is how fast and how long still.
+func progressSpeed(r api.Resync) string {
+	switch {
+	case r.Rate > 0 && r.ETAS > 0:
+		return fmt.Sprintf("  %s  %s left", Rate(r.Rate), Seconds(r.ETAS))
+	case r.Rate > 0:
+		return "  " + Rate(r.Rate)
+	case r.Done < r.Total:
+		return "  stalled"
+	}
+	return ""
 }
 
 // roleCell colours nothing: neither role is better.

@@ -14,6 +14,8 @@ type column struct {
 	drop int
 	// flex columns are cut when dropping was not enough.
 	flex bool
+	// min is the least width, for screens that should not jump.
+	min int
 }
 
 // cell is one piece of a row, with its meaning.
@@ -33,8 +35,12 @@ type table struct {
 // gap separates columns.
 const gap = 2
 
-// flexMin is what a flex column keeps at least.
-const flexMin = 8
+// What a flex column keeps: flexSoft while other columns could be left out
+// instead, flexMin when nothing else helps.
+const (
+	flexSoft = 24
+	flexMin  = 8
+)
 
 // text is a cell without judgement.
 func text(s string) cell { return cell{text: s} }
@@ -87,20 +93,21 @@ func (t *table) fit(limit int) []int {
 		widths[i] = -1
 		for _, r := range t.rows {
 			if i < len(r) && r[i].text != "" {
-				widths[i] = max(widths[i], width(r[i].text), width(c.head))
+				widths[i] = max(widths[i], width(r[i].text), width(c.head), c.min)
 			}
 		}
 	}
 	if limit <= 0 {
 		return widths
 	}
+	t.squeeze(widths, total(widths)-limit, flexSoft)
 	for total(widths) > limit {
-		if i := t.dropNext(widths); i >= 0 {
-			widths[i] = -1
-			continue
+		i := t.dropNext(widths)
+		if i < 0 {
+			t.squeeze(widths, total(widths)-limit, flexMin)
+			break
 		}
-		t.squeeze(widths, total(widths)-limit)
-		break
+		widths[i] = -1
 	}
 	return widths
 }
@@ -116,12 +123,13 @@ func (t *table) dropNext(widths []int) int {
 	return next
 }
 
-// squeeze takes excess columns from the flexible ones, the widest first.
-func (t *table) squeeze(widths []int, excess int) {
+// squeeze takes excess from the flexible columns, the widest first, as long as
+// they keep a width of least.
+func (t *table) squeeze(widths []int, excess, least int) {
 	for ; excess > 0; excess-- {
 		widest := -1
 		for i, c := range t.cols {
-			if c.flex && widths[i] > flexMin && (widest < 0 || widths[i] > widths[widest]) {
+			if c.flex && widths[i] > least && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}

@@ -37,7 +37,7 @@ type TopDevice struct {
 // topHelp are the keys.
 var topHelp = []string{
 	"q, Ctrl-C   quit",
-	"s           sort by the next column: name, state, writes, reads, latency, out of sync",
+	"s           sort by the next of name, state, writes, reads, latency, out of sync",
 	"r           reverse the order",
 	"/           filter devices by name; Enter keeps it, Esc drops it",
 	"up, k       scroll up          PgUp   a page up      Home, g   to the first",
@@ -45,10 +45,21 @@ var topHelp = []string{
 	"?, h        this help; any key leaves it",
 }
 
-// TopRows is how many devices fit, at least one: what the head, the nodes and
-// the foot leave.
+// TopRows is how many lines there are for devices, at least one: what the head,
+// the nodes, the table's own head and the foot leave.
 func TopRows(o Options, s api.Status) int {
-	return max(o.Height-len(topTop(o, TopScreen{Status: s}))-3, 1)
+	return max(o.Height-len(topTop(o, TopScreen{Status: s}))-2, 1)
+}
+
+// TopLines is how many lines a device takes.
+func TopLines(d api.Device) int {
+	n := 1
+	for _, p := range d.Peers {
+		if p.Resync != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // Top is a full screen: exactly o.Height lines, none wider than o.Width, no
@@ -128,8 +139,8 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	}
 	t := table{cols: []column{
 		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 5}, {head: "DISK", drop: 4}, {head: "STATE"},
-		{head: "READ", right: true}, {head: "WRITE", right: true}, {head: "OPS/S", right: true, drop: 3},
-		{head: "P50", right: true, drop: 7}, {head: "P99", right: true, drop: 2},
+		{head: "READ", right: true, min: 11}, {head: "WRITE", right: true, min: 11}, {head: "OPS/S", right: true, drop: 3, min: 6},
+		{head: "P50", right: true, drop: 7, min: 6}, {head: "P99", right: true, drop: 2, min: 6},
 		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 10},
 		{head: "CLIENTS", right: true, drop: 9}, {head: "IN FLIGHT", right: true, drop: 11}, {head: "PEERS", flex: true, drop: 12},
 	}}

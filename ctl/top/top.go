@@ -119,8 +119,25 @@ func (m *Model) View(o render.Options) string {
 func (m *Model) page(o render.Options) (shown []render.TopDevice, total int) {
 	all := m.sorted()
 	rows := render.TopRows(o, m.status)
-	m.first = max(min(m.first, len(all)-rows), 0)
-	return all[m.first:min(m.first+rows, len(all))], len(all)
+	m.first = min(m.first, len(all))
+	for m.first > 0 && fitting(all[m.first-1:], rows) == len(all)-m.first+1 {
+		m.first-- // no empty lines below while there are devices above
+	}
+	if m.first == len(all) {
+		m.first = max(len(all)-1, 0)
+	}
+	rest := all[m.first:]
+	return rest[:max(fitting(rest, rows), min(len(rest), 1))], len(all)
+}
+
+// fitting is how many of the devices fit so many rows.
+func fitting(devices []render.TopDevice, rows int) int {
+	for i, d := range devices {
+		if rows -= render.TopLines(d.Device); rows < 0 {
+			return i
+		}
+	}
+	return len(devices)
 }
 
 // sorted are the devices that pass the filter, in the order chosen; names
