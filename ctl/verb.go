@@ -196,9 +196,9 @@ func (a *app) confirmation(o render.Options, raw json.RawMessage) (string, error
 }
 
 // askText is a verb whose text is the daemon's own.
-func (a *app) askText(method string, rest ...string) func(context.Context, []string) error {
+func (a *app) askText(method string) func(context.Context, []string) error {
 	return func(ctx context.Context, args []string) error {
-		args = append(rest[:len(rest):len(rest)], args...)
+		args = append([]string{}, args...) // without any, an empty list and not null
 		if a.json() {
 			raw, err := a.call(ctx, method, args)
 			if err != nil {

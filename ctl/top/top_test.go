@@ -167,14 +167,15 @@ func TestOrders(t *testing.T) {
 func TestScrollingStaysWithinTheDevices(t *testing.T) {
 	m := busy(30, 0)
 	o := narrow
-	page := len(m.Visible(o))
-	for _, c := range []struct{ key, first string }{
-		{Up, "r000"}, {Down, "r001"}, {"k", "r000"}, {"j", "r001"}, {PageUp, "r000"}, {PageDown, fmt.Sprintf("r%03d", min(page, 30-page))},
-		{End, fmt.Sprintf("r%03d", 30-page)}, {Down, fmt.Sprintf("r%03d", 30-page)}, {PageDown, fmt.Sprintf("r%03d", 30-page)}, {Home, "r000"}, {"G", fmt.Sprintf("r%03d", 30-page)}, {"g", "r000"},
+	for _, c := range []struct{ key, first, last string }{ // r001 takes two lines
+		{Up, "r000", "r017"}, {Down, "r001", "r018"}, {"k", "r000", "r017"}, {"j", "r001", "r018"}, {PageUp, "r000", "r017"},
+		{PageDown, "r011", "r029"}, {End, "r011", "r029"}, {Down, "r011", "r029"}, {PageDown, "r011", "r029"},
+		{Home, "r000", "r017"}, {"G", "r011", "r029"}, {"k", "r010", "r028"}, {"g", "r000", "r017"},
 	} {
 		press(m, o, c.key)
-		if got := m.Visible(o); got[0] != c.first || len(got) != page {
-			t.Errorf("after %s: %d devices from %s, want %d from %s", c.key, len(got), got[0], page, c.first)
+		got := m.Visible(o)
+		if got[0] != c.first || got[len(got)-1] != c.last {
+			t.Errorf("after %s: %s to %s, want %s to %s", c.key, got[0], got[len(got)-1], c.first, c.last)
 		}
 	}
 }
