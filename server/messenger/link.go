@@ -22,8 +22,15 @@ type link struct {
 	received atomic.Uint64
 	told     atomic.Uint64
 
+	// busy is set while the reader handles what it has read: what waits in the
+	// socket meanwhile counts as heard. waiting is how much waited when last
+	// looked at.
+	busy    atomic.Bool
+	waiting atomic.Int64
+
 	sentBytes, sentFrames atomic.Uint64
 	recvBytes, recvFrames atomic.Uint64
+	throttled             atomic.Uint64 // times that the reader waited for memory
 	queued                atomic.Int64
 
 	// mu guards what follows. No system call is made while it is held.
@@ -108,12 +115,18 @@ func (l *link) push(h *wire.Header, payload []byte, buf *block.Buf) bool {
 	return true
 }
 
-// Flush implements block.Flusher.
-func (l *link) Flush(*block.Batch) { l.flush() }
+// maxRounds is how many system calls a flusher makes for others before it
+// passes the right to write to the writer goroutine: a reader that flushes has
+// its own socket to attend to.
+const maxRounds = 8
 
-// flush sends what is queued as far as the socket takes it; the rest is the
-// writer goroutine's. If somebody is writing already, he takes ours along.
-func (l *link) flush() {
+// Flush implements block.Flusher.
+func (l *link) Flush(*block.Batch) { l.flush(maxRounds) }
+
+// flush sends what is queued as far as the socket takes it, in so many system
+// calls at most; the rest is the writer goroutine's. If somebody is writing
+// already, he takes ours along.
+func (l *link) flush(rounds int) {
 	l.mu.Lock()
 	st := l.st
 	if st == nil || st.writing || st.err != nil || !l.pendingLocked() {
@@ -126,7 +139,7 @@ func (l *link) flush() {
 		l.mu.Unlock()
 		return
 	}
-	l.drain(st, false)
+	l.drain(st, rounds)
 }
 
 // pass gives the right to write to the writer goroutine, or back where that
@@ -144,14 +157,24 @@ func (l *link) pendingLocked() bool {
 	return l.q.next < l.q.tail || len(l.q.urgent) > 0 || l.urgent.any()
 }
 
+// untilEmpty as the number of rounds is the writer goroutine's: it waits for
+// the socket rather than pass the right on.
+const untilEmpty = 0
+
 // drain writes until nothing is left to write. It is called with mu held and
 // with the right to write on st, and returns without either; the right passes
-// to the writer goroutine if the socket is full.
-func (l *link) drain(st *stream, block bool) {
-	for l.st == st && st.err == nil {
+// to the writer goroutine if the socket is full, or after so many rounds.
+func (l *link) drain(st *stream, rounds int) {
+	block := rounds == untilEmpty
+	for done := 0; l.st == st && st.err == nil; done++ {
 		l.buildUrgent()
 		if st.segs = l.q.gather(st.segs[:0]); len(st.segs) == 0 {
 			break
+		}
+		if !block && done == rounds {
+			l.pass(st)
+			l.mu.Unlock()
+			return
 		}
 		l.mu.Unlock()
 		n, err := st.write(block)
@@ -199,7 +222,7 @@ func (l *link) writer(st *stream) {
 			return
 		case <-st.wake:
 			l.mu.Lock()
-			l.drain(st, true)
+			l.drain(st, untilEmpty)
 		}
 	}
 }
@@ -256,7 +279,7 @@ func (l *link) hurry(ask func(u *urgent)) {
 		ask(&l.urgent)
 	}
 	l.mu.Unlock()
-	l.flush()
+	l.flush(1)
 }
 
 // attach gives the link a connection to a peer that has every frame up to
@@ -275,7 +298,7 @@ func (l *link) attach(st *stream, received uint64) error {
 	l.hungUp, l.downSince, l.progress = false, time.Time{}, l.received.Load()
 	st.done.Go(func() { l.writer(st) })
 	st.done.Go(func() { l.reader(st) })
-	l.flush()
+	l.flush(maxRounds)
 	return nil
 }
 

@@ -68,6 +68,11 @@ type Options struct {
 	// peer which takes nothing can reach.
 	MaxDataQueue, MaxMetaQueue int64
 	MaxQueuedFrames            int
+	// MaxHeld bounds, for each peer and each of its links, the memory that
+	// handlers hold of what it sent, in bytes; 128 MiB by default. A handler
+	// that keeps a payload keeps the slab of about 1 MiB in which it lies. A
+	// link whose peer has reached it is not read until some is released.
+	MaxHeld int64
 
 	// SpinData and SpinMeta are how long a reader spins before it parks, after
 	// a read that brought one small frame. 0: not at all.
@@ -110,6 +115,7 @@ func (o Options) withDefaults() Options {
 	o.MaxUnprovenPerAddress = cmp.Or(o.MaxUnprovenPerAddress, 2*(len(o.Peers)+8))
 	o.MaxDataQueue = cmp.Or(o.MaxDataQueue, 256<<20)
 	o.MaxMetaQueue = cmp.Or(o.MaxMetaQueue, 64<<20)
+	o.MaxHeld = cmp.Or(o.MaxHeld, 128<<20)
 	o.MaxQueuedFrames = cmp.Or(o.MaxQueuedFrames, 1<<20)
 	if o.Events == nil {
 		o.Events = func(cluster.Event) {}
@@ -281,6 +287,7 @@ func (m *Messenger) Incarnation() uint64 { return m.incarnation }
 // the name or id is taken.
 func (m *Messenger) addPeer(cfg Peer, wanted bool) error {
 	p := &peer{m: m, id: cfg.ID, box: newMailbox(), done: make(chan struct{}), wanted: wanted}
+	p.in = [2]*block.Pool{wire.Data: block.NewPool(dataSlab), wire.Meta: block.NewPool(metaSlab)}
 	p.cfg.Store(&cfg)
 	p.publish()
 	now := time.Now()

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -35,6 +36,8 @@ type peer struct {
 	cancel  context.CancelFunc
 	done    chan struct{}  // closed when run has returned
 	helpers sync.WaitGroup // dials and probes
+
+	in [2]*block.Pool // what its links are read into
 
 	cfg  atomic.Pointer[Peer]
 	sess atomic.Pointer[Session] // that is up; for snapshots
@@ -481,7 +484,7 @@ func (p *peer) upIfComplete(s *Session) {
 	now := p.m.clock()
 	s.heard.Store(int64(now))
 	s.sentMeta.Store(int64(now))
-	p.retry.reset()
+	s.upAt = time.Now()
 	p.sess.Store(s)
 	p.m.nodeUp(p, s)
 	p.m.mon.Watch(p.id, s.id, s.promise, s)
@@ -651,6 +654,11 @@ func (p *peer) endSession(s *Session, r Reason) {
 	}
 	for _, l := range s.links {
 		l.discard()
+	}
+	// A peer with which sessions come up and end at once is left in peace for
+	// longer and longer.
+	if s.up && time.Since(s.upAt) > maxBackoff {
+		p.retry.reset()
 	}
 	p.retryAt = time.Now().Add(p.retry.next())
 }

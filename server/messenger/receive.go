@@ -23,6 +23,14 @@ type receiver struct {
 	need int // length of the frame at r, as far as known
 }
 
+// wants reports whether space may need another slab.
+func (v *receiver) wants() bool {
+	return v.buf == nil || !v.buf.Sole() && (v.full() || v.r == v.w && len(v.buf.B)-v.w < minRead)
+}
+
+// full reports whether the frame that began cannot end within the slab.
+func (v *receiver) full() bool { return v.r+max(v.need, wire.HeaderSize) > len(v.buf.B) }
+
 // space returns where to read to. It never returns nothing.
 func (v *receiver) space() []byte {
 	switch {
@@ -30,7 +38,7 @@ func (v *receiver) space() []byte {
 		v.buf, v.r, v.w = v.pool.Get(), 0, 0
 	case v.r == v.w && v.buf.Sole():
 		v.r, v.w = 0, 0
-	case v.r+max(v.need, wire.HeaderSize) > len(v.buf.B), v.r == v.w && len(v.buf.B)-v.w < minRead:
+	case v.full(), v.r == v.w && len(v.buf.B)-v.w < minRead:
 		v.move()
 	}
 	return v.buf.B[v.w:]

@@ -45,6 +45,7 @@ type Session struct {
 	promise   cluster.Promise // of the peer, at the handshake
 	up        bool
 	began     time.Time
+	upAt      time.Time
 	relinking bool // both links are being dialled anew on purpose
 
 	dead     atomic.Bool
@@ -141,7 +142,7 @@ func (s *Session) send(h *wire.Header, payload []byte, buf *block.Buf, b *block.
 	if b != nil {
 		b.Touch(l)
 	} else {
-		l.flush()
+		l.flush(maxRounds)
 	}
 }
 
@@ -180,9 +181,32 @@ func (s *Session) stampAcks(h *wire.Header) {
 	}
 }
 
-// Activity implements cluster.Peer.
+// Activity implements cluster.Peer. Where a reader is kept from its socket, by
+// a disk that hangs or by memory that is all in use, the peer is heard all the
+// same: by what arrives in the socket.
 func (s *Session) Activity() cluster.Activity {
+	now := s.p.m.clock()
+	for _, l := range s.links {
+		if l.busy.Load() && now-cluster.Instant(s.heard.Load()) > quietWhileBusy && l.arrived() {
+			s.heard.Store(int64(now))
+		}
+	}
 	return cluster.Activity{Received: cluster.Instant(s.heard.Load()), Sent: cluster.Instant(s.sentMeta.Load())}
+}
+
+// quietWhileBusy is the silence from which on a busy link's socket is asked.
+const quietWhileBusy = 50 * time.Millisecond
+
+// arrived reports whether more waits in the link's socket than when last asked.
+func (l *link) arrived() bool {
+	l.mu.Lock()
+	st := l.st
+	l.mu.Unlock()
+	if st == nil {
+		return false
+	}
+	n := int64(st.unread())
+	return l.waiting.Swap(n) < n
 }
 
 // Ping implements cluster.Peer.
@@ -217,6 +241,7 @@ type reading struct {
 	in      receiver
 	batch   block.Batch
 	frame   wire.Frame
+	most    int64     // slabs that may be held
 	acks    [2]uint64 // the highest that the frames of one read carried
 	unacked int       // bytes received since an ack was last sent
 }
@@ -224,12 +249,10 @@ type reading struct {
 // reader is the goroutine that reads one connection of the link, and reports
 // its end.
 func (l *link) reader(st *stream) {
-	m := l.s.p.m
-	r := reading{l: l, st: st, in: receiver{pool: m.dataPool}}
-	if l.kind == wire.Meta {
-		r.in.pool = m.metaPool
-	}
+	pool := l.s.p.in[l.kind]
+	r := reading{l: l, st: st, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
 	err := r.loop()
+	l.busy.Store(false)
 	r.in.close()
 	l.mu.Lock()
 	if st.err != nil {
@@ -244,10 +267,17 @@ func (r *reading) loop() error {
 	s := r.l.s
 	spin := time.Duration(0)
 	for {
-		n, err := r.st.read(r.in.space(), spin)
+		p, err := r.space()
 		if err != nil {
 			return err
 		}
+		r.l.busy.Store(false)
+		n, err := r.st.read(p, spin)
+		if err != nil {
+			return err
+		}
+		r.l.busy.Store(true)
+		r.l.waiting.Store(0)
 		r.in.w += n
 		s.heard.Store(int64(s.p.m.clock()))
 		frames, err := r.frames()
@@ -263,6 +293,23 @@ func (r *reading) loop() error {
 			spin = s.p.m.spin(r.l.kind)
 		}
 	}
+}
+
+// errStopped ends a reader that waits for memory when its connection is closed.
+var errStopped = errors.New("the connection was closed while the reader waited for memory")
+
+// space is where to read to. While handlers hold as much as they may of what
+// this peer sent, the link is not read, and so the peer not heard on it: it
+// keeps what it has to send. Other peers, and the meta link, go on.
+func (r *reading) space() ([]byte, error) {
+	if !r.in.wants() || r.in.pool.Out() < r.most {
+		return r.in.space(), nil
+	}
+	r.l.throttled.Add(1)
+	if !r.in.pool.Wait(r.most, r.st.closed) {
+		return nil, errStopped
+	}
+	return r.in.space(), nil
 }
 
 // smallRead is the most that one small frame brings. Only after such a read

@@ -16,6 +16,8 @@ type LinkInfo struct {
 	QueuedBytes            int64  // not sent, or not acked yet
 	QueuedFrames           int    //
 	LimitBytes             int64  // what QueuedBytes may reach before the peer is cut
+	HeldBytes              int64  // that handlers keep of what it sent, in whole slabs
+	Throttled              uint64 // times that the link was not read because of that
 	Connections            uint64 // of the link within the present session
 	Local, Remote          string // addresses
 }
@@ -120,6 +122,8 @@ func (l *link) fill(i *LinkInfo) {
 	i.SentBytes, i.RecvBytes = l.sentBytes.Load(), l.recvBytes.Load()
 	i.SentFrames, i.RecvFrames = l.sentFrames.Load(), l.recvFrames.Load()
 	i.LimitBytes = l.s.limit[l.kind].bytes
+	pool := l.s.p.in[l.kind]
+	i.HeldBytes, i.Throttled = pool.Out()*int64(pool.Size()), l.throttled.Load()
 	l.mu.Lock()
 	st := l.st
 	i.QueuedBytes, i.QueuedFrames = l.q.bytes, l.q.frames()

@@ -183,6 +183,15 @@ func (st *stream) writeFlat() (int, error) {
 	return st.c.Write(st.flat)
 }
 
+// unread is how many bytes wait in the socket; 0 where that cannot be known.
+func (st *stream) unread() int {
+	n := 0
+	if st.raw != nil {
+		_ = st.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	}
+	return n
+}
+
 // close ends the connection, and with it the reader and the writer. hard drops
 // what the kernel still holds to be sent: it must not linger.
 func (st *stream) close(hard bool) {

@@ -16,8 +16,8 @@ const (
 	// where FlagMAC is set.
 	FrameMACSize = 16
 
-	// MaxName bounds a cluster's and a node's name.
-	MaxName = 255
+	// MaxTitle bounds a cluster's and a node's name in a handshake.
+	MaxTitle = 255
 	// MaxReason bounds the text of a Refuse or Goodbye. It is meant for people.
 	MaxReason = 512
 )
@@ -160,20 +160,20 @@ func (m *HelloMsg) Append(dst []byte) []byte {
 		dst = le.AppendUint64(dst, v)
 	}
 	dst = append(dst, m.Nonce[:]...)
-	return appendText(appendText(dst, m.Cluster, MaxName), m.Node, MaxName)
+	return appendText(appendText(dst, m.Cluster, MaxTitle), m.Node, MaxTitle)
 }
 
 // Decode reads m from p. Bytes behind the last field are those of a later
 // version and are ignored, so that versions can be negotiated.
 func (m *HelloMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	m.MinVersion, m.MaxVersion, m.Kind, m.From, m.To = d.u8(), d.u8(), LinkKind(d.u8()), d.u8(), d.u8()
 	m.PingCount, m.TickMS = d.u16(), d.u32()
 	for _, v := range [...]*uint64{&m.Incarnation, &m.Features, &m.Session, &m.PeerSession, &m.ConnectSeq, &m.GlobalSeq, &m.Received} {
 		*v = d.u64()
 	}
 	d.bytes(m.Nonce[:])
-	m.Cluster, m.Node = d.text(MaxName), d.text(MaxName)
+	m.Cluster, m.Node = d.text(MaxTitle), d.text(MaxTitle)
 	if m.Kind > KindKnock {
 		d.fail("link kind", uint64(m.Kind))
 	}
@@ -189,16 +189,16 @@ func (m *ChallengeMsg) Append(dst []byte) []byte {
 	dst = le.AppendUint64(dst, m.Incarnation)
 	dst = le.AppendUint64(dst, m.Features)
 	dst = append(dst, m.Nonce[:]...)
-	return appendText(appendText(dst, m.Cluster, MaxName), m.Node, MaxName)
+	return appendText(appendText(dst, m.Cluster, MaxTitle), m.Node, MaxTitle)
 }
 
 // Decode reads m from p.
 func (m *ChallengeMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	m.Version, m.From, m.PingCount, m.TickMS = d.u8(), d.u8(), d.u16(), d.u32()
 	m.Incarnation, m.Features = d.u64(), d.u64()
 	d.bytes(m.Nonce[:])
-	m.Cluster, m.Node = d.text(MaxName), d.text(MaxName)
+	m.Cluster, m.Node = d.text(MaxTitle), d.text(MaxTitle)
 	return d.err("challenge")
 }
 
@@ -207,7 +207,7 @@ func (m *ProofMsg) Append(dst []byte) []byte { return append(dst, m.MAC[:]...) }
 
 // Decode reads m from p.
 func (m *ProofMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	d.bytes(m.MAC[:])
 	return d.end("proof")
 }
@@ -223,7 +223,7 @@ func (m *WelcomeMsg) Append(dst []byte) []byte { return append(m.AppendSigned(ds
 
 // Decode reads m from p.
 func (m *WelcomeMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	m.Session, m.Received = d.u64(), d.u64()
 	d.bytes(m.MAC[:])
 	return d.end("welcome")
@@ -243,7 +243,7 @@ func (m *RefuseMsg) Append(dst []byte) []byte {
 
 // Decode reads m from p.
 func (m *RefuseMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	d.bytes(m.MAC[:])
 	m.Code, m.Reason = RefuseCode(d.u16()), d.text(MaxReason)
 	return d.end("refuse")
@@ -257,7 +257,7 @@ func (m *GoodbyeMsg) Append(dst []byte) []byte {
 
 // Decode reads m from p.
 func (m *GoodbyeMsg) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	m.Code, m.Reason = GoodbyeCode(d.u16()), d.text(MaxReason)
 	return d.end("goodbye")
 }
@@ -269,7 +269,7 @@ func (m *NodeMsgBody) Append(dst []byte) []byte {
 
 // Decode reads m from p; Body lies in p.
 func (m *NodeMsgBody) Decode(p []byte) error {
-	d := decoder{p: p}
+	d := fields{p: p}
 	m.Kind = d.u16()
 	m.Body = d.p
 	return d.err("node-message")
@@ -288,14 +288,14 @@ func appendText(dst []byte, s string, max int) []byte {
 	return append(dst, s...)
 }
 
-// decoder takes fields off the front of p. The first fault sticks, and fields
+// fields takes fields off the front of p. The first fault sticks, and fields
 // read after it are zero, so that callers check once.
-type decoder struct {
+type fields struct {
 	p     []byte
 	fault string
 }
 
-func (d *decoder) take(n int) []byte {
+func (d *fields) take(n int) []byte {
 	if d.fault != "" || len(d.p) < n {
 		if d.fault == "" {
 			d.fault = fmt.Sprintf("%d bytes where %d are needed", len(d.p), n)
@@ -307,45 +307,45 @@ func (d *decoder) take(n int) []byte {
 	return b
 }
 
-func (d *decoder) fail(what string, v uint64) {
+func (d *fields) fail(what string, v uint64) {
 	if d.fault == "" {
 		d.fault = fmt.Sprintf("%s %d is not known", what, v)
 	}
 }
 
-func (d *decoder) u8() uint8 {
+func (d *fields) u8() uint8 {
 	if b := d.take(1); b != nil {
 		return b[0]
 	}
 	return 0
 }
 
-func (d *decoder) u16() uint16 {
+func (d *fields) u16() uint16 {
 	if b := d.take(2); b != nil {
 		return binary.LittleEndian.Uint16(b)
 	}
 	return 0
 }
 
-func (d *decoder) u32() uint32 {
+func (d *fields) u32() uint32 {
 	if b := d.take(4); b != nil {
 		return binary.LittleEndian.Uint32(b)
 	}
 	return 0
 }
 
-func (d *decoder) u64() uint64 {
+func (d *fields) u64() uint64 {
 	if b := d.take(8); b != nil {
 		return binary.LittleEndian.Uint64(b)
 	}
 	return 0
 }
 
-func (d *decoder) bytes(dst []byte) { copy(dst, d.take(len(dst))) }
+func (d *fields) bytes(dst []byte) { copy(dst, d.take(len(dst))) }
 
 // text reads a string for people or for comparison. Control characters and
 // broken UTF-8 become '?': it ends up in logs and on terminals.
-func (d *decoder) text(max int) string {
+func (d *fields) text(max int) string {
 	n := int(d.u16())
 	if n > max {
 		d.fail("text length", uint64(n))
@@ -359,7 +359,7 @@ func (d *decoder) text(max int) string {
 	}, string(d.take(n)))
 }
 
-func (d *decoder) err(what string) error {
+func (d *fields) err(what string) error {
 	if d.fault != "" {
 		return fmt.Errorf("%w (%s: %s)", ErrPayload, what, d.fault)
 	}
@@ -367,7 +367,7 @@ func (d *decoder) err(what string) error {
 }
 
 // end is err, and also refuses bytes behind the last field.
-func (d *decoder) end(what string) error {
+func (d *fields) end(what string) error {
 	if d.fault == "" && len(d.p) > 0 {
 		d.fault = fmt.Sprintf("%d bytes too many", len(d.p))
 	}
