@@ -143,21 +143,42 @@ func (m *Messenger) greet(c net.Conn) {
 
 // prove runs TLS, where it is configured, and the handshake up to the proof.
 func (m *Messenger) prove(c net.Conn) (*offer, error) {
+	known := m.known
 	if m.opt.TLS != nil {
-		conf, err := m.opt.TLS.Server()
+		t, err := m.serveTLS(c)
 		if err != nil {
-			return &offer{c: c}, fmt.Errorf("setting up TLS: %w", err)
+			return &offer{c: c}, err
 		}
-		ctx, cancel := context.WithTimeout(m.ctx, m.opt.HandshakeTimeout)
-		defer cancel()
-		t := tls.Server(c, conf)
-		if err := t.HandshakeContext(ctx); err != nil {
-			return &offer{c: c}, fmt.Errorf("TLS: %w", err)
-		}
-		c = t
+		c, known = t, func(h *wire.HelloMsg) *RefusedError { return m.knownByCertificate(t, h) }
 	}
 	me := identity{m.opt.Cluster, m.opt.NodeName, m.opt.NodeID, m.incarnation, m.opt.Features}
-	return acceptHandshake(c, me, m.promise, m.known, m.allSecrets())
+	return acceptHandshake(c, me, m.promise, known, m.allSecrets())
+}
+
+func (m *Messenger) serveTLS(c net.Conn) (*tls.Conn, error) {
+	conf, err := m.opt.TLS.Server()
+	if err != nil {
+		return nil, fmt.Errorf("setting up TLS: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.HandshakeTimeout)
+	defer cancel()
+	t := tls.Server(c, conf)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS: %w", err)
+	}
+	return t, nil
+}
+
+// knownByCertificate is known for a dialer whose certificate must name it.
+func (m *Messenger) knownByCertificate(t *tls.Conn, h *wire.HelloMsg) *RefusedError {
+	certs := t.ConnectionState().PeerCertificates
+	if len(certs) == 0 {
+		return refusal(wire.RefuseUnknown, "the node that calls itself %s showed no certificate", h.Node)
+	}
+	if err := certs[0].VerifyHostname(h.Node); err != nil {
+		return refusal(wire.RefuseUnknown, "the certificate of the node that calls itself %s is not for that name: %v", h.Node, err)
+	}
+	return m.known(h)
 }
 
 func (m *Messenger) promise() (uint32, uint16) {

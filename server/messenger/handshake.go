@@ -155,6 +155,7 @@ type admitted struct {
 	c         net.Conn
 	challenge wire.ChallengeMsg
 	welcome   wire.WelcomeMsg
+	secret    []byte // that was proved
 }
 
 // dialHandshake runs the dialer's side. The secrets are tried in order over
@@ -169,7 +170,7 @@ func dialHandshake(c net.Conn, hello *wire.HelloMsg, peerName string, secret []b
 	if err != nil {
 		return nil, plainRefusal(err)
 	}
-	a := &admitted{c: c}
+	a := &admitted{c: c, secret: secret}
 	if err := a.challenge.Decode(ch); err != nil {
 		return nil, err
 	}
@@ -205,8 +206,19 @@ func checkChallenge(h *wire.HelloMsg, c *wire.ChallengeMsg, peerName string) err
 		return refusal(wire.RefuseTarget, "node %s (id %d) answers at the address configured for %s (id %d)", c.Node, c.From, peerName, h.To)
 	case c.Version < h.MinVersion || c.Version > h.MaxVersion:
 		return refusal(wire.RefuseVersion, "it chose protocol version %d; this node speaks %d to %d", c.Version, h.MinVersion, h.MaxVersion)
+	case (c.Features^h.Features)&wire.FeatureSign != 0:
+		return signMismatch(h.Features&wire.FeatureSign != 0)
 	}
 	return nil
+}
+
+// signMismatch is the refusal of a node that signs by one that does not, or
+// the reverse.
+func signMismatch(here bool) *RefusedError {
+	if here {
+		return refusal(wire.RefuseProtocol, "frames are signed on this node and not on the other: set [cluster] sign to the same on both")
+	}
+	return refusal(wire.RefuseProtocol, "frames are signed on the other node and not on this one: set [cluster] sign to the same on both")
 }
 
 // plainRefusal turns a Refuse that came before any proof into an error.
@@ -299,6 +311,8 @@ func checkHello(h *wire.HelloMsg, me identity) *RefusedError {
 		return refusal(wire.RefuseTarget, "node id %d was dialled, but this is %s (id %d)", h.To, me.name, me.id)
 	case h.MaxVersion < wire.MinVersion || h.MinVersion > wire.MaxVersion:
 		return refusal(wire.RefuseVersion, "protocol versions %d to %d are spoken there, %d to %d here", h.MinVersion, h.MaxVersion, wire.MinVersion, wire.MaxVersion)
+	case (h.Features^me.features)&wire.FeatureSign != 0:
+		return signMismatch(me.features&wire.FeatureSign != 0)
 	}
 	return nil
 }

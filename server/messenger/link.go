@@ -40,7 +40,12 @@ type link struct {
 	q      queue
 	urgent urgent
 	arena  arena
+	signs  *signer // nil where frames are not signed; set before the session is up
+	epoch  uint64  // connectSeq of st
 	closed bool
+
+	// checks is the reader's, as signs is the sender's.
+	checks *signer
 
 	// Of the peer's goroutine.
 	connectSeq uint64
@@ -107,7 +112,10 @@ func (l *link) push(h *wire.Header, payload []byte, buf *block.Buf) bool {
 	}
 	h.Seq = l.q.nextSeq()
 	l.s.stampAcks(h)
-	l.q.push(h, payload, buf)
+	if l.signs != nil {
+		h.Flags |= wire.FlagMAC
+	}
+	l.q.push(h, payload, buf, l.signs)
 	l.queued.Store(l.q.bytes)
 	if lim := l.s.limit[l.kind]; l.q.bytes > lim.bytes || l.q.frames() > lim.frames {
 		l.s.overflow(l.kind)
@@ -268,8 +276,16 @@ func (l *link) appendUrgent(t wire.Type, payload []byte, a, b, c uint64) {
 	h := wire.Header{Version: l.s.version, Type: t, Len: uint32(len(payload)), Arg: [3]uint64{a, b, c}, CRC: wire.Checksum(payload)}
 	l.s.stampAcks(&h)
 	var raw [wire.HeaderSize]byte
+	if l.signs == nil {
+		h.Put(raw[:])
+		l.q.urgent = append(append(l.q.urgent, raw[:]...), payload...)
+		return
+	}
+	h.Flags |= wire.FlagMAC
 	h.Put(raw[:])
-	l.q.urgent = append(append(l.q.urgent, raw[:]...), payload...)
+	var mac [wire.FrameMACSize]byte
+	l.signs.sum(mac[:], raw[:], payload, l.epoch)
+	l.q.urgent = append(append(append(l.q.urgent, raw[:]...), payload...), mac[:]...)
 }
 
 // hurry asks for urgent frames and sends them.
@@ -292,12 +308,13 @@ func (l *link) attach(st *stream, received uint64) error {
 	}
 	// What acks an earlier connection lost is said again.
 	l.urgent = urgent{ack: l.kind == wire.Meta}
-	l.st = st
+	l.st, l.epoch = st, l.connectSeq
 	l.queued.Store(l.q.bytes)
 	l.mu.Unlock()
 	l.hungUp, l.downSince, l.progress = false, time.Time{}, l.received.Load()
 	st.done.Go(func() { l.writer(st) })
-	st.done.Go(func() { l.reader(st) })
+	epoch := l.connectSeq
+	st.done.Go(func() { l.reader(st, epoch) })
 	l.flush(maxRounds)
 	return nil
 }

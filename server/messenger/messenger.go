@@ -32,12 +32,14 @@ type Options struct {
 	// this node proves. At least one.
 	Secrets [][]byte
 
-	// Listen is the address to accept peers on; Listener, where it is set, is
-	// used instead. Dial replaces the dialling of TCP.
-	Listen   string
+	// Listen is where to accept peers; Listener, where it is set, is used
+	// instead. Dial replaces the dialling of TCP.
+	Listen   Binding
 	Listener net.Listener
 	Dial     func(ctx context.Context, bind, address string) (net.Conn, error)
 
+	// Sign puts a keyed MAC on every frame. All nodes do or none does.
+	Sign bool
 	// TLS, where it is set, is asked for the configuration of each connection.
 	TLS TLS
 
@@ -209,6 +211,10 @@ type Messenger struct {
 // New returns a messenger which does nothing before Start.
 func New(opt Options) (*Messenger, error) {
 	opt = opt.withDefaults()
+	opt.Features &^= wire.FeatureSign
+	if opt.Sign {
+		opt.Features |= wire.FeatureSign
+	}
 	if err := opt.check(); err != nil {
 		return nil, fmt.Errorf("cannot set up the messenger: %w", err)
 	}
@@ -248,9 +254,8 @@ func (m *Messenger) Start() error {
 		return err
 	}
 	if m.listener = m.opt.Listener; m.listener == nil {
-		lc := net.ListenConfig{}
-		if m.listener, err = lc.Listen(m.ctx, "tcp", m.opt.Listen); err != nil {
-			return fmt.Errorf("cannot accept peers on %s: %w", m.opt.Listen, err)
+		if m.listener, err = Bind(m.ctx, m.opt.Listen); err != nil {
+			return err
 		}
 	}
 	rest, stop := context.WithCancel(context.Background())

@@ -310,6 +310,7 @@ func (p *peer) agree(s *Session, a *admitted) error {
 		s.answer, s.remote = a.welcome.Session, c.Incarnation
 		s.version, s.feats = c.Version, c.Features&p.m.opt.Features
 		s.promise = promiseOf(c.TickMS, c.PingCount)
+		s.setKeys(a.secret)
 		return nil
 	}
 	if s.remote != c.Incarnation || s.answer != a.welcome.Session || s.version != c.Version {
@@ -422,6 +423,7 @@ func (p *peer) admit(o *offer) *RefusedError {
 	s = p.newSession(h.Session)
 	s.answer, s.remote, s.globalSeq = newCookie(), h.Incarnation, h.GlobalSeq
 	s.version, s.feats, s.promise = o.version, o.features, promiseOf(h.TickMS, h.PingCount)
+	s.setKeys(o.secret)
 	p.s, p.lastFrom, p.lastSeq = s, h.Incarnation, h.GlobalSeq
 	p.m.note(func(t *cluster.Table) { t.Attempt(p.id, time.Now(), "dialled by the peer") })
 	p.join(s, s.links[h.Kind], o)

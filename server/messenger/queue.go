@@ -33,6 +33,7 @@ var errAck = errors.New("the peer acknowledged frames that were never sent to it
 type queue struct {
 	slots []slot
 	hdrs  []byte // the header of slot i at i*HeaderSize: neighbours are contiguous
+	macs  []byte // likewise, where frames are signed
 	mask  uint64
 
 	head, next, tail uint64
@@ -65,17 +66,30 @@ func (q *queue) nextSeq() uint64 { return q.tail + 1 }
 // frames is how many frames are kept.
 func (q *queue) frames() int { return int(q.tail - q.head) }
 
-// push appends a frame whose header is complete and whose Seq is nextSeq.
-func (q *queue) push(h *wire.Header, payload []byte, buf *block.Buf) *slot {
+// push appends a frame whose header is complete and whose Seq is nextSeq. sign
+// may be nil.
+func (q *queue) push(h *wire.Header, payload []byte, buf *block.Buf, sign *signer) {
 	if q.tail-q.head == uint64(len(q.slots)) {
 		q.grow()
 	}
 	h.Put(q.header(q.tail))
 	e := &q.slots[q.tail&q.mask]
 	*e = slot{payload: payload, buf: buf}
+	if sign != nil {
+		e.tail = q.mac(q.tail)
+		sign.sum(e.tail, q.header(q.tail), payload, 0)
+	}
 	q.tail++
 	q.bytes += int64(e.size())
-	return e
+}
+
+// mac is where the MAC of frame i lies.
+func (q *queue) mac(i uint64) []byte {
+	if q.macs == nil {
+		q.macs = make([]byte, len(q.slots)*wire.FrameMACSize)
+	}
+	at := (i & q.mask) * wire.FrameMACSize
+	return q.macs[at : at+wire.FrameMACSize : at+wire.FrameMACSize]
 }
 
 // grow doubles the ring. A system call that runs meanwhile goes on reading the
@@ -83,10 +97,15 @@ func (q *queue) push(h *wire.Header, payload []byte, buf *block.Buf) *slot {
 func (q *queue) grow() {
 	n := max(firstSlots, 2*len(q.slots))
 	old := *q
-	q.slots, q.hdrs, q.mask = make([]slot, n), make([]byte, n*wire.HeaderSize), uint64(n-1)
+	q.slots, q.hdrs, q.macs, q.mask = make([]slot, n), make([]byte, n*wire.HeaderSize), nil, uint64(n-1)
 	for i := q.head; i < q.tail; i++ {
-		q.slots[i&q.mask] = old.slots[i&old.mask]
+		e := &q.slots[i&q.mask]
+		*e = old.slots[i&old.mask]
 		copy(q.header(i), old.header(i))
+		if e.tail != nil {
+			e.tail = q.mac(i)
+			copy(e.tail, old.mac(i))
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ type receiver struct {
 	buf  *block.Buf
 	r, w int // what was read and not parsed yet is buf.B[r:w]
 	need int // length of the frame at r, as far as known
+
+	header, mac []byte // of the frame that next returned, as they came
 }
 
 // wants reports whether space may need another slab.
@@ -74,6 +76,7 @@ func (v *receiver) next(f *wire.Frame, version uint8) (bool, error) {
 	at := v.r + wire.HeaderSize
 	f.Payload = v.buf.B[at : at+int(f.Len) : at+int(f.Len)]
 	f.Buf = v.buf
+	v.header, v.mac = v.buf.B[v.r:at], v.buf.B[at+int(f.Len):v.r+v.need]
 	v.r += v.need
 	v.need = 0
 	return true, f.CheckPayload(f.Payload)

@@ -241,6 +241,7 @@ type reading struct {
 	in      receiver
 	batch   block.Batch
 	frame   wire.Frame
+	epoch   uint64    // the connection's number
 	most    int64     // slabs that may be held
 	acks    [2]uint64 // the highest that the frames of one read carried
 	unacked int       // bytes received since an ack was last sent
@@ -248,9 +249,9 @@ type reading struct {
 
 // reader is the goroutine that reads one connection of the link, and reports
 // its end.
-func (l *link) reader(st *stream) {
+func (l *link) reader(st *stream, epoch uint64) {
 	pool := l.s.p.in[l.kind]
-	r := reading{l: l, st: st, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
+	r := reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
 	err := r.loop()
 	l.busy.Store(false)
 	r.in.close()
@@ -323,10 +324,30 @@ func (r *reading) frames() (int, error) {
 		if !ok || err != nil {
 			return n, err
 		}
+		if err := r.verify(&r.frame); err != nil {
+			return n, err
+		}
 		if err := r.one(&r.frame); err != nil {
 			return n, err
 		}
 	}
+}
+
+// verify checks the frame's MAC where the session signs.
+func (r *reading) verify(f *wire.Frame) error {
+	checks := r.l.checks
+	if signed := f.Flags&wire.FlagMAC != 0; signed != (checks != nil) {
+		return errMAC
+	}
+	if checks == nil {
+		return nil
+	}
+	connection := r.epoch
+	if f.Seq > 0 {
+		connection = 0
+	}
+	f.Flags &^= wire.FlagMAC
+	return checks.check(r.in.mac, r.in.header, f.Payload, connection)
 }
 
 // one handles one frame.
@@ -369,7 +390,7 @@ var (
 // protocolFault reports whether a connection ended because of what came over
 // it, rather than because it was cut.
 func protocolFault(err error) bool {
-	for _, e := range [...]error{errUnexpected, errGap, errAck, wire.ErrMagic, wire.ErrVersion, wire.ErrType, wire.ErrFlags, wire.ErrLength, wire.ErrCRC, wire.ErrPayload} {
+	for _, e := range [...]error{errUnexpected, errGap, errAck, errMAC, wire.ErrMagic, wire.ErrVersion, wire.ErrType, wire.ErrFlags, wire.ErrLength, wire.ErrCRC, wire.ErrPayload} {
 		if errors.Is(err, e) {
 			return true
 		}

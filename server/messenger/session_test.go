@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -169,5 +170,30 @@ func waitQueueEmpty(t *testing.T, s *Session) {
 			t.Fatalf("still queued: %d, %d", s.Queued(wire.Data), s.Queued(wire.Meta))
 		}
 		waitABit(ctx)
+	}
+}
+
+func TestSignedSessionsCarryEverythingAcrossCuts(t *testing.T) {
+	var c cutter
+	a, b := pair(t, func(_ int, o *Options) { o.Dial, o.Sign = c.dial, true })
+	sa := a.waitUp(1)
+	const n = 500
+	for i := range uint64(n) {
+		sendNumber(sa, wire.Write, i+1, pattern(int(i)*7), nil)
+		if i%100 == 50 {
+			c.cut()
+		}
+	}
+	b.wait("writes", func() bool { return len(b.got[wire.Data]) == n })
+	checkOrder(t, b.frames(wire.Data), n)
+	b.waitLog("up 0")
+}
+
+func TestSigningMustBeTheSameOnBothSides(t *testing.T) {
+	bed := newBed(t, 2, func(i int, o *Options) { o.Sign = i == 1 })
+	a, b := bed.start(0), bed.start(1)
+	a.waitEvent("node-refused")
+	if err := b.WaitUp(t.Context(), "alpha"); err == nil || !strings.Contains(err.Error(), "sign") {
+		t.Errorf("the dialer is told %v", err)
 	}
 }

@@ -16,6 +16,10 @@ const (
 	// where FlagMAC is set.
 	FrameMACSize = 16
 
+	// FeatureSign is the feature bit of nodes that put a keyed MAC on every
+	// frame. Both sides have it or neither.
+	FeatureSign = 1 << 63
+
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255
 	// MaxReason bounds the text of a Refuse or Goodbye. It is meant for people.
