@@ -337,7 +337,9 @@ func TestARefusedOpenTellsTheClientWhy(t *testing.T) {
 
 func TestAnOpenThatCannotBeAnsweredDropsTheClient(t *testing.T) {
 	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
-	b.OnOpen = func(context.Context, string, nbd.ClientInfo) error { return fmt.Errorf("suspended: %w", block.ErrDropped) }
+	b.OnOpen = func(context.Context, string, nbd.ClientInfo) error {
+		return fmt.Errorf("suspended: %w", block.ErrDropped)
+	}
 	s := start(t, b, nbd.Limits{})
 	h, _ := s.greet()
 	if _, err := h.Go("disk"); !errors.Is(err, io.EOF) {

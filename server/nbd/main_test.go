@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstepd/lockstep/server/nbd"
 	"github.com/lockstepd/lockstep/server/nbd/client"
@@ -48,7 +50,7 @@ func start(t testing.TB, b nbd.Backend, l nbd.Limits) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &testServer{nbd.NewServer(nbd.Options{Backend: b, Limits: l}), t, addr}
+	s := &testServer{nbd.NewServer(nbd.Options{Backend: b, Limits: l, Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}), t, addr}
 	var served sync.WaitGroup
 	served.Go(func() {
 		if err := s.Serve(context.Background(), ln); err != nil {
@@ -139,3 +141,6 @@ func errno(err error) proto.Errno {
 	}
 	return proto.OK
 }
+
+// errTooMany is what accept says when the process has no descriptors left.
+const errTooMany = unix.EMFILE

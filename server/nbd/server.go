@@ -110,6 +110,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	defer s.removeListener(ln)
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 
@@ -118,7 +119,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if ctx.Err() != nil || s.isClosed() {
 		err = nil
 	}
-	cancel() // connections of this listener end with it
+	if !s.isClosed() {
+		cancel() // connections end with their listener, unless Close or HandOver see to it
+	}
 	conns.Wait()
 	return err
 }
