@@ -359,6 +359,8 @@ func TestConnectionsAreHandedOver(t *testing.T) {
 	}
 	n := rounds.Load()
 	eventually(t, "some traffic", func() bool { return rounds.Load() > n+20 || t.Failed() })
+	stop.Store(true)
+	wg.Wait()
 }
 
 func TestWhatCannotBeHandedOverIsDropped(t *testing.T) {
