@@ -377,8 +377,9 @@ func TestWhatCannotBeHandedOverIsDropped(t *testing.T) {
 	_, greeted := s.greet() // in its handshake
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		_, _ = io.Copy(io.Discard, greeted)
-		cancel() // the others have had their time
+		defer cancel()
+		_, _ = io.Copy(io.Discard, greeted) // dropped at once
+		eventually(t, "the idle one to be handed over", func() bool { return len(s.Stats().Connections) == 1 })
 	}()
 	passed := s.HandOver(ctx)
 	if len(passed) != 1 || passed[0].State.Export != "disk" || !passed[0].State.Structured || !passed[0].State.Allocation {
