@@ -107,7 +107,7 @@ func (h *Host) Start(s Spec) (*Process, error) {
 		defer f.Close() // the child has its own copy
 		cmd.Stdout, cmd.Stderr = f, f
 	}
-	if err := h.do(cmd.Start); err != nil {
+	if err := h.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Argv[0], err)
 	}
 	p := &Process{cmd: cmd, log: s.Log, done: make(chan struct{})}
@@ -119,25 +119,26 @@ func (h *Host) Start(s Spec) (*Process, error) {
 	return p, nil
 }
 
-// Run runs a program to its end and returns what it printed. An error carries
-// the last lines of it.
+// Run runs a program to its end and returns its standard output. An error
+// carries the last lines of all that it printed.
 func (h *Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
-	var out boundedBuffer
+	var out, errOut boundedBuffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.Stdout, cmd.Stderr = &out, &errOut
 	cmd.WaitDelay = 5 * time.Second
-	if err := h.do(cmd.Start); err != nil {
+	if err := h.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
 	if err := cmd.Wait(); err != nil {
-		return out.buf, fmt.Errorf("%q: %w\n%s", argv, err, tail(out.buf, 30))
+		return out.buf, fmt.Errorf("%q: %w\n%s\n%s", argv, err, tail(out.buf, 15), tail(errOut.buf, 15))
 	}
 	return out.buf, nil
 }
 
-// do runs f on the host's thread.
-func (h *Host) do(f func() error) error {
+// Do runs f on the host's thread and so in its network: sockets that f opens
+// belong there. It must not take long.
+func (h *Host) Do(f func() error) error {
 	h.mu.Lock()
 	down := h.down
 	h.mu.Unlock()
