@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -12,6 +13,8 @@ type Config struct {
 	TickTime time.Duration // 2s when zero
 	Devices  []Device
 	Extra    string // appended to the file as it is
+	// Via is where peers reach a node when that is not where it listens: a proxy's address.
+	Via map[string]string
 }
 
 // Device is one [[device]] table. Fields left empty are left out.
@@ -46,7 +49,8 @@ func (c Config) toml(address func(id int) string) string {
 	fmt.Fprintf(&b, "[cluster]\nname = \"demo\"\nsecret_file = \"secret\"\ntick_time = %q\nmax_ping_count = 4\n", tick)
 	for id, n := range c.Nodes {
 		// bind makes a node dial from its own address, where a packet filter can see who it is.
-		fmt.Fprintf(&b, "\n[[node]]\nname = %q\nid = %d\naddress = %q\nbind = %q\n", n, id, address(id), address(id))
+		reached := cmp.Or(c.Via[n], address(id))
+		fmt.Fprintf(&b, "\n[[node]]\nname = %q\nid = %d\naddress = %q\nbind = %q\n", n, id, reached, address(id))
 	}
 	for _, d := range c.Devices {
 		b.WriteString(d.toml())

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,20 +19,25 @@ type Load struct {
 	Writes, Reads, Flushes atomic.Int64
 	Errors                 atomic.Int64 // failed I/Os and lost connections
 	Dials                  atomic.Int64 // connections made
-	first                  atomic.Pointer[error]
+
+	mu       sync.Mutex // guards failures
+	failures []error
 }
 
-// FirstError returns the first failure of an I/O or a connection, or nil.
-func (c *Load) FirstError() error {
-	if p := c.first.Load(); p != nil {
-		return *p
-	}
-	return nil
+// Failures returns the first failures of I/Os and connections, at most a hundred.
+func (c *Load) Failures() []error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.failures)
 }
 
 func (c *Load) failed(err error) {
 	c.Errors.Add(1)
-	c.first.CompareAndSwap(nil, &err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.failures) < 100 {
+		c.failures = append(c.failures, err)
+	}
 }
 
 // Run loads the device until ctx ends, with workers that each have a
