@@ -167,7 +167,10 @@ func qemuIO(b *bed) {
 		"aio_write -P 0xcc 2M 512k", "aio_write -P 0xdd 3M 512k", "aio_flush", "read -P 0xcc 2M 512k", "read -P 0xdd 3M 512k")
 	b.qemuIO("write -P 0x11 -q 4095k 512", "read -P 0x11 4095k 512", "write -z 1M 1M", "read -P 0 1M 1M") // and again on a connection of its own
 	for _, n := range b.c.Nodes[1:] {
-		// The other nodes serve the same data once the primary is closed.
+		// The other nodes serve the same data, each as soon as the one before is closed.
+		for _, m := range b.c.Nodes {
+			until(b.T, m, "r0 is secondary", func(s cluster.Status) bool { return s.Device("r0").Role == "secondary" })
+		}
 		argv := []string{"qemu-io", "-r", "-f", "raw", "-c", "read -P 0xcc 2M 512k", n.URI("r0")}
 		if out := b.run(argv...); strings.Contains(out, "failed") {
 			b.Errorf("on %s: %s", n.Name, out)
