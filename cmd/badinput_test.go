@@ -384,11 +384,18 @@ func badRequests(t *testing.T, n *cluster.Node) {
 		"trim beyond the end":    {func() error { return conn.Command(0, 4, faultSize, 4096) }, syscall.EINVAL},
 		"zeroes beyond the end":  {func() error { return conn.Command(0, 6, faultSize-4096, 8192) }, syscall.ENOSPC},
 		"offset over the top":    {func() error { return conn.Command(0, 4, -4096, 8192) }, syscall.EINVAL},
+		"oversized read":         {func() error { return conn.Command(0, 0, 0, 1<<30) }, syscall.EINVAL},
 		"block status by itself": {func() error { return conn.Command(0, 7, 0, 4096) }, syscall.EINVAL},
 	} {
 		if err := c.do(); !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
+	}
+	odd, back := bytes.Repeat([]byte{0x3d}, 777), make([]byte, 777)
+	if _, err := conn.WriteAt(odd, 5<<20+1001); err != nil {
+		t.Errorf("unaligned write: %v", err)
+	} else if _, err := conn.ReadAt(back, 5<<20+1001); err != nil || !bytes.Equal(odd, back) {
+		t.Errorf("unaligned write does not read back (%v)", err)
 	}
 	if err := conn.Flush(); err != nil {
 		t.Errorf("after all that was refused: %v", err)
