@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -273,6 +274,18 @@ func (tr *traffic) onlyLost(t *testing.T) {
 	for _, err := range tr.Failures() {
 		if e, ok := errors.AsType[*nbdio.Error](err); ok {
 			t.Fatalf("the client got an I/O error: %v", e)
+		}
+	}
+}
+
+// neverRefused ends a load whose connections may have been lost, but whose
+// attempts to connect were never turned away, and to which no error was answered.
+func (tr *traffic) neverRefused(t *testing.T) {
+	t.Helper()
+	tr.onlyLost(t)
+	for _, err := range tr.Failures() {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the client was turned away: %v", err)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,10 +20,11 @@ import (
 type Node struct {
 	Name    string
 	ID      int
-	Address string // of peer links
-	Run     string // rundir
-	State   string // state dir
-	Log     string // what the daemon printed, over all its lives
+	Address string   // of peer links
+	Run     string   // rundir
+	State   string   // state dir
+	Log     string   // what the daemon printed, over all its lives
+	Flags   []string // more flags for the daemon
 
 	c      *Cluster
 	config string
@@ -30,8 +33,8 @@ type Node struct {
 
 // Args returns the command line that starts the node's daemon.
 func (n *Node) Args() []string {
-	return []string{n.c.Daemon(), "--config=" + n.config, "--node=" + n.Name,
-		"--state-dir=" + n.State, "--rundir=" + n.Run, "--pidfile", "--unixctl=" + n.Socket()}
+	return append([]string{n.c.Daemon(), "--config=" + n.config, "--node=" + n.Name,
+		"--state-dir=" + n.State, "--rundir=" + n.Run, "--pidfile", "--unixctl=" + n.Socket()}, n.Flags...)
 }
 
 // UseConfig makes the node's next daemon read another configuration file.
@@ -57,6 +60,16 @@ func (n *Node) Pid() int {
 		return 0
 	}
 	return n.proc.Pid()
+}
+
+// DaemonPid returns the pid of the daemon itself, by its pidfile: under a
+// monitor it is another one than Pid.
+func (n *Node) DaemonPid() (int, error) {
+	b, err := os.ReadFile(filepath.Join(n.Run, "lockstepd.pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
 // Proc returns the node's process, the last one when none runs, nil when none ever ran.
