@@ -157,8 +157,19 @@ func (n *Node) end() {
 	n.Cont()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	pid, _ := n.DaemonPid()
 	if n.Term(ctx) != nil {
 		n.Kill9()
+		n.killOrphan(pid)
+	}
+}
+
+// killOrphan kills the daemon that a monitor has left behind, if the process
+// is that: its command line names this node's state dir, which nobody else's does.
+func (n *Node) killOrphan(pid int) {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err == nil && pid > 1 && strings.Contains(string(line), n.State) {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // the only error is that it has ended
 	}
 }
 
