@@ -218,6 +218,7 @@ func TestStrangersAtThePeerPort(t *testing.T) {
 		_, _ = noise.Read(b) // never fails
 		return b
 	}
+	var all sync.WaitGroup
 	for name, b := range map[string][]byte{
 		"nothing":    nil,
 		"a byte":     {0x4c},
@@ -226,8 +227,9 @@ func TestStrangersAtThePeerPort(t *testing.T) {
 		"all ones":   bytes.Repeat([]byte{0xff}, 64<<10),
 		"noise":      random(64<<10 + rng.IntN(1000)),
 	} {
-		shout(t, "tcp", alpha.Address, name, b)
+		all.Go(func() { shout(t, "tcp", alpha.Address, name, b) })
 	}
+	all.Wait()
 	tr.moves(t)
 	tr.flawless(t)
 	until(t, alpha, "all peers are up", cluster.AllUp)
@@ -245,7 +247,7 @@ func shout(t *testing.T, network, address, name string, b []byte) {
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	_, _ = conn.Write(b) // a reset is an answer
 	if n, err := io.Copy(io.Discard, io.LimitReader(conn, 1<<20)); errors.Is(err, os.ErrDeadlineExceeded) || n == 1<<20 {
@@ -320,9 +322,12 @@ func stranger(t *testing.T, c *cluster.Cluster, n *cluster.Node, change func(str
 // own connection.
 func TestStrangersAtTheNBDPort(t *testing.T) {
 	t.Parallel()
+	strangers(t, start(t, one()).Node("alpha"))
+}
+
+// strangers sends malformed NBD to a node.
+func strangers(t *testing.T, alpha *cluster.Node) {
 	_, rng := seed(t)
-	c := start(t, one())
-	alpha := c.Node("alpha")
 	sock := alpha.NBD("r0")
 	hello := binary.BigEndian.AppendUint32(nil, 3)
 	option := func(n uint32, length uint32, data string) []byte {
@@ -337,15 +342,15 @@ func TestStrangersAtTheNBDPort(t *testing.T) {
 	}
 	// Those that would wait for more bytes say goodbye by closing; the daemon must get over all of them.
 	for name, b := range map[string][]byte{
-		"unknown flags":  {0xff, 0xff, 0xff, 0xff},
-		"noise":          noise,
-		"bad option":     append(bytes.Clone(hello), "HAVEIOPT\x00\x00\x00\x07\x00\x00\x00\x00"...),
-		"endless option": option(7, 0xffffffff, "r0"),
+		"unknown flags": {0xff, 0xff, 0xff, 0xff},
+		"noise":         noise,
+		"bad option":    append(bytes.Clone(hello), "HAVEIOPT\x00\x00\x00\x07\x00\x00\x00\x00"...),
 	} {
 		shout(t, "unix", sock, name, b)
 	}
 	for name, b := range map[string][]byte{
 		"half a hello": {0, 0}, "half an option": option(7, 100, "r0"), "unknown option": option(99, 4, "\x00\x01\x02\x03"),
+		"endless option": option(7, 0xffffffff, "r0"),
 	} {
 		conn, err := net.Dial("unix", sock)
 		if err != nil {

@@ -179,12 +179,15 @@ func open(t *testing.T, n *cluster.Node) *nbdio.Conn {
 	t.Helper()
 	ctx := within(t, patience)
 	var conn *nbdio.Conn
-	var err error
+	var last error
 	if !poll(ctx, func() bool {
-		conn, err = nbdio.Dial(ctx, n.NBD("r0"), "r0")
+		c, err := nbdio.Dial(ctx, n.NBD("r0"), "r0")
+		if ctx.Err() == nil {
+			conn, last = c, err
+		}
 		return err == nil
 	}) {
-		t.Fatalf("open r0 on %s: %v", n.Name, err)
+		t.Fatalf("open r0 on %s: %v", n.Name, last)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
