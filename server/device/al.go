@@ -104,6 +104,7 @@ func (d *Device) Pressure(uint64) {
 		if primary {
 			d.backgroundFlushLocked(b)
 		}
+		d.pressed = !primary // and again when the floor moves
 		d.mu.Unlock()
 		b.Finish()
 		if !primary && disk != nil && meta != nil && disk.Sync() == nil {

@@ -162,6 +162,8 @@ type Device struct {
 	change       changeState
 	opens        int
 	tagged       []*op               // source reads that wait for the primary's writes
+	pulls        bool                // some piece of a resync may be asked for
+	pressed      bool                // the activity log waits for changes to become stable
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	closing      bool
 	autoPromoted bool           // the last client's leaving demotes

@@ -327,7 +327,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
 	p.agreed, p.inSync = false, false
 	p.hs.sent, p.hs.got = false, false
-	d.syncPartLocked(p, b)
+	d.syncPartLocked(p)
 	d.setReplLocked(p, replication.Off)
 	if d.receives.Has(p.id) {
 		d.receives = d.receives.Without(p.id)

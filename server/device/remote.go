@@ -54,6 +54,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		p.send(wire.Header{Type: wire.RecvAck, Arg: [3]uint64{seq, 1}}, nil, nil, b)
 	}
 	d.stats.PeerWrites++
+	d.overtakePullsLocked(p, o.ext)
 	d.beginLocked(o, b)
 }
 

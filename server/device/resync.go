@@ -12,10 +12,12 @@ import (
 
 // A resync is driven by its target. It marks itself inconsistent, sends its
 // bitmap, gets the source's in return, and then asks for what either marks,
-// piece by piece, while it takes the primary's writes as they come. It holds a
-// piece's range against those writes from the request to the write, so the
-// reply (which has everything the source had applied when it was asked) never
-// lands on something newer.
+// piece by piece, while it takes the primary's writes as they come. A reply
+// must never land on something newer. From a source that is the primary it
+// cannot: reply and writes come over one link, in the order in which the
+// source carried them out. From any other source a write may overtake a reply;
+// then the reply is dropped and the piece asked for again. (To hold the range
+// against writes instead would let the two sides wait for each other.)
 //
 // The source takes its mark off when it reads a piece and puts it back if the
 // target is lost; the target takes its own off when the piece is on stable
@@ -93,7 +95,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		case p == nil:
 		case p.sync.pulling:
 			now = p
-		case p.agreed && p.heard && p.repl == replication.PausedSyncT && d.sourceLocked(p) && (best == nil || p.role == replication.Primary):
+		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && d.sourceLocked(p) && betterSource(p, best):
 			best = p
 		}
 	}
@@ -102,10 +104,14 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	if now != nil {
 		// The primary is back: it orders its own writes against the resync.
-		d.syncPartLocked(now, b)
+		d.syncPartLocked(now)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
 	d.beginPullLocked(best)
+}
+
+func betterSource(p, best *peer) bool {
+	return best == nil || p.role == replication.Primary || best.role != replication.Primary && p.disk > best.disk
 }
 
 // sourceLocked reports whether p will do as a source: the primary; or, where
@@ -131,7 +137,15 @@ func (d *Device) sourceLocked(p *peer) bool {
 // source's is written to it.
 func (d *Device) beginPullLocked(p *peer) {
 	s := p.session
+	for _, q := range d.peers {
+		if q != nil && q.repl == replication.SyncSource {
+			// A mixture is no source.
+			d.syncPartLocked(q)
+			d.setReplLocked(q, replication.PausedSyncS)
+		}
+	}
 	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
+	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
@@ -278,7 +292,7 @@ func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 		d.nextID++
 		o.seq = d.nextID
 		sy.ops[o.seq] = o
-		d.beginLocked(o, b)
+		d.askPieceLocked(o, b)
 	}
 	if len(sy.ops) > 0 {
 		return
@@ -289,20 +303,33 @@ func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 	}
 }
 
-// pullLocked asks the source for a piece whose range is now held.
-func (d *Device) pullLocked(o *op, b *block.Batch) {
+// askPieceLocked asks the source for a piece.
+func (d *Device) askPieceLocked(o *op, b *block.Batch) {
 	p := o.from
-	if p.sync.ops[o.seq] != o {
-		d.releaseLocked(o, b) // the resync ended while the op waited
-		return
-	}
 	var tag [8]byte
 	if d.primary >= 0 && d.primary != p.id && d.primary != d.cfg.Self {
 		// A third node writes to both: the source must have what we have.
 		binary.LittleEndian.PutUint64(tag[:], d.received)
 	}
-	o.granted = true
 	p.send(wire.Header{Type: wire.SyncReq, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, tag[:], nil, b)
+}
+
+// overtakePullsLocked: a change that does not come over the source's link has
+// overtaken what the source may have read before it.
+func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
+	if !d.pulls {
+		return
+	}
+	for _, p := range d.peers {
+		if p == nil || p == from || !p.sync.pulling {
+			continue
+		}
+		for _, o := range p.sync.ops {
+			if !o.granted && o.ext.Overlaps(e) {
+				o.overtaken = true
+			}
+		}
+	}
 }
 
 // syncRequestedLocked takes a target's request for a piece.
@@ -391,14 +418,20 @@ func allZero(p []byte) bool {
 // syncDataLocked writes a piece that the source sent.
 func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o := p.sync.ops[f.Arg[1]]
-	if o == nil || !o.granted || o.local {
+	if o == nil || o.granted {
 		return
 	}
-	if f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len {
+	bad := f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len
+	if bad || o.overtaken || d.disk == nil {
 		delete(p.sync.ops, o.seq)
-		d.releaseLocked(o, b)
-		p.sync.ready = false // the source says more by its state
-		d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
+		if bad {
+			p.sync.ready = false // the source says more by its state
+			d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
+		}
+		h := wire.Header{Type: wire.SyncAck, Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
+		p.send(h, nil, nil, b)
+		d.freeOpLocked(o)
+		d.pumpLocked(p, b)
 		return
 	}
 	o.what = block.Trim
@@ -409,15 +442,8 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			o.buf.Retain()
 		}
 	}
-	o.disk = d.disk
-	if o.disk == nil {
-		delete(p.sync.ops, o.seq)
-		d.releaseLocked(o, b)
-		return
-	}
-	o.local = true
-	d.loaded.Add(1)
-	b.Defer(o)
+	o.disk, o.local, o.granted = d.disk, true, true
+	d.beginLocked(o, b)
 }
 
 // pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
@@ -554,6 +580,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	d.crashed = false
 	from := p.sync
 	p.sync = syncState{}
+	d.pulls = d.pullingLocked()
 	p.inSync = true
 	d.setReplLocked(p, replication.Established)
 	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
@@ -594,7 +621,7 @@ func unsettled(a replication.Action) bool {
 
 // syncPartLocked ends a resync that has not completed. What was not confirmed
 // is marked again.
-func (d *Device) syncPartLocked(p *peer, b *block.Batch) {
+func (d *Device) syncPartLocked(p *peer) {
 	sy := p.sync
 	p.sync = syncState{full: sy.full}
 	for _, e := range sy.sent {
@@ -603,10 +630,11 @@ func (d *Device) syncPartLocked(p *peer, b *block.Batch) {
 		}
 	}
 	for _, o := range sy.ops {
-		if o.granted && !o.local {
-			d.releaseLocked(o, b)
+		if !o.granted {
+			d.freeOpLocked(o)
 		}
 	}
+	d.pulls = d.pullingLocked()
 }
 
 // tickSyncLocked paces the resync.

@@ -307,13 +307,18 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	d.eventLocked("disk", p, "disk of %s: %v -> %v", p.name, was, s)
 	d.touchLocked()
 	if was.HasData() && !s.HasData() {
-		d.syncPartLocked(p, b)
+		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.Established)
 		if d.receives.Has(p.id) {
 			d.receives = d.receives.Without(p.id)
 			d.excludeLocked(p, was == replication.UpToDate, "its disk is "+s.String(), b)
 			d.flush.lostLocked(d, p, b)
 		}
+	}
+	if p.sync.pulling && s < replication.Consistent && s != replication.DUnknown {
+		// The source has become a mixture itself; another, or later.
+		d.syncPartLocked(p)
+		d.setReplLocked(p, replication.PausedSyncT)
 	}
 	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
 		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
@@ -423,7 +428,7 @@ func (d *Device) diskFailedLocked(what string, err error) {
 		d.setDiskLocked(replication.Diskless, "detached after an I/O error")
 		for _, p := range d.peers {
 			if p != nil && p.sync.pulling {
-				d.syncPartLocked(p, b)
+				d.syncPartLocked(p)
 				d.setReplLocked(p, replication.Established)
 			}
 		}
