@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,7 +145,9 @@ func as[T any](show func(render.Options, T) string) shower {
 			return render.Answer(o, raw), nil
 		}
 		var v T
-		if err := json.Unmarshal(raw, &v); err != nil {
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.UseNumber() // a u64 in a value of any type keeps its digits
+		if err := dec.Decode(&v); err != nil {
 			return "", err
 		}
 		return show(o, v), nil
