@@ -21,7 +21,6 @@ var waitStates = [...]string{api.WaitUpToDate, api.WaitConnected, api.WaitSynced
 
 func (a *app) deviceWait() *cobra.Command {
 	var state string
-	var timeout float64
 	return a.command(verb{
 		use: "wait DEVICE [STATE]", short: "wait until a device is in a state",
 		long: `Waits until the device is in the state, showing how far a resync is: as a bar on a
@@ -35,7 +34,6 @@ not the resync.`,
 		complete: completeDeviceThenState,
 		flags: func(f *pflag.FlagSet) {
 			f.StringVar(&state, "for", "", "the `STATE` to wait for, in place of the argument")
-			f.Float64Var(&timeout, "timeout", 0, "give up after this many `SECONDS`, as -T does")
 		},
 		run: func(ctx context.Context, args []string) error {
 			if s := arg(args, 1); s != "" && state != "" && s != state {
@@ -48,9 +46,6 @@ not the resync.`,
 			}
 			if !slices.Contains(waitStates[:], state) {
 				return badArgument(fmt.Sprintf("%q cannot be waited for; the states are %s", state, strings.Join(waitStates[:], ", ")))
-			}
-			if timeout > 0 {
-				a.opts.timeout = timeout
 			}
 			return a.wait(ctx, args[0], state)
 		},
