@@ -139,7 +139,7 @@ func TestLeavesAreThere(t *testing.T) {
 	for _, c := range leaves(ctl.Tree()) {
 		have[strings.TrimPrefix(c.CommandPath(), "lockstepctl ")] = c
 	}
-	for _, want := range strings.Split(strings.TrimSpace(`
+	for want := range strings.SplitSeq(strings.TrimSpace(`
 status,top,events,call,list-commands,completion,version,restart,exit,help,coverage,memory,metrics,
 node list,node show,node connect,node disconnect,node reconnect,node why,tick get,tick set,
 device list,device show,device create,device promote,device demote,device attach,device detach,device verify,device resync,
