@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sourcegraph/jsonrpc2"
@@ -101,6 +102,8 @@ type Client struct {
 	fatal   error                   // why the connection ended, guarded by mu
 
 	sending sync.Mutex // held while a request is written
+
+	received atomic.Int64 // when the last message came, in ns of Unix time; 0: none yet
 }
 
 // Dial connects to target: the path of a socket, a program's name (see
@@ -156,6 +159,14 @@ func newClient(nc net.Conn, target string, o DialOptions) *Client {
 	c.lib = jsonrpc2.NewConn(context.Background(), clientStream{c}, clientHandler{c},
 		jsonrpc2.SetLogger(libraryLog{slog.New(slog.DiscardHandler)}))
 	return c
+}
+
+// lastReceived returns when the last message came.
+func (c *Client) lastReceived() time.Time {
+	if at := c.received.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
 }
 
 // Close ends the connection, and with it the calls in progress.
@@ -342,6 +353,7 @@ func (s clientStream) ReadObject(v any) error {
 			s.c.fail(err)
 			return err
 		}
+		s.c.received.Store(time.Now().UnixNano())
 		m := look(raw)
 		switch {
 		case m.method == nil && m.orphan():

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"crypto/tls"
 	"fmt"
 	"net"
 	"os/user"
@@ -13,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// named is a connection whose other side has proved its name (stream.Conn).
+type named interface{ PeerName() string }
+
 // identify finds out who is at the other end of nc.
 func (s *Server) identify(nc net.Conn) (Actor, error) {
 	switch c := nc.(type) {
@@ -22,10 +24,8 @@ func (s *Server) identify(nc net.Conn) (Actor, error) {
 			a.User = s.users.name(a.UID)
 		}
 		return a, err
-	case *tls.Conn:
-		if certs := c.ConnectionState().VerifiedChains; len(certs) > 0 {
-			return Actor{User: certs[0][0].Subject.CommonName}, nil
-		}
+	case named:
+		return Actor{User: c.PeerName()}, nil
 	}
 	return Actor{}, nil
 }

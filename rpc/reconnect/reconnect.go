@@ -37,14 +37,14 @@ const Forever = -1
 // State is what the FSM believes about the connection.
 type State uint8
 
-// The states. Connected are Active, Idle and Reconnect.
+// The states. Connected are Active and Idle.
 const (
 	Void       State = iota // disabled, or out of tries
 	Backoff                 // waiting before the next attempt
 	Connecting              // an attempt is under way
 	Active                  // connected, and something was received lately
 	Idle                    // connected; a probe was sent and not answered yet
-	Reconnect               // connected, or trying, and to be disconnected now
+	Reconnect               // what there is, a connection or an attempt, is to be closed now
 	Listening               // waiting for the peer to connect
 
 	states = iota
@@ -61,7 +61,7 @@ func (s State) String() string {
 }
 
 // Connected reports whether there is a connection in this state.
-func (s State) Connected() bool { return s == Active || s == Idle || s == Reconnect }
+func (s State) Connected() bool { return s == Active || s == Idle }
 
 // Action is what Run asks its caller to do.
 type Action uint8
@@ -342,20 +342,11 @@ func (f *FSM) enter(s State, now time.Time) {
 	}
 	if f.state.Connected() != s.Connected() {
 		if f.state.Connected() {
-			f.connected += f.sinceConnect(now)
+			f.connected += now.Sub(f.lastConnected)
 		}
 		f.seqno++
 	}
 	f.state, f.stateEntered = s, now
-}
-
-// sinceConnect returns the age of the connection. A reconnect that was forced
-// while the first attempt was under way counts as connected without one.
-func (f *FSM) sinceConnect(now time.Time) time.Duration {
-	if f.lastConnected.IsZero() {
-		return 0
-	}
-	return now.Sub(f.lastConnected)
 }
 
 // Deadline returns when Run will have something to do if nothing happens
@@ -448,7 +439,7 @@ func (f *FSM) Stats(now time.Time) Stats {
 		AttemptedConnections: f.attempted, SuccessfulConns: f.successful, TriesLeft: f.maxTries,
 	}
 	if f.Connected() {
-		s.TotalConnected += f.sinceConnect(now)
+		s.TotalConnected += s.SinceConnect
 	}
 	return s
 }
