@@ -288,9 +288,9 @@ func TestTargets(t *testing.T) {
 		var got string
 		e := env(answers("status", healthy), io.Discard, io.Discard)
 		inner := e.Dial
-		e.Dial = func(ctx context.Context, target, rundir string, n Notify) (Client, error) {
-			got = target + " in " + rundir
-			return inner(ctx, target, rundir, n)
+		e.Dial = func(ctx context.Context, target Target, n Notify) (Client, error) {
+			got = target.Name + " in " + target.Rundir
+			return inner(ctx, target, n)
 		}
 		e.Getenv = func(k string) string { return map[string]string{"LOCKSTEP_TARGET": c.env}[k] }
 		if Main(strings.Fields(c.line), e); got != c.want+" in /run/lockstep" {

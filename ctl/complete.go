@@ -37,7 +37,7 @@ func (a *app) completion(offer completer) cobra.CompletionFunc {
 
 // listed asks the daemon and picks a name from each entry; nothing on failure.
 func listed[T any](ctx context.Context, a *app, method string, params any, name func(T) string) []string {
-	c, err := a.Dial(ctx, a.target(), a.rundir(), nil)
+	c, err := a.Dial(ctx, a.address(), nil)
 	if err != nil {
 		return nil
 	}

@@ -13,6 +13,7 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/ctl/render"
+	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
 // Client is a connection to the daemon, as commands use it.
@@ -37,10 +39,17 @@ type Client interface {
 // reads the connection; until it returns nothing more is read.
 type Notify func(method string, params json.RawMessage)
 
-// Dial connects to a target: a socket path, or a program's name in the rundir.
-// Its errors are what errUnreachable and errTimeout stand for. notify is nil
-// where no notifications are asked for.
-type Dial func(ctx context.Context, target, rundir string, notify Notify) (Client, error)
+// Target is what to connect to.
+type Target struct {
+	// Name is a socket's path, the name of a program whose pidfile is in Rundir,
+	// or that of a stream, such as ssl:HOST:PORT.
+	Name, Rundir string
+	TLS          stream.Files // for ssl:
+}
+
+// Dial connects to a target. A target that can't be reached is an
+// *rpc.UnreachableError. notify is nil where no notifications are asked for.
+type Dial func(ctx context.Context, t Target, notify Notify) (Client, error)
 
 // Terminal is an output that is a terminal.
 type Terminal interface {
@@ -93,6 +102,7 @@ type app struct {
 // options are the flags that every command takes.
 type options struct {
 	target  string
+	tls     stream.Files
 	timeout float64
 	format  string
 	pretty  bool
@@ -117,27 +127,18 @@ func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Contex
 	return context.WithTimeoutCause(ctx, usual, errTimeout{usual})
 }
 
-// target is what to connect to.
+// target is the name of what to connect to.
 func (a *app) target() string {
-	if a.opts.target != "" {
-		return a.opts.target
-	}
-	if t := a.Getenv("LOCKSTEP_TARGET"); t != "" {
-		return t
-	}
-	return program
+	return cmp.Or(a.opts.target, a.Getenv("LOCKSTEP_TARGET"), program)
+}
+
+// address is what to connect to, and how.
+func (a *app) address() Target {
+	return Target{Name: a.target(), Rundir: cmp.Or(a.Getenv("LOCKSTEP_RUNDIR"), "/run/lockstep"), TLS: a.opts.tls}
 }
 
 // program is whom we talk to when nobody else is named.
 const program = "lockstepd"
-
-// rundir is where the daemon's pidfile and socket are.
-func (a *app) rundir() string {
-	if d := a.Getenv("LOCKSTEP_RUNDIR"); d != "" {
-		return d
-	}
-	return "/run/lockstep"
-}
 
 // call sends one request on a connection of its own and returns the result as
 // it came.

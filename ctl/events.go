@@ -78,7 +78,7 @@ func (a *app) events(ctx context.Context, f eventFilter) error {
 		shown++
 		return shown != f.count, a.show(method, raw, as(render.Event))
 	}
-	return a.follow(ctx, stream{
+	return a.follow(ctx, subscription{
 		method: "events/subscribe",
 		params: func() any { return api.Subscribe{Types: f.types, After: last} },
 		begun:  begin, resumed: begin, on: on,

@@ -37,7 +37,7 @@ type conn struct {
 	done   chan struct{}
 }
 
-func (d *daemon) dial(_ context.Context, target, rundir string, notify Notify) (Client, error) {
+func (d *daemon) dial(_ context.Context, _ Target, notify Notify) (Client, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dialed++

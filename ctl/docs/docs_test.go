@@ -81,7 +81,7 @@ func try(line string) (code int, says string) {
 	args := strings.Fields(strings.NewReplacer(`"$device"`, "r0", "'", "").Replace(line))
 	code = ctl.Main(args[1:], ctl.Env{
 		In: strings.NewReader(""), Out: io.Discard, Err: &errs, Getenv: func(string) string { return "" },
-		Dial: func(context.Context, string, string, ctl.Notify) (ctl.Client, error) {
+		Dial: func(context.Context, ctl.Target, ctl.Notify) (ctl.Client, error) {
 			return nil, errors.New("there is none in this test")
 		},
 		Interrupts: context.WithCancel, InTerm: true,

@@ -9,8 +9,8 @@ import (
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
-// stream is a subscription that outlives connections.
-type stream struct {
+// subscription is a stream of notifications that outlives connections.
+type subscription struct {
 	method string
 	params func() any // asked anew for each connection
 	// begun and resumed get the result of the first subscription and of later
@@ -38,7 +38,7 @@ const (
 
 // follow runs a stream until it has enough, the user interrupts or -T is over.
 // The daemon must be there at the beginning; later it may come and go.
-func (a *app) follow(ctx context.Context, s stream) error {
+func (a *app) follow(ctx context.Context, s subscription) error {
 	ctx, stop := a.Interrupts(ctx)
 	defer stop()
 	limited, cancel := a.deadline(ctx, 0)
@@ -58,7 +58,7 @@ func (a *app) follow(ctx context.Context, s stream) error {
 }
 
 // again tries once to connect again, after a pause that grows while it fails.
-func (a *app) again(ctx context.Context, s stream, pause *time.Duration) (enough bool, err error) {
+func (a *app) again(ctx context.Context, s subscription, pause *time.Duration) (enough bool, err error) {
 	if *pause == firstPause {
 		fmt.Fprintf(a.Err, "lost the connection to %s; trying again\n", a.target())
 	}
@@ -87,7 +87,7 @@ func transient(err error) bool {
 
 // session is one connection of a stream: it ends without an error when the
 // connection is lost.
-func (a *app) session(ctx context.Context, s stream, begun func(json.RawMessage) error) (enough bool, err error) {
+func (a *app) session(ctx context.Context, s subscription, begun func(json.RawMessage) error) (enough bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	arriving := make(chan message, inbox)
