@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"syscall"
 	"testing"
@@ -89,6 +90,7 @@ func TestOutcomes(t *testing.T) {
 		"unknown command":          {line: "memory", d: answers("version", `{"program":"lockstepd","version":"0.0.1"}`), code: 1, says: "it is lockstepd 0.0.1 and this is lockstepctl " + Version()},
 		"unknown command, same":    {line: "node list", d: answers("version", `{"program":"lockstepd","version":"`+Version()+`"}`), code: 1, says: "(use \"list-commands\" to see a list of valid commands)\n"},
 		"no pidfile":               {line: "status", d: &daemon{dials: unreachable(&pathErr{}, "")}, code: 3, says: "cannot reach lockstepd: it does not run ("},
+		"no socket yet":            {line: "-T 1 status", d: &daemon{dials: unreachable(&fs.PathError{Op: "stat", Path: "/run/lockstep/lockstepd.7.ctl", Err: syscall.ENOENT}, "")}, code: 4, says: "no answer from lockstepd in time (timed out after 1s)"},
 		"no permission":            {line: "status", d: &daemon{dials: unreachable(syscall.EACCES, "/run/x.ctl")}, code: 3, says: "cannot reach lockstepd: /run/x.ctl: permission denied; run this as root, or as a member of a group"},
 		"stale socket":             {line: "-t ./x status", d: &daemon{dials: unreachable(syscall.ECONNREFUSED, "./x")}, code: 3, says: "cannot reach ./x: nobody listens on that socket"},
 		"odd":                      {line: "-t ./x status", d: &daemon{dials: unreachable(syscall.EIO, "./x")}, code: 3, says: "input/output error; start the daemon, or name another socket with -t PATH"},
@@ -100,10 +102,10 @@ func TestOutcomes(t *testing.T) {
 		"check, refused":           {line: "status --check x", d: answers("status", api.Errorf(api.CodeNotFound, "there is no device x")), code: 1, says: "there is no device x"},
 		"bad configuration":        {line: "config check", d: answers("config/check", api.Errorf(api.CodeBadConfig, "a.toml:1:1: x\na.toml:2:1: y")), code: 1, says: "cannot accept the configuration: a.toml:1:1: x\na.toml:2:1: y\n"},
 	} {
-		t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			got := run(t, c.d, c.line)
 			if got.code != c.code || !strings.Contains(got.err, c.says) || c.code != 0 && !c.quiet && (got.out != "" || got.err == "") || c.quiet && got.err != "" {
-				t.Errorf("exit %d, want %d\nout: %s\nerr: %s\nwant: %s", got.code, c.code, got.out, got.err, c.says)
+				t.Errorf("%s: exit %d, want %d\nout: %s\nerr: %s\nwant: %s", name, got.code, c.code, got.out, got.err, c.says)
 			}
 		})
 	}

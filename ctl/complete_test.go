@@ -123,7 +123,7 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s: %+v", line, got)
 		}
 		for l := range strings.Lines(got.out) {
-			if len(l) > 90 {
+			if len(l) > 81 {
 				t.Errorf("%s: a line of %d: %s", line, len(l), l)
 			}
 		}

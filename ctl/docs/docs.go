@@ -56,23 +56,11 @@ func Man(root *cobra.Command) string {
 		manCommand(&b, c)
 	}
 	manItems(&b, "EXIT STATUS", ctl.Exits(root))
-	b.WriteString(manEnvironment)
+	manItems(&b, "ENVIRONMENT", ctl.Environment())
 	fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s\n.fi\n", roff(root.Example))
 	b.WriteString(".SH SEE ALSO\n.BR lockstepd (8),\n.BR ovs\\-appctl (8),\nwhich works on the same socket\n")
 	return b.String()
 }
-
-const manEnvironment = `.SH ENVIRONMENT
-.TP
-.B LOCKSTEP_TARGET
-what to connect to, where \-t does not say
-.TP
-.B LOCKSTEP_RUNDIR
-where pidfiles and sockets are; /run/lockstep by default
-.TP
-.B NO_COLOR
-no colour, if it is set to anything
-`
 
 // manCommand is a command in the manual page.
 func manCommand(b *strings.Builder, c *cobra.Command) {
@@ -119,6 +107,7 @@ func Markdown(root *cobra.Command) string {
 	fmt.Fprintf(&b, "# %s\n\n%s\n\n`%s`\n", root.Name(), unwrap(root.Long), ctl.Usage(root))
 	mdItems(&b, "## Flags of every command", "flag", ctl.Flags(root.PersistentFlags(), false))
 	mdItems(&b, "## Exit status", "status", ctl.Exits(root))
+	mdItems(&b, "## Environment", "variable", ctl.Environment())
 	b.WriteString("\n## Commands\n")
 	for _, c := range leaves(root) {
 		path := strings.TrimPrefix(c.CommandPath(), root.Name()+" ")
