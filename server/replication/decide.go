@@ -167,20 +167,23 @@ func twoPrimaries(me, peer *Facts) Decision {
 // dayOne handles disks that were never written: a fresh one joins whatever
 // exists; two fresh ones are equal without looking.
 func dayOne(me, peer *Facts) (Decision, bool) {
-	mine, theirs := fresh(me), fresh(peer)
+	mine, theirs := me.Gens.Current, peer.Gens.Current
 	switch {
-	case mine && theirs:
-		// Bits on a fresh disk come from writes under way: see equal.
+	case mine == NoGen && theirs == NoGen:
+		return Decision{Action: NoDisk, Rule: "both-unknown", Why: "neither side's disk is known to hold this device's data"}, true
+	case mine == NoGen:
+		return Decision{Action: TargetFull, Rule: "unknown", Why: "nothing is known of this disk's data"}, true
+	case theirs == NoGen:
+		return Decision{Action: SourceFull, Rule: "unknown", Why: "nothing is known of the data of the peer's disk"}, true
+	case mine == theirs:
 		return Decision{}, false
-	case mine && !peer.Gens.Knows(me.Gens.Current):
+	case mine == DayOne && !peer.Gens.Knows(DayOne):
 		return Decision{Action: TargetFull, Rule: "fresh", Why: "this disk is new"}, true
-	case theirs && !me.Gens.Knows(peer.Gens.Current):
+	case theirs == DayOne && !me.Gens.Knows(DayOne):
 		return Decision{Action: SourceFull, Rule: "fresh", Why: "the peer's disk is new"}, true
 	}
 	return Decision{}, false
 }
-
-func fresh(f *Facts) bool { return f.Gens.Current == DayOne || f.Gens.Current == NoGen }
 
 // equal: one generation; what differs, if anything, is in the bitmaps.
 func equal(me, peer *Facts) Decision {
