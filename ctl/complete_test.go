@@ -101,7 +101,7 @@ func TestHelp(t *testing.T) {
 		got := run(t, &daemon{}, line)
 		for _, want := range []string{
 			"lockstepctl device wait: wait until a device is in a state\n\nUsage: lockstepctl device wait [FLAGS] DEVICE [STATE]\n",
-			"\nArguments:\n  DEVICE  a device's name", "\nFlags:\n  --for STATE", "\nFlags of every command:\n  -t, --target TARGET",
+			"\nArguments:\n  DEVICE  a device's name", "\nFlags:\n  --for STATE", "\nFlags of every command: -t TARGET, -T SECONDS, ",
 			"\nExit status:\n  0  done\n", "  4  timed out\n\nExample:\n  lockstepctl device wait r0 synced\n",
 		} {
 			if !strings.Contains(got.out, want) {

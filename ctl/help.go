@@ -51,7 +51,7 @@ func HelpText(c *cobra.Command) string {
 	section(&b, "Arguments", Arguments(c))
 	section(&b, "Flags", Flags(c.NonInheritedFlags(), c.HasParent()))
 	if c.HasParent() {
-		section(&b, "Flags of every command", Flags(c.Root().PersistentFlags(), false))
+		b.WriteString("\n" + strings.Join(fold(globalFlags(c.Root()), helpWidth), "\n") + "\n")
 	}
 	if !c.HasParent() {
 		section(&b, "Environment", Environment())
@@ -139,6 +139,19 @@ func Flags(set *pflag.FlagSet, local bool) []Item {
 		items = append(items, Item{name, usage})
 	})
 	return items
+}
+
+// globalFlags names the flags that every command takes.
+func globalFlags(root *cobra.Command) string {
+	var names []string
+	for _, it := range Flags(root.PersistentFlags(), false) {
+		short, rest, _ := strings.Cut(it.Name, ", ")
+		if _, value, ok := strings.Cut(rest, " "); ok {
+			short += " " + value
+		}
+		names = append(names, short)
+	}
+	return fmt.Sprintf("Flags of every command: %s; see: %s --help", strings.Join(names, ", "), root.Name())
 }
 
 // Environment are the variables that the program reads.
