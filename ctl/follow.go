@@ -102,17 +102,47 @@ func (a *app) session(ctx context.Context, s subscription, begun func(json.RawMe
 	}
 	defer c.Close()
 	defer cancel() // before Close, which waits for the reader
-	var raw json.RawMessage
-	if err := c.Call(ctx, s.method, s.params(), &raw); err != nil {
-		return false, a.failed(ctx, c, err)
+	raw, early, err := a.subscribe(ctx, c, s, arriving)
+	if err != nil {
+		return false, err
 	}
 	if begun != nil {
 		if err := begun(raw); err != nil {
 			return false, err
 		}
 	}
+	for _, m := range early {
+		if more, err := s.on(m.method, m.params); err != nil || !more {
+			return true, err
+		}
+	}
 	return pump(ctx, c, arriving, s.on)
 }
+
+// subscribe asks for the notifications, and returns those that came before the
+// answer: they must be taken, or the answer would wait behind them.
+func (a *app) subscribe(ctx context.Context, c Client, s subscription, arriving <-chan message) (raw json.RawMessage, early []message, err error) {
+	answered := make(chan error, 1)
+	go func() { answered <- c.Call(ctx, s.method, s.params(), &raw) }()
+	for {
+		select {
+		case m := <-arriving:
+			if early = append(early, m); len(early) == maxEarly {
+				c.Close()
+				<-answered
+				return nil, nil, fmt.Errorf("%d notifications came before the answer to %s; see the log of %s", maxEarly, s.method, a.target())
+			}
+		case err = <-answered:
+			if err != nil {
+				err = a.failed(ctx, c, err)
+			}
+			return raw, early, err
+		}
+	}
+}
+
+// maxEarly is more than a daemon keeps.
+const maxEarly = 1 << 16
 
 // pump hands notifications on until there is no more of them.
 func pump(ctx context.Context, c Client, arriving <-chan message, on func(string, json.RawMessage) (bool, error)) (enough bool, err error) {

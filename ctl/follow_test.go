@@ -179,6 +179,44 @@ func TestEventsSayWhatWasMissed(t *testing.T) {
 	}
 }
 
+// TestManyEventsBeforeTheAnswer: a backlog may come before the subscription's
+// own answer, and is shown in order after what that has to say.
+func TestManyEventsBeforeTheAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := answers("events/subscribe", func(_ context.Context, c *conn, _ string) (string, error) {
+			for i := range 10 * inbox {
+				c.notify("event", json.RawMessage(fmt.Sprintf(`{"seq":%d,"type":"role"}`, 6+i)))
+			}
+			return `{"seq":5000,"missed":2}`, nil
+		})
+		p := start(d, fmt.Sprintf("-f json events --after 3 --count %d", 10*inbox))
+		if code := <-p.code; code != 0 || p.err.String() != "2 events were missed (4 to 5)\n" {
+			t.Errorf("exit %d: %s", code, p.err.String())
+		}
+		if got := seqs(t, p.out.String()); len(got) != 10*inbox || got[0] != 6 || got[len(got)-1] != uint64(5+10*inbox) {
+			t.Errorf("%d events", len(got))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		d := answers("events/subscribe", func(_ context.Context, c *conn, _ string) (string, error) {
+			for range maxEarly + inbox + 1 {
+				select {
+				case <-c.done:
+					return "", rpc.ErrLost
+				default:
+					c.notify("event", json.RawMessage(`{}`))
+				}
+			}
+			<-c.done
+			return "", rpc.ErrLost
+		})
+		p := start(d, "events")
+		if code := <-p.code; code != exitFailed || !strings.Contains(p.err.String(), "65536 notifications came before the answer to events/subscribe") {
+			t.Errorf("exit %d: %s", code, p.err.String())
+		}
+	})
+}
+
 func TestEventsEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		line   string
