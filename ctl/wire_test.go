@@ -14,7 +14,7 @@ import (
 )
 
 // serve runs a real control socket with a few commands, and returns its path.
-func serve(t *testing.T) string {
+func serve(t testing.TB) string {
 	t.Helper()
 	reg, err := rpc.NewRegistry(commands()...)
 	if err != nil {
