@@ -46,6 +46,12 @@ func TestCompletion(t *testing.T) {
 		{"conf|", "config"},
 		{"status --w|", "--watch"},
 		{"events |", ""},
+		{"events --type node|", "nodeup nodedown"},
+		{"events --node |", "beta gamma"},
+		{"events --device h|", "home"},
+		{"device wait r0 --for u|", "uptodate"},
+		{"device verify r0 --node |", "beta gamma"},
+		{"-f j|", "json"},
 	} {
 		line := strings.TrimSuffix(c.line, "|")
 		var out, errs lockedBuffer

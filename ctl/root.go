@@ -83,6 +83,7 @@ func (a *app) root(args []string) *cobra.Command {
 	c.SetOut(a.Out)
 	c.SetErr(a.Err)
 	a.globalFlags(c.PersistentFlags())
+	a.completeFlags(c, map[string]completer{"format": words("text", "json")})
 	c.Flags().BoolVarP(&a.opts.version, "version", "V", false, "show the version of this program")
 	c.SetFlagErrorFunc(flagError)
 	c.SetHelpFunc(func(c *cobra.Command, _ []string) { a.help(c) })

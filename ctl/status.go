@@ -127,6 +127,7 @@ func (w *watcher) connection(ctx context.Context) error {
 	}
 	defer c.Close()
 	for {
+		before := w.revision
 		raw, err := w.next(ctx, c)
 		if err != nil {
 			return err
@@ -134,7 +135,9 @@ func (w *watcher) connection(ctx context.Context) error {
 		if err := w.draw(raw); err != nil {
 			return err
 		}
-		if w.screen && !sleep(ctx, refresh) {
+		// A wait that brought nothing new is not repeated at once: its answer may
+		// come at once again.
+		if (w.screen || w.revision == before) && !sleep(ctx, refresh) {
 			return ctx.Err()
 		}
 	}

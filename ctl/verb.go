@@ -30,7 +30,9 @@ type verb struct {
 	// verbatim leaves what follows the first argument alone, dashes and all.
 	verbatim bool
 	complete completer
-	run      func(ctx context.Context, args []string) error
+	// flagWords complete the values of flags, by name.
+	flagWords map[string]completer
+	run       func(ctx context.Context, args []string) error
 }
 
 // Annotations of a cobra command, for help and manual.
@@ -65,6 +67,7 @@ func (a *app) command(v verb) *cobra.Command {
 	}
 	c.Flags().SetInterspersed(!v.verbatim)
 	c.ValidArgsFunction = a.completion(v.complete)
+	a.completeFlags(c, v.flagWords)
 	return c
 }
 
