@@ -223,10 +223,10 @@ func TestTheTimeLimit(t *testing.T) {
 		<-ctx.Done()
 		return "", rpc.ErrTimeout
 	}
-	for line, limit := range map[string]time.Duration{"status": patience, "-T 0.5 status": 500 * time.Millisecond, "-T 300 node list": 300 * time.Second} {
+	for line, limit := range map[string]time.Duration{"status": patience, "device list": slowPatience, "call config/check": slowPatience, "-T 0.5 status": 500 * time.Millisecond, "-T 300 node list": 300 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			begun := time.Now()
-			got := run(t, &daemon{answers: map[string]any{"status": hang, "node/list": hang}}, line)
+			got := run(t, &daemon{answers: map[string]any{"status": hang, "node/list": hang, "device/list": hang}, hangs: true}, line)
 			if d := time.Since(begun); d != limit || got.code != exitTimeout || !strings.Contains(got.err, "no answer from lockstepd in time (timed out after "+limit.String()+"); it may be busy: wait longer with -T SECONDS") {
 				t.Errorf("%s: after %v %+v", line, d, got)
 			}

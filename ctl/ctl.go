@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/lockstepd/lockstep/ctl/render"
@@ -111,10 +112,22 @@ type options struct {
 	version bool
 }
 
-// patience is how long an ordinary command waits for its answer, without -T:
-// longer than the daemon lets a command run, so that its own word on the matter
-// is heard if it has one.
-const patience = 20 * time.Second
+// How long a command waits for its answer, without -T: longer than the daemon
+// lets it run, so that its own word on the matter is heard if it has one.
+// Commands that need peers' consent, drain I/O or rebuild are slow.
+const (
+	patience     = 20 * time.Second
+	slowPatience = 75 * time.Second
+)
+
+// patienceFor is how long to wait for the answer to a command.
+func patienceFor(method string) time.Duration {
+	switch noun, _, _ := strings.Cut(method, "/"); noun {
+	case "device", "config", "service":
+		return slowPatience
+	}
+	return patience
+}
 
 // deadline gives ctx the time limit of -T, else the usual one; usual 0 is none.
 func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Context, context.CancelFunc) {
@@ -143,7 +156,7 @@ const program = "lockstepd"
 // call sends one request on a connection of its own and returns the result as
 // it came.
 func (a *app) call(ctx context.Context, method string, params any) (json.RawMessage, error) {
-	ctx, cancel := a.deadline(ctx, patience)
+	ctx, cancel := a.deadline(ctx, patienceFor(method))
 	defer cancel()
 	c, err := a.dial(ctx, nil)
 	if err != nil {
@@ -159,7 +172,7 @@ func (a *app) call(ctx context.Context, method string, params any) (json.RawMess
 
 // callText is call in the dialect that answers with text.
 func (a *app) callText(ctx context.Context, method string, args ...string) (string, error) {
-	ctx, cancel := a.deadline(ctx, patience)
+	ctx, cancel := a.deadline(ctx, patienceFor(method))
 	defer cancel()
 	c, err := a.dial(ctx, nil)
 	if err != nil {

@@ -20,6 +20,8 @@ type daemon struct {
 	answers map[string]any
 	// texts answer CallText.
 	texts map[string]string
+	// hangs makes CallText wait for the end of its time.
+	hangs bool
 	// dials, if set, decides on each attempt to connect, counted from 1.
 	dials func(n int) error
 
@@ -92,8 +94,12 @@ func (c *conn) Call(ctx context.Context, method string, params, result any) erro
 	return json.Unmarshal([]byte(answer), result)
 }
 
-func (c *conn) CallText(_ context.Context, method string, args ...string) (string, error) {
+func (c *conn) CallText(ctx context.Context, method string, args ...string) (string, error) {
 	c.d.note("%s %q", method, args)
+	if c.d.hangs {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
 	if s, ok := c.d.texts[method]; ok {
 		return s, nil
 	}
