@@ -87,8 +87,8 @@ func TestOutcomes(t *testing.T) {
 		"daemon's time limit":      {line: "status", d: answers("status", api.Errorf(api.CodeTimeout, "timed out after 10s")), code: 4, says: "cannot show the status: timed out after 10s"},
 		"connection lost":          {line: "status", d: answers("status", rpc.ErrLost), code: 3, says: "was lost before it answered"},
 		"not an answer":            {line: "node list", d: answers("node/list", `{"a":1}`), code: 1, says: "the answer of lockstepd to node/list does not fit this lockstepctl"},
-		"unknown command":          {line: "memory", d: answers("version", `{"program":"lockstepd","version":"0.0.1"}`), code: 1, says: "it is lockstepd 0.0.1 and this is lockstepctl " + Version()},
-		"unknown command, same":    {line: "node list", d: answers("version", `{"program":"lockstepd","version":"`+Version()+`"}`), code: 1, says: "(use \"list-commands\" to see a list of valid commands)\n"},
+		"unknown command":          {line: "memory", d: answers("version", `{"program":"lockstepd","version":"0.0.1"}`), code: 1, says: "it is lockstepd 0.0.1 and this is lockstepctl " + testRelease},
+		"unknown command, same":    {line: "node list", d: answers("version", `{"program":"lockstepd","version":"`+testRelease+`"}`), code: 1, says: "(use \"list-commands\" to see a list of valid commands)\n"},
 		"no pidfile":               {line: "status", d: &daemon{dials: unreachable(&pathErr{}, "")}, code: 3, says: "cannot reach lockstepd: it does not run ("},
 		"no socket yet":            {line: "-T 1 status", d: &daemon{dials: unreachable(&fs.PathError{Op: "stat", Path: "/run/lockstep/lockstepd.7.ctl", Err: syscall.ENOENT}, "")}, code: 4, says: "no answer from lockstepd in time (timed out after 1s)"},
 		"no permission":            {line: "status", d: &daemon{dials: unreachable(syscall.EACCES, "/run/x.ctl")}, code: 3, says: "cannot reach lockstepd: /run/x.ctl: permission denied; run this as root, or as a member of a group"},
@@ -274,7 +274,7 @@ func TestAnOutputThatCannotBeWritten(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
-	if got := run(t, &daemon{}, "--version"); got.out != "lockstepctl "+Version()+"\n" {
+	if got := run(t, &daemon{}, "--version"); got.out != "lockstepctl (lockstep) "+testRelease+"\n" {
 		t.Errorf("%+v", got)
 	}
 	if got := run(t, answers("version", `"lockstepd 9"`), "version"); got.out != "lockstepd 9\n" {

@@ -60,6 +60,8 @@ type Terminal interface {
 
 // Env is the world as a command sees it.
 type Env struct {
+	// Release is the version of this program, if it was built as a release.
+	Release  string
 	In       io.Reader
 	Out, Err io.Writer
 	Getenv   func(string) string

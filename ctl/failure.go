@@ -175,15 +175,15 @@ func (a *app) otherVersion(c Client, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	var v api.Version
-	if c.Call(ctx, "version", nil, &v) != nil || v.Version == Version() {
+	if c.Call(ctx, "version", nil, &v) != nil || v.Version == a.version() {
 		return err
 	}
 	return fmt.Errorf("%w; it is %s %s and this is lockstepctl %s: use the lockstepctl that came with it, or upgrade it",
-		err, v.Program, v.Version, Version())
+		err, v.Program, v.Version, a.version())
 }
 
 // notUnderstood words an answer that does not fit what this program knows.
 func (a *app) notUnderstood(method string, err error) error {
 	return fmt.Errorf("the answer of %s to %s does not fit this lockstepctl %s (%w); compare with: lockstepctl version, or see the answer itself with -f json",
-		a.target(), method, Version(), err)
+		a.target(), method, a.version(), err)
 }

@@ -142,10 +142,14 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
+// testRelease is the version of the program in tests.
+const testRelease = "7.5"
+
 // env is a world of the tests, without terminal.
 func env(d *daemon, out, err io.Writer) Env {
 	return Env{
-		In: strings.NewReader(""), Out: out, Err: err, Dial: d.dial,
+		Release: testRelease,
+		In:      strings.NewReader(""), Out: out, Err: err, Dial: d.dial,
 		Getenv:     func(string) string { return "" },
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
 	}

@@ -17,10 +17,12 @@ import (
 	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
-// OS is the world of the process itself.
-func OS() Env {
+// OS is the world of the process itself. release is the version that the linker
+// gave it, or nothing.
+func OS(release string) Env {
 	env := Env{
-		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		Release: release,
+		In:      os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Getenv: os.Getenv, Dial: dialSocket,
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) {
 			return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

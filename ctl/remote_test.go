@@ -127,7 +127,7 @@ func TestOverTheNetwork(t *testing.T) {
 		"odd class":      {"-t foo:bar status", 3, "cannot reach foo:bar: "},
 	} {
 		var out, errs lockedBuffer
-		e := OS()
+		e := OS(testRelease)
 		e.Out, e.Err, e.OutTerm, e.ErrTerm = &out, &errs, nil, nil
 		if code := Main(strings.Fields(c.line), e); code != c.code || !strings.Contains(out.String()+errs.String(), c.says) {
 			t.Errorf("%s: exit %d\nout: %s\nerr: %s\nwant %s", name, code, out.String(), errs.String(), c.says)

@@ -130,7 +130,7 @@ func (a *app) checkFlags(c *cobra.Command) error {
 // bare is the program without a command.
 func (a *app) bare(c *cobra.Command) error {
 	if a.opts.version {
-		return a.print("lockstepctl " + Version() + "\n")
+		return a.print("lockstepctl (lockstep) " + a.version() + "\n")
 	}
 	return usageError{"a command is needed, for example: lockstepctl status", c.CommandPath()}
 }

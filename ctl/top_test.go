@@ -151,7 +151,7 @@ const asProgram = "LOCKSTEPCTL_TEST_ARGS"
 
 func TestMain(m *testing.M) {
 	if args := os.Getenv(asProgram); args != "" {
-		os.Exit(Main(strings.Fields(args), OS()))
+		os.Exit(Main(strings.Fields(args), OS(testRelease)))
 	}
 	os.Exit(m.Run())
 }
