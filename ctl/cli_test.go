@@ -90,6 +90,7 @@ func TestOutcomes(t *testing.T) {
 		"unknown command":          {line: "memory", d: answers("version", `{"program":"lockstepd","version":"0.0.1"}`), code: 1, says: "it is lockstepd 0.0.1 and this is lockstepctl " + testRelease},
 		"unknown command, same":    {line: "node list", d: answers("version", `{"program":"lockstepd","version":"`+testRelease+`"}`), code: 1, says: "(use \"list-commands\" to see a list of valid commands)\n"},
 		"no pidfile":               {line: "status", d: &daemon{dials: unreachable(&pathErr{}, "")}, code: 3, says: "cannot reach lockstepd: it does not run ("},
+		"socket left behind":       {line: "status", d: &daemon{dials: unreachable(syscall.ECONNREFUSED, "/run/lockstep/lockstepd.ctl")}, code: 3, says: "cannot reach lockstepd: it does not run (/run/lockstep/lockstepd.ctl: connection refused); start it with"},
 		"no socket yet":            {line: "-T 1 status", d: &daemon{dials: unreachable(&fs.PathError{Op: "stat", Path: "/run/lockstep/lockstepd.7.ctl", Err: syscall.ENOENT}, "")}, code: 4, says: "no answer from lockstepd in time (timed out after 1s)"},
 		"no permission":            {line: "status", d: &daemon{dials: unreachable(syscall.EACCES, "/run/x.ctl")}, code: 3, says: "cannot reach lockstepd: /run/x.ctl: permission denied; run this as root, or as a member of a group"},
 		"stale socket":             {line: "-t ./x status", d: &daemon{dials: unreachable(syscall.ECONNREFUSED, "./x")}, code: 3, says: "cannot reach ./x: nobody listens on that socket"},
@@ -240,7 +241,7 @@ func TestAStartingDaemonIsWaitedFor(t *testing.T) {
 		d := answers("status", healthy)
 		d.dials = func(n int) error {
 			if n < 10 {
-				return &rpc.UnreachableError{Target: "lockstepd", Path: "/run/l.ctl", Cause: syscall.ECONNREFUSED}
+				return &rpc.UnreachableError{Target: "lockstepd", Path: "/run/lockstepd.7.ctl", Cause: syscall.ECONNREFUSED}
 			}
 			return nil
 		}
@@ -248,11 +249,11 @@ func TestAStartingDaemonIsWaitedFor(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		d.dials = func(int) error {
-			return &rpc.UnreachableError{Target: "lockstepd", Path: "/run/l.ctl", Cause: syscall.ECONNREFUSED}
+			return &rpc.UnreachableError{Target: "lockstepd", Path: "/run/lockstepd.7.ctl", Cause: syscall.ECONNREFUSED}
 		}
 		begun := time.Now()
 		got := run(t, d, "status")
-		if got.code != exitUnreachable || !strings.Contains(got.err, "cannot reach lockstepd: it runs and does not listen yet (/run/l.ctl: connection refused); it is starting") {
+		if got.code != exitUnreachable || !strings.Contains(got.err, "cannot reach lockstepd: it runs and does not listen yet (/run/lockstepd.7.ctl: connection refused); it is starting") {
 			t.Errorf("%+v", got)
 		}
 		if waited := time.Since(begun); waited < startTime || waited > startTime+startPause {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -51,7 +52,15 @@ func (a *app) starting(err error) bool {
 	if a.isPath() {
 		return false // what a path leads to is not known to be alive
 	}
-	return errors.Is(err, syscall.ECONNREFUSED) || missingSocket(err)
+	return errors.Is(err, syscall.ECONNREFUSED) && a.ofLivePID(err) || missingSocket(err)
+}
+
+// ofLivePID reports whether the error is about the socket of the process that
+// holds the pidfile: that one's name has the pid in it. The socket whose name
+// does not change may have been left behind.
+func (a *app) ofLivePID(err error) bool {
+	u, ok := errors.AsType[*rpc.UnreachableError](err)
+	return ok && u.Path != "" && filepath.Base(u.Path) != a.target()+".ctl"
 }
 
 // missingSocket reports whether the pidfile names a live daemon whose socket is

@@ -22,7 +22,7 @@ type verb struct {
 	short string // one line, no full stop
 	long  string
 	args  []string // an argument and what it is, in turn
-	// do completes "cannot …" in errors; %s stands for the arguments.
+	// do completes "cannot …" in errors; %s stands for the first argument.
 	do      string
 	example string
 	exits   []int // codes beside the common ones
@@ -71,12 +71,9 @@ func (a *app) command(v verb) *cobra.Command {
 	return c
 }
 
-// doing fills the arguments into the phrase for errors.
+// doing fills the first argument, what it is about, into the phrase for errors.
 func doing(phrase string, args []string) string {
-	if !strings.Contains(phrase, "%s") {
-		return phrase
-	}
-	return strings.TrimSpace(strings.Replace(phrase, "%s", strings.Join(args, " "), 1))
+	return strings.TrimSpace(strings.Replace(phrase, "%s", arg(args, 0), 1))
 }
 
 // arity reads the number of arguments out of a usage line; most is -1 for any.
