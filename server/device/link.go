@@ -195,7 +195,7 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	if yield {
 		d.yieldLocked(p, b)
 	}
-	if behind && d.dstat > replication.Outdated {
+	if behind && d.dstat > replication.Outdated && !d.backedLocked(p) {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
 		no, peerNo, s := p.hs.no, p.hs.peerNo, p.session
 		d.saveLocked(func(err error, b *block.Batch) {
@@ -206,6 +206,17 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 		return
 	}
 	d.agreeLocked(p, b)
+}
+
+// backedLocked reports whether this node is in sync with the primary, which is
+// not p. Marks between two replicas are then left over from before one of them
+// was resynced; the primary's word settles them, and neither is behind.
+func (d *Device) backedLocked(p *peer) bool {
+	if d.primary < 0 || d.primary == p.id || d.primary == d.cfg.Self || d.dstat != replication.UpToDate {
+		return false
+	}
+	q := d.peers[d.primary]
+	return q != nil && q.agreed && q.repl == replication.Established && q.disk == replication.UpToDate
 }
 
 func (d *Device) agreeLocked(p *peer, b *block.Batch) {
@@ -238,7 +249,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 		return
 	}
 	p.agreed = true
-	p.told = false
+	p.told, p.heard = false, false
 	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
 	if p.role == replication.Primary && p.hs.theirs.Stream != 0 {

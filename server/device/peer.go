@@ -37,6 +37,7 @@ type peer struct {
 	sync      syncState
 	lastSt    wire.DeviceState // what we last announced to it
 	told      bool
+	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
 	closed    bool              // the peer closed the device: its next hello is a new one's
 }

@@ -93,7 +93,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		case p == nil:
 		case p.sync.pulling:
 			now = p
-		case p.agreed && p.repl == replication.PausedSyncT && d.sourceLocked(p) && (best == nil || p.role == replication.Primary):
+		case p.agreed && p.heard && p.repl == replication.PausedSyncT && d.sourceLocked(p) && (best == nil || p.role == replication.Primary):
 			best = p
 		}
 	}
@@ -567,6 +567,9 @@ func (d *Device) targetDoneLocked(p *peer) {
 // are settled by the one it was resynced from, or compared again.
 func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	d.settleLocked(p, b)
+	if p.role == replication.Primary {
+		return // it will say who is in sync
+	}
 	var again replication.NodeSet
 	for _, q := range d.peers {
 		if q != nil && q != p && q.agreed && (q.repl == replication.PausedSyncT || !q.diskless && unsettled(q.decision.Action)) {

@@ -257,7 +257,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	}
 	// These two are ordered by the data link and come with it.
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
-	p.state = st
+	p.state, p.heard = st, true
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
 	d.evaluateLocked(b)
