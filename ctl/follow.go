@@ -122,18 +122,23 @@ func (a *app) session(ctx context.Context, s subscription, begun func(json.RawMe
 // subscribe asks for the notifications, and returns those that came before the
 // answer: they must be taken, or the answer would wait behind them.
 func (a *app) subscribe(ctx context.Context, c Client, s subscription, arriving <-chan message) (raw json.RawMessage, early []message, err error) {
+	flooded := false
 	answered := make(chan error, 1)
 	go func() { answered <- c.Call(ctx, s.method, s.params(), &raw) }()
 	for {
 		select {
 		case m := <-arriving:
-			if early = append(early, m); len(early) == maxEarly {
+			if len(early) < maxEarly {
+				early = append(early, m)
+			} else if !flooded { // what comes until the end is dropped, so that the end can come
+				flooded = true
 				c.Close()
-				<-answered
-				return nil, nil, fmt.Errorf("%d notifications came before the answer to %s; see the log of %s", maxEarly, s.method, a.target())
 			}
 		case err = <-answered:
-			if err != nil {
+			switch {
+			case flooded:
+				err = fmt.Errorf("%d notifications came before the answer to %s; see the log of %s", maxEarly, s.method, a.target())
+			case err != nil:
 				err = a.failed(ctx, c, err)
 			}
 			return raw, early, err
