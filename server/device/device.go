@@ -127,6 +127,7 @@ type Device struct {
 	received uint64 // last change of that stream that arrived here
 	floor    uint64 // every change of that stream up to here is everywhere
 	crashed  bool   // was primary when it stopped uncleanly
+	live     bool   // the disk has been up to date while this process held it
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64

@@ -91,7 +91,7 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Continuous: p.continuous, Stream: d.stream, Received: d.received,
+		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 	}
 	if d.role == replication.Primary {
@@ -146,7 +146,6 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 func sameFacts(a, b *replication.Facts, primary bool) bool {
 	x, y := *a, *b
 	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
-	x.Continuous, y.Continuous = false, false
 	if x.Role != replication.Primary && y.Role != replication.Primary {
 		x.Quorate, y.Quorate = false, false
 	}
@@ -191,7 +190,9 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 // on our agreement, then agrees.
 func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *block.Batch) {
 	yield := d.role == replication.Primary && p.hs.theirs.Role == replication.Primary && !p.hs.mine.Quorate
-	behind := dec.Sync() && !dec.Source() || dec.Action == replication.SelfOutdated
+	// A difference within one generation is in changes that were not answered:
+	// neither side is behind.
+	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
 	if yield {
 		d.yieldLocked(p, b)
 	}
@@ -285,7 +286,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 // enterInSyncLocked: nothing differs; whoever knows that the data is current
 // tells the other by it.
 func (d *Device) enterInSyncLocked(p *peer) {
-	p.continuous = true
+	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
 	best := max(d.dstat, p.disk)
 	if d.dstat < best {
@@ -324,7 +325,7 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
-	p.agreed = false
+	p.agreed, p.inSync = false, false
 	p.hs.sent, p.hs.got = false, false
 	d.syncPartLocked(p, b)
 	d.setReplLocked(p, replication.Off)
@@ -458,7 +459,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 		w.History[i] = uint64(g)
 	}
 	for flag, on := range map[uint8]bool{
-		wire.DevFlagCrashed: f.Crashed, wire.DevFlagContinuous: f.Continuous,
+		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
 		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate,
 	} {
 		if on {
@@ -472,7 +473,7 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
-		Crashed: w.Flags&wire.DevFlagCrashed != 0, Continuous: w.Flags&wire.DevFlagContinuous != 0,
+		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
 	}
 	f.Gens.Current = replication.Gen(w.Current)

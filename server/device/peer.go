@@ -27,10 +27,8 @@ type peer struct {
 	state    wire.DeviceState // as last announced
 	decision replication.Decision
 	since    time.Time // repl was entered
-	// continuous: this process has run with its disk since it was in sync
-	// with the peer.
-	continuous bool
-	refused    string // why the peer is not worked with
+	inSync   bool      // nothing differs
+	refused  string    // why the peer is not worked with
 
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun

@@ -197,6 +197,15 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.needGen = d.needsGenLocked()
 	d.saveLocked(nil)
 	d.evaluateLocked(b)
+	// Where this disk was to be resynced from another of its generation, the
+	// direction turns: what the application will see is the truth.
+	var again replication.NodeSet
+	for _, p := range d.peers {
+		if p != nil && p.repl == replication.PausedSyncT && d.dstat == replication.UpToDate {
+			again = again.With(p.id)
+		}
+	}
+	d.rehelloLocked(again, b)
 }
 
 // needsGenLocked: the first change starts a generation where a disk does not

@@ -124,13 +124,13 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 		if q == nil || q == p || q.diskless {
 			continue
 		}
-		if d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen {
+		if q.inSync || d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen && !q.agreed {
 			continue
 		}
 		d.meta.Bitmap(id).ClearAll()
 		d.gens = d.gens.FinishSync(id)
-		q.continuous = true
-		if q.agreed && (q.repl == replication.PausedSyncS || q.repl == replication.PausedSyncT) {
+		if q.agreed && (q.repl == replication.PausedSyncS || q.repl == replication.PausedSyncT || q.repl == replication.Established) {
+			q.inSync = true
 			d.setReplLocked(q, replication.Established)
 		}
 		changed = true

@@ -211,7 +211,9 @@ func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *
 		d.joinedLocked(p)
 		return
 	}
-	if p.repl != replication.PausedSyncS && p.repl != replication.SyncSource {
+	// The target knows best whether it lacks something: it may have begun before
+	// it heard that it does not.
+	if d.disk == nil || p.repl == replication.Off || d.dstat < replication.Outdated {
 		return
 	}
 	d.serveLocked(p, b)
@@ -224,6 +226,7 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 		p.sync.sent = map[uint64]block.Extent{}
 		p.sync.began = time.Now()
 	}
+	p.inSync = false
 	d.setReplLocked(p, replication.SyncSource)
 	d.evaluateLocked(b)
 	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
@@ -512,6 +515,9 @@ func (d *Device) syncDoneReceivedLocked(p *peer, b *block.Batch) {
 
 func (d *Device) sourceDoneLocked(p *peer) {
 	s := p.session
+	if d.meta == nil {
+		return
+	}
 	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
 		d.work.do(func() { d.sendBits(p, s) })
 		return
@@ -525,7 +531,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		f := wireFacts(&facts)
 		f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
 		p.sync = syncState{}
-		p.continuous = true
+		p.inSync = true
 		d.crashed = false
 		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
 		d.setReplLocked(p, replication.Established)
@@ -548,7 +554,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	d.crashed = false
 	from := p.sync
 	p.sync = syncState{}
-	p.continuous = true
+	p.inSync = true
 	d.setReplLocked(p, replication.Established)
 	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
 	d.eventLocked("resync", p, "resync from %s is complete: %d bytes in %v", p.name, from.done, time.Since(from.began).Round(time.Millisecond))

@@ -86,6 +86,15 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
+	if d.dstat >= replication.Outdated && d.dstat < replication.UpToDate {
+		for _, p := range d.peers {
+			if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
+				d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+				d.saveLocked(nil)
+				return
+			}
+		}
+	}
 	if d.dstat != replication.Consistent || !d.quorum.Quorate {
 		return
 	}
@@ -110,6 +119,7 @@ func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	}
 	old := d.dstat
 	d.dstat = s
+	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
 	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)
 	d.touchLocked()

@@ -387,7 +387,7 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		d.window.done(o.seq)
 	}
-	if o.logged {
+	if o.logged && d.meta != nil {
 		d.meta.AL().End(o.ext, o.seq)
 	}
 	d.releaseLocked(o, b)
