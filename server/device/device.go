@@ -140,18 +140,22 @@ type Device struct {
 	ready   []*op // whose range has become free
 	running bool  // runReadyLocked is at work on it
 
-	gate      gate
-	parked    []*block.Request // admitted when the gate opens
-	hold      holdReason       // why finished changes are not answered yet
-	held      []*op
-	needGen   bool // the next change must start a new generation
-	genBusy   bool // a new generation is being made durable
-	genAgain  bool // another is wanted after it
-	genNo     uint64
-	genOld    replication.Gen // what it follows
-	floorSent uint64
-	genWait   replication.NodeSet // nodes that have not confirmed it
-	receives  replication.NodeSet // nodes that are sent changes
+	gate       gate
+	parked     []*block.Request // admitted when the gate opens
+	hold       holdReason       // why finished changes are not answered yet
+	held       []*op
+	needGen    bool // the next change must start a new generation
+	genBusy    bool // a new generation is being made durable
+	genAgain   bool // another is wanted after it
+	genNo      uint64
+	genOld     replication.Gen // what it follows
+	genNew     replication.Gen // what is being announced
+	genAway    replication.NodeSet
+	committing bool // all have it, and are noting that
+	tentative  bool // a replica's current generation is not known to be in force
+	floorSent  uint64
+	genWait    replication.NodeSet // nodes that have not confirmed it
+	receives   replication.NodeSet // nodes that are sent changes
 
 	flush  flushState
 	remote map[uint64]*remoteRead
@@ -252,6 +256,7 @@ func (d *Device) load() {
 	}
 	sb := d.meta.Superblock()
 	d.gens = gensOf(&sb)
+	d.tentative = len(sb.Ext) > 8 && sb.Ext[8] == 1
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
 	switch {
 	case sb.Flags&store.Consistent == 0:

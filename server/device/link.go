@@ -93,6 +93,10 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
+		Primary: d.primary, Tentative: d.tentative,
+	}
+	if f.Primary == p.id {
+		f.Primary = replication.NoPrimary // the peer knows best
 	}
 	if d.role == replication.Primary {
 		f.Received = d.window.head
@@ -146,9 +150,6 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 func sameFacts(a, b *replication.Facts, primary bool) bool {
 	x, y := *a, *b
 	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
-	if x.Role != replication.Primary && y.Role != replication.Primary {
-		x.Quorate, y.Quorate = false, false
-	}
 	if primary {
 		x.Received, y.Received = 0, 0
 	}
@@ -189,7 +190,7 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 // prepareAgreementLocked makes durable what must be before the peer may rely
 // on our agreement, then agrees.
 func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *block.Batch) {
-	yield := d.role == replication.Primary && p.hs.theirs.Role == replication.Primary && !p.hs.mine.Quorate
+	yield := d.role == replication.Primary && dec.Yields.Has(d.cfg.Self)
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
 	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
@@ -253,7 +254,10 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	p.told, p.heard = false, false
 	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
-	if p.role == replication.Primary && p.hs.theirs.Stream != 0 {
+	if dec := p.decision; dec.Yields.Has(p.id) {
+		p.role = replication.Secondary
+	}
+	if p.role == replication.Primary && d.role != replication.Primary && p.hs.theirs.Stream != 0 {
 		p.state.Primary = uint8(p.id)
 		if d.stream != p.hs.theirs.Stream || d.primary != p.id {
 			d.followLocked(p, p.hs.theirs.Stream)
@@ -450,7 +454,10 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current),
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode,
+	}
+	if f.Primary >= 0 {
+		w.Primary = uint8(f.Primary)
 	}
 	for i, g := range f.Gens.Bitmap {
 		w.Bitmap[i] = uint64(g)
@@ -460,7 +467,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	}
 	for flag, on := range map[uint8]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
 	} {
 		if on {
 			w.Flags |= flag
@@ -475,6 +482,10 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary,
+	}
+	if w.Primary < replication.MaxNodes {
+		f.Primary = int(w.Primary)
 	}
 	f.Gens.Current = replication.Gen(w.Current)
 	for i, g := range w.Bitmap {

@@ -159,7 +159,11 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 			d.genReceivedLocked(p, g)
 		}
 	case wire.NewGenAck:
-		d.genConfirmedLocked(p, h.Arg[0], b)
+		d.genConfirmedLocked(p, h.Arg[0], false, b)
+	case wire.GenCommit:
+		d.genCommitLocked(p, h.Arg[0])
+	case wire.GenDone:
+		d.genConfirmedLocked(p, h.Arg[0], true, b)
 	case wire.Receivers:
 		d.receiversLocked(p, h, b)
 	case wire.Prepare, wire.Vote, wire.Commit, wire.Abort:
@@ -170,6 +174,10 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.Bits:
 		d.bitsReceivedLocked(p, h, payload, b)
 	case wire.SyncDone:
+		if h.Flags&wire.FlagError != 0 {
+			d.targetGaveUpLocked(p)
+			return
+		}
 		if len(payload) > 0 {
 			var f wire.DeviceFacts
 			if !d.decodedLocked(p, h.Type, f.Decode(payload)) {

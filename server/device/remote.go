@@ -130,7 +130,8 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 		}
 		d.meta.Bitmap(id).ClearAll()
 		d.gens = d.gens.FinishSync(id)
-		if q.agreed && (q.repl == replication.PausedSyncS || q.repl == replication.PausedSyncT || q.repl == replication.Established) {
+		if q.agreed && q.repl != replication.SyncTarget {
+			d.syncPartLocked(q)
 			q.inSync = true
 			d.setReplLocked(q, replication.Established)
 		}

@@ -104,7 +104,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	if now != nil {
 		// The primary is back: it orders its own writes against the resync.
-		d.syncPartLocked(now)
+		d.giveUpLocked(now, b)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
 	d.beginPullLocked(best)
@@ -611,6 +611,20 @@ func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	}
 	if again != 0 {
 		d.rehelloLocked(again, b)
+	}
+}
+
+// giveUpLocked tells a source that this node no longer pulls from it.
+func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
+	d.syncPartLocked(p)
+	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
+}
+
+// targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
+func (d *Device) targetGaveUpLocked(p *peer) {
+	if p.repl == replication.SyncSource {
+		d.syncPartLocked(p)
+		d.setReplLocked(p, replication.PausedSyncS)
 	}
 }
 

@@ -317,7 +317,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	}
 	if p.sync.pulling && s < replication.Consistent && s != replication.DUnknown {
 		// The source has become a mixture itself; another, or later.
-		d.syncPartLocked(p)
+		d.giveUpLocked(p, b)
 		d.setReplLocked(p, replication.PausedSyncT)
 	}
 	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
@@ -363,7 +363,7 @@ func (d *Device) save() error {
 
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
-	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
+	gens, dstat, role, crashed, stream, tentative := d.gens, d.dstat, d.role, d.crashed, d.stream, d.tentative
 	members := uint32(d.disks)
 	return func(sb *store.Superblock) {
 		putGens(sb, &gens)
@@ -385,7 +385,15 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
+		sb.Ext = append(sb.Ext, flagByte(tentative))
 	}
+}
+
+func flagByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func gensOf(sb *store.Superblock) replication.Gens {
