@@ -123,11 +123,12 @@ type Device struct {
 	peers [replication.MaxNodes]*peer // nil: not a member
 	disks replication.NodeSet         // members with a disk, self included
 
-	stream   uint64 // of this node's stint as primary, or of the one it follows
-	received uint64 // last change of that stream that arrived here
-	floor    uint64 // every change of that stream up to here is everywhere
-	crashed  bool   // was primary when it stopped uncleanly
-	live     bool   // the disk has been up to date while this process held it
+	stream       uint64 // of this node's stint as primary, or of the one it follows
+	received     uint64 // last change of that stream that arrived here
+	floor        uint64 // every change of that stream up to here is everywhere
+	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
+	crashed      bool   // was primary when it stopped uncleanly
+	live         bool   // the disk has been up to date while this process held it
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64
@@ -152,6 +153,7 @@ type Device struct {
 	genNew     replication.Gen // what is being announced
 	genAway    replication.NodeSet
 	committing bool // all have it, and are noting that
+	genHeld    bool // the primary itself is noting it
 	tentative  bool // a replica's current generation is not known to be in force
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it

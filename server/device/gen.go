@@ -31,7 +31,9 @@ func (d *Device) startGenLocked() {
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, newGen()
 	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
-	d.genWait = d.receives
+	// Those in contact that do not take part note that they are outdated: else
+	// they could pass for current among themselves.
+	d.genWait = d.receives | d.withDataLocked()
 	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
 	if d.meta == nil {
 		g.Old = 0 // a diskless primary names no past
@@ -53,6 +55,16 @@ func (d *Device) startGenLocked() {
 	})
 }
 
+// withDataLocked is who in contact has a disk with data.
+func (d *Device) withDataLocked() (s replication.NodeSet) {
+	for _, p := range d.peers {
+		if p != nil && p.agreed && !p.diskless && p.disk.HasData() {
+			s = s.With(p.id)
+		}
+	}
+	return s
+}
+
 // genConfirmedLocked: a peer has noted a step on stable storage.
 func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Batch) {
 	if d.genBusy && no == d.genNo && second == d.committing && d.genWait.Has(p.id) {
@@ -65,8 +77,8 @@ func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Ba
 // Who is lost meanwhile takes part no longer, and wants another generation
 // after this one.
 func (d *Device) genSettleLocked(b *block.Batch) {
-	d.genWait &= d.receives
-	if !d.genBusy || d.genWait != 0 {
+	d.genWait &= d.receives | d.withDataLocked()
+	if !d.genBusy || d.genWait != 0 || d.genHeld {
 		return
 	}
 	switch {
@@ -88,9 +100,10 @@ func (d *Device) takeGenLocked() {
 	d.committing = true
 	d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives)
 	d.tentative = false
-	d.genWait = d.receives | replication.Of(d.cfg.Self) // nobody's confirmation ends it before we have it
+	d.genHeld = true // nobody's confirmation ends it before we have it
 	no := d.genNo
 	d.saveLocked(func(err error, b *block.Batch) {
+		d.genHeld = false
 		if !d.genBusy || d.genNo != no || err != nil && d.disk != nil {
 			return
 		}
@@ -124,6 +137,13 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 // it is durable. It is tentative until the primary says that all have it.
 func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 	if d.meta == nil || !p.agreed {
+		return
+	}
+	if replication.NodeSet(g.Away).Has(d.cfg.Self) {
+		if d.dstat > replication.Outdated {
+			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
+		}
+		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
 	next := replication.Gen(g.New)

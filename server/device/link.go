@@ -69,6 +69,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 		d.partLocked(p, "a new handshake", b)
 	}
 	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
 	f := wireFacts(&p.hs.mine)
 	f.Name, f.No, f.Handle = d.opts.Name, no, d.opts.Handle
@@ -292,16 +293,26 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 func (d *Device) enterInSyncLocked(p *peer) {
 	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
-	best := max(d.dstat, p.disk)
-	if d.dstat < best {
-		d.setDiskLocked(best, "in sync with "+p.name)
-	}
+	best := inSyncState(&p.hs.mine, &p.hs.theirs)
+	d.setDiskLocked(best, "same data as "+p.name)
 	p.disk = best
-	if d.crashed {
-		d.crashed = false
-	}
+	d.crashed = false
 	d.saveGensLater()
 	d.setReplLocked(p, replication.Established)
+}
+
+// inSyncState is what two disks are that hold the same: as good as the better
+// of the two, unless one knows that newer data exists and the other could not
+// know. Who is primary, or has quorum without the other, could.
+func inSyncState(a, b *replication.Facts) replication.DiskState {
+	lo, hi := a, b
+	if lo.Disk > hi.Disk {
+		lo, hi = hi, lo
+	}
+	if lo.Disk <= replication.Outdated && hi.Role != replication.Primary && !(hi.Disk == replication.UpToDate && hi.Quorate) {
+		return lo.Disk
+	}
+	return hi.Disk
 }
 
 // contactLostLocked: the device's agreement with a peer ended with its contact.

@@ -28,7 +28,9 @@ type peer struct {
 	decision replication.Decision
 	since    time.Time // repl was entered
 	inSync   bool      // nothing differs
-	refused  string    // why the peer is not worked with
+	restless time.Time // since when neither in sync nor on the way
+	patience time.Duration
+	refused  string // why the peer is not worked with
 
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun

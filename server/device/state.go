@@ -86,16 +86,21 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
-	if d.dstat >= replication.Outdated && d.dstat < replication.UpToDate {
-		for _, p := range d.peers {
-			if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
-				d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
-				d.saveLocked(nil)
-				return
-			}
+	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
+		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
+	}
+	if d.dstat != replication.Consistent {
+		return
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
+			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+			d.saveLocked(nil)
+			return
 		}
 	}
-	if d.dstat != replication.Consistent || !d.quorum.Quorate {
+	d.censusLocked()
+	if !d.quorum.Quorate {
 		return
 	}
 	for _, p := range d.peers {
@@ -111,6 +116,20 @@ func (d *Device) upgradeLocked() {
 	}
 	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
 	d.saveLocked(nil)
+}
+
+// everybodyBehindLocked reports whether every other disk is in reach and has
+// nothing that this one lacks.
+func (d *Device) everybodyBehindLocked() bool {
+	for _, p := range d.peers {
+		if p == nil || p.diskless {
+			continue
+		}
+		if !p.agreed || p.disk > replication.Outdated || !(p.inSync || p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *Device) setDiskLocked(s replication.DiskState, why string) {
