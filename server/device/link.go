@@ -98,6 +98,9 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
 	}
+	if d.primary < 0 && d.change.promised != 0 {
+		f.Primary = d.change.promisedTo // it has our vote
+	}
 	if f.Primary == p.id {
 		f.Primary = replication.NoPrimary // the peer knows best
 	}
