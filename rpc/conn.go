@@ -224,7 +224,7 @@ func (c *conn) sort(raw []byte, batch *batchReply, v json.Unmarshaler) bool {
 // reject answers a message that is no request of JSON-RPC 2.0.
 func (c *conn) reject(id []byte, batch *batchReply, fault string) {
 	c.s.stats.malformed.Add(1)
-	if len(id) > 0 && (id[0] == '{' || id[0] == '[') {
+	if !goodID(id) {
 		id = nil
 	}
 	batch.expect()
@@ -235,7 +235,7 @@ func (c *conn) reject(id []byte, batch *batchReply, fault string) {
 func (c *conn) rewrite(m message, batch *batchReply) (id uint64, req []byte) {
 	req = make([]byte, 0, len(m.method)+len(m.params)+64)
 	req = append(append(req, `{"jsonrpc":"2.0","method":`...), m.method...)
-	if m.params != nil {
+	if unlessNull(m.params) != nil {
 		req = append(append(req, `,"params":`...), m.params...)
 	}
 	if m.id != nil {

@@ -50,7 +50,10 @@ func (n *Notifier) Send(note *Notification) error {
 		msg = note.legacy
 	}
 	err := n.c.out.try(msg)
-	if errors.Is(err, ErrFull) {
+	switch {
+	case err == nil:
+		n.c.s.stats.notifications.Add(1)
+	case errors.Is(err, ErrFull):
 		n.c.s.stats.dropped.Add(1)
 	}
 	return err

@@ -169,7 +169,7 @@ func (r *raw) expect(want string) {
 	got := make([]byte, len(want))
 	n, err := io.ReadFull(r, got)
 	if string(got[:n]) != want {
-		r.t.Fatalf("received %q, %v\nwant     %q", got[:n], err, want)
+		r.t.Fatalf("received %.300q, %v\nwant     %.300q", got[:n], err, want)
 	}
 }
 

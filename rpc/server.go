@@ -231,9 +231,10 @@ func (s *Server) end(call *activeCall) {
 
 // counters are the server's own statistics.
 type counters struct {
-	accepted, refused, cutOff       atomic.Uint64
-	requests, failures, timeouts    atomic.Uint64
-	panics, malformed, dropped, out atomic.Uint64
+	accepted, refused, cutOff    atomic.Uint64
+	requests, failures, timeouts atomic.Uint64
+	panics, malformed            atomic.Uint64
+	dropped, notifications       atomic.Uint64
 }
 
 // Stats are counts since the server was made.
@@ -259,6 +260,6 @@ func (s *Server) Stats() Stats {
 		Accepted: s.stats.accepted.Load(), Refused: s.stats.refused.Load(), CutOff: s.stats.cutOff.Load(),
 		Requests: s.stats.requests.Load(), Failures: s.stats.failures.Load(), Timeouts: s.stats.timeouts.Load(),
 		Panics: s.stats.panics.Load(), Malformed: s.stats.malformed.Load(),
-		Dropped: s.stats.dropped.Load(), Notifications: s.stats.out.Load(),
+		Dropped: s.stats.dropped.Load(), Notifications: s.stats.notifications.Load(),
 	}
 }
