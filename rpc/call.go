@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -152,18 +151,21 @@ func (s *Server) protected(ctx context.Context, c *Command, by Actor, in input) 
 
 // audit logs the call of an admin command.
 func (s *Server) audit(c *Command, by Actor, in input, took time.Duration, err error) {
+	outcome := "done"
+	if err != nil {
+		outcome = "failed"
+	}
 	attrs := []any{
 		"command", c.Name, "args", in.show(), "user", by.User, "pid", by.PID,
-		"took", took.Round(time.Microsecond), "outcome", "done",
+		"took", took.Round(time.Microsecond), "outcome", outcome,
 	}
 	if by.Local {
 		attrs = append(attrs, "uid", by.UID)
 	}
 	if err != nil {
-		attrs[len(attrs)-1] = "failed"
 		attrs = append(attrs, "err", err)
 	}
-	s.log.Log(context.Background(), slog.LevelInfo, "admin command", attrs...)
+	s.log.Info("admin command", attrs...)
 }
 
 // show returns the parameters for the log, shortened.
