@@ -39,16 +39,20 @@ type conn struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	legacyCtx, modernCtx context.Context // ctx, with who called and in which dialect
+
 	asJSON   atomic.Bool         // "set-options --format json" was asked for
 	slots    chan struct{}       // a token for each JSON-RPC 2.0 request in progress
 	queue    chan *legacyRequest // unixctl requests in order
+	ended    chan struct{}       // closed when reading has ended and all is answered
 	answered sync.WaitGroup      // requests that have not been answered yet
-	handlers sync.WaitGroup      // their handlers, and those that were answered for
+	handlers sync.WaitGroup      // goroutines that run handlers, in time or late
 
 	// Touched by the reading goroutine only.
 	batch      [][]byte    // elements of a batch that were not delivered yet
 	collecting *batchReply // of that batch
 	spokeOld   bool        // the last message was of the unixctl dialect
+	answering  bool        // answerLegacy was started
 
 	mu      sync.Mutex
 	pending map[uint64]pendingReply // by the number the library knows, guarded by mu
@@ -83,14 +87,17 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn) (*conn, error) {
 	actor.Conn = s.connSeq.Add(1)
 	actor.Role = s.opts.Authorize(actor)
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	return &conn{
+	c := &conn{
 		s: s, nc: nc, actor: actor, ctx: ctx, cancel: cancel,
 		in:      frame.NewReader(nc, frame.Limits{Size: s.lim.RequestBytes, Depth: s.lim.Depth}),
 		out:     newOutbox(s.lim.QueueBytes),
 		slots:   make(chan struct{}, s.lim.InProgress),
 		queue:   make(chan *legacyRequest, legacyAhead),
+		ended:   make(chan struct{}),
 		pending: make(map[uint64]pendingReply),
-	}, nil
+	}
+	c.legacyCtx, c.modernCtx = c.callContext(true), c.callContext(false)
+	return c, nil
 }
 
 // serveConn serves nc to its end, and then waits for handlers that had to be
@@ -127,8 +134,8 @@ func handshake(ctx context.Context, nc net.Conn) error {
 	return h.HandshakeContext(ctx)
 }
 
-// serve runs the connection: the library's goroutine reads, one writes, this
-// one answers the unixctl dialect. It returns when all is answered and sent.
+// serve runs the connection: the library's goroutine reads, one writes, one
+// answers the unixctl dialect. It returns when all is answered and sent.
 func (c *conn) serve(ctx context.Context) {
 	defer c.cancel(errGone)
 	stop := context.AfterFunc(ctx, func() {
@@ -139,8 +146,8 @@ func (c *conn) serve(ctx context.Context) {
 
 	var writer sync.WaitGroup
 	writer.Go(c.write)
-	lib := jsonrpc2.NewConn(context.WithoutCancel(ctx), c, c, jsonrpc2.SetLogger(libraryLog{c.s.log}))
-	c.answerLegacy(lib.DisconnectNotify())
+	jsonrpc2.NewConn(context.WithoutCancel(ctx), c, c, jsonrpc2.SetLogger(libraryLog{c.s.log}))
+	<-c.ended
 	c.out.close()
 	writer.Wait()
 }
@@ -158,9 +165,12 @@ func (c *conn) write() {
 	c.nc.SetReadDeadline(time.Unix(1, 0))
 }
 
-// Close is what the library calls when reading has ended. The connection goes
-// on until its replies are sent.
-func (c *conn) Close() error { return nil }
+// Close is what the library calls, once, when reading has ended. The connection
+// goes on until its replies are sent.
+func (c *conn) Close() error {
+	close(c.ended)
+	return nil
+}
 
 // ReadObject hands the library the next JSON-RPC 2.0 request. It returns
 // io.EOF when no more will come and all that came is answered.
@@ -363,14 +373,17 @@ func (c *conn) Handle(_ context.Context, lib *jsonrpc2.Conn, req *jsonrpc2.Reque
 			WithData(api.LimitDetail{Limit: "in_progress", Value: int64(cap(c.slots))}))
 		return
 	}
-	c.answered.Go(func() {
-		defer func() { <-c.slots }()
-		var in input
-		if req.Params != nil {
-			in.raw = *req.Params
-		}
-		r, err := c.call(c.callContext(false), req.Method, in)
-		c.replyModern(lib, req, r, err)
+	var in input
+	if req.Params != nil {
+		in.raw = *req.Params
+	}
+	c.answered.Add(1)
+	c.handlers.Go(func() {
+		c.call(c.modernCtx, req.Method, in, func(r result, err error) {
+			defer c.answered.Done()
+			c.replyModern(lib, req, r, err)
+			<-c.slots
+		}, nil)
 	})
 }
 
@@ -391,8 +404,9 @@ func (c *conn) acquire() bool {
 	return false
 }
 
+// callContext returns the context of the connection's commands in a dialect.
 func (c *conn) callContext(legacy bool) context.Context {
-	return context.WithValue(c.ctx, connKey, &Notifier{c, legacy})
+	return context.WithValue(c.ctx, callerKey{}, &caller{c.actor, &Notifier{c, legacy}})
 }
 
 func (c *conn) replyModern(lib *jsonrpc2.Conn, req *jsonrpc2.Request, r result, err error) {
@@ -419,6 +433,10 @@ func (c *conn) replyModern(lib *jsonrpc2.Conn, req *jsonrpc2.Request, r result, 
 
 // acceptLegacy queues a unixctl request behind those that came before it.
 func (c *conn) acceptLegacy(req *legacyRequest) {
+	if !c.answering {
+		c.answering = true
+		c.handlers.Go(c.answerLegacy)
+	}
 	c.answered.Add(1)
 	select {
 	case c.queue <- req:
@@ -428,35 +446,48 @@ func (c *conn) acceptLegacy(req *legacyRequest) {
 }
 
 // answerLegacy answers unixctl requests, one after the other, until reading
-// has ended, which it does when they are all answered.
-func (c *conn) answerLegacy(ended <-chan struct{}) {
+// has ended, which it does when they are all answered. If one had to be
+// answered in its handler's stead, another goroutine has taken over by the time
+// the handler returns.
+func (c *conn) answerLegacy() {
 	for {
 		select {
 		case req := <-c.queue:
-			c.out.push(c.legacyAnswer(req))
-			c.answered.Done()
-		case <-ended:
+			if !c.answerOne(req) {
+				return
+			}
+		case <-c.ended:
 			return
 		}
 	}
 }
 
-func (c *conn) legacyAnswer(req *legacyRequest) []byte {
+// answerOne answers a request and reports whether its handler was in time.
+func (c *conn) answerOne(req *legacyRequest) bool {
 	if req.fault != "" {
 		c.s.stats.malformed.Add(1)
-		return legacyError(req.id, req.fault, c.asJSON.Load())
+		c.out.push(legacyError(req.id, req.fault, c.asJSON.Load()))
+		c.answered.Done()
+		return true
 	}
-	r, err := c.call(c.callContext(true), req.method, input{args: req.args, bad: req.bad})
-	if err == nil && !c.asJSON.Load() {
-		return legacyText(req.id, r.text())
+	return c.call(c.legacyCtx, req.method, input{args: req.args, bad: req.bad}, func(r result, err error) {
+		c.out.push(c.legacyReply(req.id, r, err))
+		c.answered.Done()
+	}, c.answerLegacy)
+}
+
+func (c *conn) legacyReply(id []byte, r result, err error) []byte {
+	asJSON := c.asJSON.Load()
+	if err == nil && !asJSON {
+		return legacyText(id, r.text())
 	}
 	if err == nil {
 		var msg []byte
-		if msg, err = legacyJSON(req.id, r); err == nil {
+		if msg, err = legacyJSON(id, r); err == nil {
 			return msg
 		}
 	}
-	return legacyError(req.id, wireError(err).Message, c.asJSON.Load())
+	return legacyError(id, wireError(err).Message, asJSON)
 }
 
 // libraryLog takes what the JSON-RPC library has to say.

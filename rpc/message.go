@@ -39,7 +39,7 @@ func unlessNull(value []byte) []byte {
 func look(obj []byte) message {
 	var m message
 	for key, value := range frame.Members(obj) {
-		switch plainKey(key) {
+		switch string(plainKey(key)) {
 		case `"jsonrpc"`:
 			m.version = value
 		case `"id"`:
@@ -62,15 +62,15 @@ func look(obj []byte) message {
 }
 
 // plainKey returns a quoted key without escapes that it need not have.
-func plainKey(key []byte) string {
-	if !bytes.ContainsRune(key, '\\') {
-		return string(key)
+func plainKey(key []byte) []byte {
+	if bytes.IndexByte(key, '\\') < 0 {
+		return key
 	}
 	name, err := frame.Unquote(key)
 	if err != nil {
-		return string(key)
+		return key
 	}
-	return string(frame.AppendQuote(nil, name))
+	return frame.AppendQuote(nil, name)
 }
 
 // modern reports whether the message claims to be JSON-RPC 2.0 or later: the

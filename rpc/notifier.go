@@ -20,8 +20,11 @@ type Notifier struct {
 // NotifierFrom returns the notifier of the connection whose command runs under
 // ctx; false where there is no connection.
 func NotifierFrom(ctx context.Context) (*Notifier, bool) {
-	n, ok := ctx.Value(connKey).(*Notifier)
-	return n, ok
+	c, ok := callerFrom(ctx)
+	if !ok {
+		return nil, false
+	}
+	return c.notify, true
 }
 
 // Notify pushes one notification to the client whose command runs under ctx.
