@@ -41,6 +41,8 @@ type conn struct {
 
 	legacyCtx, modernCtx context.Context // ctx, with who called and in which dialect
 
+	followers atomic.Int32 // goroutines of Notifier.Go
+
 	asJSON   atomic.Bool         // "set-options --format json" was asked for
 	slots    chan struct{}       // a token for each JSON-RPC 2.0 request in progress
 	queue    chan *legacyRequest // unixctl requests in order

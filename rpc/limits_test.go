@@ -448,6 +448,93 @@ func TestNotificationsToAClientThatDoesNotRead(t *testing.T) {
 	})
 }
 
+// Goroutines of a connection end with it, and are bounded.
+func TestGoroutinesOfASubscription(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan error, 2*maxFollowers)
+		sub := Command{Name: "subscribe", Doc: "Subscribe.", Do: Text(func(ctx context.Context, _ Actor, _ []string) (string, error) {
+			n, _ := NotifierFrom(ctx)
+			return "", n.Go(func(ctx context.Context) {
+				<-ctx.Done()
+				ended <- context.Cause(ctx)
+			})
+		})}
+		s, ln := servePipe(t, ServerOptions{}, sub)
+		nc := ln.connect()
+		for range maxFollowers {
+			send(t, nc, `{"jsonrpc":"2.0","id":1,"method":"subscribe"}`)
+			expect(t, nc, `{"jsonrpc":"2.0","id":1,"result":""}`+"\n")
+		}
+		send(t, nc, `{"id":1,"method":"subscribe","params":[]}`)
+		expect(t, nc, `{"id":1,"error":"the connection has 16 subscriptions, as many as it may\n"}`)
+		nc.Close()
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+		if n := len(ended); n != maxFollowers {
+			t.Errorf("%d have ended", n)
+		}
+	})
+}
+
+// Commands that hang, on any number of connections, hold up no other.
+func TestHungCommandsHoldUpNobodyElse(t *testing.T) {
+	b := newBlocking("block", time.Hour)
+	s := serve(t, ServerOptions{}, b.Command)
+	const n = 200
+	for range n {
+		s.raw(t).send(`{"id":1,"method":"block","params":[]}`)
+	}
+	for range n {
+		receive(t, b.began, "the commands to begin")
+	}
+	if got := s.exchange(t, `{"id":1,"method":"echo","params":["x"]}`); got != `{"id":1,"result":"x\n","error":null}` {
+		t.Errorf("received %s", got)
+	}
+}
+
+// Remote clients are known by the name in their certificate.
+func TestRolesByCertificate(t *testing.T) {
+	ln := newPipeListener()
+	s := serveOn(t, ln, "", ServerOptions{Authorize: Policy{AdminNames: []string{"boss"}, ReadNames: []string{"eye"}}.Role})
+	for name, want := range map[string]string{
+		"boss": `{"id":1,"result":"boss admin\n","error":null}`,
+		"eye":  `{"id":1,"result":"eye read\n","error":null}`,
+		"else": `{"id":1,"error":"\"whoami\" needs the read role; certificate \"else\" has no role\n"}`,
+		"":     `{"id":1,"error":"\"whoami\" needs the read role; an unknown user has no role\n"}`,
+	} {
+		ours, theirs := net.Pipe()
+		ln.conns <- certified{theirs, name}
+		send(t, ours, `{"id":1,"method":"whoami","params":[]}`)
+		expect(t, ours, want)
+		ours.Close()
+	}
+	ours, theirs := net.Pipe()
+	ln.conns <- certified{theirs, "unshaken"}
+	if _, err := ours.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a failed handshake is served: %v", err)
+	}
+	s.stop()
+	if !strings.Contains(s.log.String(), "TLS handshake: bad certificate") {
+		t.Errorf("the log:\n%s", s.log)
+	}
+}
+
+// certified is a connection whose other side proves its name.
+type certified struct {
+	net.Conn
+	name string
+}
+
+func (c certified) PeerName() string { return c.name }
+
+func (c certified) HandshakeContext(context.Context) error {
+	if c.name == "unshaken" {
+		return errors.New("bad certificate")
+	}
+	return nil
+}
+
 func TestStopSendsTheRepliesOfCommandsInProgress(t *testing.T) {
 	var s *testServer
 	stopping := make(chan struct{})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/rpc/frame"
 )
 
@@ -65,9 +66,29 @@ func (n *Notifier) Send(note *Notification) error {
 // Done is closed when the connection ends.
 func (n *Notifier) Done() <-chan struct{} { return n.c.ctx.Done() }
 
-// Room receives once there is room again after a Send that returned ErrFull.
-// It has one receiver at most.
-func (n *Notifier) Room() <-chan struct{} { return n.c.out.room }
+// Room returns a channel that is closed once there is room again after a Send
+// that returned ErrFull; it is closed at once if there has been since.
+func (n *Notifier) Room() <-chan struct{} { return n.c.out.hasRoom() }
+
+// maxFollowers bounds the goroutines of Go, on one connection.
+const maxFollowers = 16
+
+// Go runs do in a goroutine that belongs to the connection: its context ends
+// with the connection, which waits for it to return. It may be called only
+// while the command that the notifier was taken from runs. A connection has
+// sixteen such goroutines at most.
+func (n *Notifier) Go(do func(ctx context.Context)) error {
+	if n.c.followers.Add(1) > maxFollowers {
+		n.c.followers.Add(-1)
+		return api.Errorf(api.CodeBusy, "the connection has %d subscriptions, as many as it may", maxFollowers).
+			WithData(api.LimitDetail{Limit: "subscriptions", Value: maxFollowers})
+	}
+	n.c.handlers.Go(func() {
+		defer n.c.followers.Add(-1)
+		do(n.c.ctx)
+	})
+	return nil
+}
 
 // A Notification is encoded and ready to be sent to any number of clients.
 type Notification struct{ modern, legacy []byte }

@@ -311,3 +311,12 @@ func (s *Session) Call(ctx context.Context, method string, params, result any) e
 	}
 	return c.Call(ctx, method, params, result)
 }
+
+// CallText is Client.CallText in the same way.
+func (s *Session) CallText(ctx context.Context, method string, args ...string) (string, error) {
+	c, err := s.Client(ctx)
+	if err != nil {
+		return "", err
+	}
+	return c.CallText(ctx, method, args...)
+}

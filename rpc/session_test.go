@@ -240,8 +240,8 @@ func TestSessionRefusedByOnConnectTriesAgain(t *testing.T) {
 			}
 			return nil
 		}})
-		if err := s.Call(t.Context(), "echo", nil, nil); err != nil || n != 3 {
-			t.Errorf("%v after %d", err, n)
+		if text, err := s.CallText(t.Context(), "echo", "x"); text != "x\n" || err != nil || n != 3 {
+			t.Errorf("%q, %v after %d", text, err, n)
 		}
 		if d := since0(); d > 3*time.Second || d < time.Second {
 			t.Errorf("with jitter it took %v", d)
