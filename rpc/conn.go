@@ -142,7 +142,7 @@ func (c *conn) serve(ctx context.Context) {
 	defer c.cancel(errGone)
 	stop := context.AfterFunc(ctx, func() {
 		c.cancel(errStopping)
-		c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+		c.nc.SetReadDeadline(past) // wakes the reader
 	})
 	defer stop()
 
@@ -164,7 +164,7 @@ func (c *conn) write() {
 		c.s.log.Warn("control connection cut off: its client does not read", "actor", c.actor.String(), "pid", c.actor.PID)
 	}
 	c.cancel(errGone)
-	c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.nc.SetReadDeadline(past)
 }
 
 // Close is what the library calls, once, when reading has ended. The connection
@@ -442,9 +442,21 @@ func (c *conn) acceptLegacy(req *legacyRequest) {
 	c.answered.Add(1)
 	select {
 	case c.queue <- req:
-	case <-c.ctx.Done():
-		c.answered.Done()
+		return
+	default:
 	}
+	enqueue := func() {
+		select {
+		case c.queue <- req:
+		case <-c.ctx.Done():
+			c.answered.Done()
+		}
+	}
+	if _, ok := c.nc.(*net.UnixConn); ok {
+		c.watchWhile(enqueue) // nobody reads until there is room, so nobody would see the end
+		return
+	}
+	enqueue()
 }
 
 // answerLegacy answers unixctl requests, one after the other, until reading

@@ -219,6 +219,7 @@ func TestClientThatGoesAwayCancelsItsCommand(t *testing.T) {
 		"unixctl":           `{"id":1,"method":"block","params":[]}`,
 		"JSON-RPC 2.0":      `{"jsonrpc":"2.0","id":1,"method":"block"}`,
 		"with more to come": `{"id":1,"method":"block","params":[]}` + strings.Repeat(`{"id":2,"method":"echo","params":[]}`, 10),
+		"with much to come": `{"id":1,"method":"block","params":[]}` + strings.Repeat(`{"id":2,"method":"echo","params":[]}`, 1000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBlocking("block", time.Hour)
