@@ -41,7 +41,8 @@ type conn struct {
 
 	legacyCtx, modernCtx context.Context // ctx, with who called and in which dialect
 
-	followers atomic.Int32 // goroutines of Notifier.Go
+	followers atomic.Int32   // how many goroutines of Notifier.Go there are
+	following sync.WaitGroup // those goroutines
 
 	asJSON   atomic.Bool         // "set-options --format json" was asked for
 	slots    chan struct{}       // a token for each JSON-RPC 2.0 request in progress
@@ -142,7 +143,8 @@ func (c *conn) serve(ctx context.Context) {
 	defer c.cancel(errGone)
 	stop := context.AfterFunc(ctx, func() {
 		c.cancel(errStopping)
-		c.nc.SetReadDeadline(past) // wakes the reader
+		c.nc.SetReadDeadline(past)                          // wakes the reader
+		time.AfterFunc(2*lastWord, func() { c.nc.Close() }) // of a client that does not read
 	})
 	defer stop()
 

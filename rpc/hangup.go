@@ -77,14 +77,18 @@ func (c *conn) brokenReply(err error) []byte {
 }
 
 // awaitAnswers waits until all requests that were read are answered. Where the
-// client closed its side it also watches whether the client goes away, which
-// cancels its commands.
+// client closed its side, and perhaps only the sending half of it, it also
+// waits for subscriptions, and watches whether the client goes away, which
+// cancels all that.
 func (c *conn) awaitAnswers(closed bool) {
-	if closed {
-		c.watchWhile(c.answered.Wait)
+	if !closed {
+		c.answered.Wait()
 		return
 	}
-	c.answered.Wait()
+	c.watchWhile(func() {
+		c.answered.Wait()
+		c.following.Wait()
+	})
 }
 
 // watchWhile waits for wait to return, and meanwhile watches whether the client

@@ -147,7 +147,7 @@ func TestHandlerThatHangs(t *testing.T) {
 			t.Errorf("%d commands are in progress", n)
 		}
 		err := s.stop()
-		if err == nil || err.Error() != "commands that do not end: hang" {
+		if err == nil || err.Error() != "0 connections do not end; commands in progress: hang" {
 			t.Errorf("Serve returned %v", err)
 		}
 		close(release)
@@ -473,6 +473,54 @@ func TestGoroutinesOfASubscription(t *testing.T) {
 		if n := len(ended); n != maxFollowers {
 			t.Errorf("%d have ended", n)
 		}
+	})
+}
+
+// A subscriber that closed its sending half is still notified, until it is gone.
+func TestHalfClosedSubscriber(t *testing.T) {
+	ended := make(chan error, 1)
+	tick := make(chan struct{})
+	sub := Command{Name: "subscribe", Doc: "Subscribe.", Do: Text(func(ctx context.Context, _ Actor, _ []string) (string, error) {
+		n, _ := NotifierFrom(ctx)
+		return "", n.Go(func(ctx context.Context) {
+			for {
+				select {
+				case <-tick:
+					n.Notify("event", []int{1})
+				case <-ctx.Done():
+					ended <- context.Cause(ctx)
+					return
+				}
+			}
+		})
+	})}
+	s := serve(t, ServerOptions{}, sub)
+	r := s.raw(t)
+	r.send(`{"jsonrpc":"2.0","id":1,"method":"subscribe"}`)
+	r.CloseWrite()
+	r.expect(`{"jsonrpc":"2.0","id":1,"result":""}` + "\n")
+	for range 3 {
+		tick <- struct{}{}
+		r.expect(`{"jsonrpc":"2.0","method":"event","params":[1]}` + "\n")
+	}
+	r.Close()
+	if err := receive(t, ended, "the subscription to end"); !errors.Is(err, &api.Error{Code: api.CodeCancelled}) {
+		t.Errorf("it ended because of %v", err)
+	}
+}
+
+// A client that does not read does not keep the server from stopping.
+func TestStopWhileAClientDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ln := servePipe(t, ServerOptions{Limits: Limits{QueueBytes: 1}})
+		nc := ln.connect()
+		send(t, nc, strings.Repeat(`{"id":1,"method":"echo","params":["x"]}`, 10))
+		synctest.Wait()
+		start := time.Now()
+		if err := s.stop(); err != nil || time.Since(start) > 2*lastWord {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		nc.Close()
 	})
 }
 

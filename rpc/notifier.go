@@ -74,7 +74,8 @@ func (n *Notifier) Room() <-chan struct{} { return n.c.out.hasRoom() }
 const maxFollowers = 16
 
 // Go runs do in a goroutine that belongs to the connection: its context ends
-// with the connection, which waits for it to return. It may be called only
+// with the connection, which waits for it to return. A client that closes its
+// sending half goes on being notified meanwhile. It may be called only
 // while the command that the notifier was taken from runs. A connection has
 // sixteen such goroutines at most.
 func (n *Notifier) Go(do func(ctx context.Context)) error {
@@ -83,7 +84,9 @@ func (n *Notifier) Go(do func(ctx context.Context)) error {
 		return api.Errorf(api.CodeBusy, "the connection has %d subscriptions, as many as it may", maxFollowers).
 			WithData(api.LimitDetail{Limit: "subscriptions", Value: maxFollowers})
 	}
+	n.c.following.Add(1)
 	n.c.handlers.Go(func() {
+		defer n.c.following.Done()
 		defer n.c.followers.Add(-1)
 		do(n.c.ctx)
 	})

@@ -197,7 +197,8 @@ func (s *Server) await(conns *sync.WaitGroup) error {
 	case <-done:
 		return nil
 	case <-limit.C:
-		return fmt.Errorf("commands that do not end: %s", strings.Join(s.inProgress(), ", "))
+		return fmt.Errorf("%d connections do not end; commands in progress: %s",
+			len(s.conns), strings.Join(s.inProgress(), ", "))
 	}
 }
 
