@@ -68,17 +68,6 @@ type pendingReply struct {
 	batch *batchReply // nil for a request on its own
 }
 
-// batchReply collects the replies of a batch.
-type batchReply struct {
-	mu    sync.Mutex
-	left  int    // replies to come, and one while the batch is being read; guarded by mu
-	reply []byte // guarded by mu
-}
-
-// legacyAhead is how many unixctl requests are read ahead of the one in
-// progress. What is beyond stays in the socket.
-const legacyAhead = 64
-
 // handshakeTimeout bounds the TLS handshake of a remote client.
 const handshakeTimeout = 10 * time.Second
 
@@ -310,63 +299,6 @@ func (c *conn) reply(p pendingReply, msg []byte) error {
 	return c.out.push(append(msg, '\n'))
 }
 
-// beginBatch takes a batch apart. Its bytes are copied: they must outlast the
-// next read.
-func (c *conn) beginBatch(raw []byte) {
-	raw = append([]byte(nil), raw...)
-	for e := range frame.Elements(raw) {
-		if c.batch = append(c.batch, e); len(c.batch) > c.s.lim.Batch {
-			c.batch = nil
-			c.reject(nil, nil, fmt.Sprintf("a batch may hold at most %d requests", c.s.lim.Batch))
-			return
-		}
-	}
-	if len(c.batch) == 0 {
-		c.reject(nil, nil, "the batch is empty")
-		return
-	}
-	c.collecting = &batchReply{left: 1}
-}
-
-// endBatch lets go of a batch that was delivered whole; what has been answered
-// by now, or all of it later, goes out.
-func (c *conn) endBatch() {
-	if c.collecting == nil {
-		return
-	}
-	if msg := c.collecting.add(nil); msg != nil {
-		c.out.push(append(msg, '\n'))
-	}
-	c.collecting = nil
-}
-
-// expect counts a reply that will come. A request on its own has no batch.
-func (b *batchReply) expect() {
-	if b == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.left++
-}
-
-// add adds a reply, or nothing, and returns the whole when it was the last.
-func (b *batchReply) add(msg []byte) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if msg != nil {
-		sep := byte(',')
-		if b.reply == nil {
-			sep = '['
-		}
-		b.reply = append(append(b.reply, sep), msg...)
-	}
-	if b.left--; b.left > 0 || b.reply == nil {
-		return nil
-	}
-	return append(b.reply, ']')
-}
-
 // Handle runs a JSON-RPC 2.0 request that the library has read. It waits for
 // one of the connection's slots, so that a client that sends faster than its
 // commands run is slowed down, and one whose commands hang is told.
@@ -433,77 +365,6 @@ func (c *conn) replyModern(lib *jsonrpc2.Conn, req *jsonrpc2.Request, r result, 
 	if err := lib.SendResponse(c.ctx, resp); err != nil && !errors.Is(err, ErrGone) {
 		c.s.log.Debug("cannot send a reply", "method", req.Method, "err", err)
 	}
-}
-
-// acceptLegacy queues a unixctl request behind those that came before it.
-func (c *conn) acceptLegacy(req *legacyRequest) {
-	if !c.answering {
-		c.answering = true
-		c.handlers.Go(c.answerLegacy)
-	}
-	c.answered.Add(1)
-	select {
-	case c.queue <- req:
-		return
-	default:
-	}
-	enqueue := func() {
-		select {
-		case c.queue <- req:
-		case <-c.ctx.Done():
-			c.answered.Done()
-		}
-	}
-	if _, ok := c.nc.(*net.UnixConn); ok {
-		c.watchWhile(enqueue) // nobody reads until there is room, so nobody would see the end
-		return
-	}
-	enqueue()
-}
-
-// answerLegacy answers unixctl requests, one after the other, until reading
-// has ended, which it does when they are all answered. If one had to be
-// answered in its handler's stead, another goroutine has taken over by the time
-// the handler returns.
-func (c *conn) answerLegacy() {
-	for {
-		select {
-		case req := <-c.queue:
-			if !c.answerOne(req) {
-				return
-			}
-		case <-c.ended:
-			return
-		}
-	}
-}
-
-// answerOne answers a request and reports whether its handler was in time.
-func (c *conn) answerOne(req *legacyRequest) bool {
-	if req.fault != "" {
-		c.s.stats.malformed.Add(1)
-		c.out.push(legacyError(req.id, req.fault, c.asJSON.Load()))
-		c.answered.Done()
-		return true
-	}
-	return c.call(c.legacyCtx, req.method, input{args: req.args, bad: req.bad}, func(r result, err error) {
-		c.out.push(c.legacyReply(req.id, r, err))
-		c.answered.Done()
-	}, c.answerLegacy)
-}
-
-func (c *conn) legacyReply(id []byte, r result, err error) []byte {
-	asJSON := c.asJSON.Load()
-	if err == nil && !asJSON {
-		return legacyText(id, r.text())
-	}
-	if err == nil {
-		var msg []byte
-		if msg, err = legacyJSON(id, r); err == nil {
-			return msg
-		}
-	}
-	return legacyError(id, wireError(err).Message, asJSON)
 }
 
 // libraryLog takes what the JSON-RPC library has to say.
