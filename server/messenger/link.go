@@ -214,9 +214,10 @@ func (l *link) wrote(st *stream, n int) {
 	if l.st != st {
 		return
 	}
-	l.sentFrames.Add(uint64(l.q.advance(n)))
+	frames := l.q.advance(n)
+	l.sentFrames.Add(uint64(frames))
 	l.queued.Store(l.q.bytes)
-	if l.kind == wire.Meta {
+	if frames > 0 && l.kind == wire.Meta {
 		l.s.sentMeta.Store(int64(l.s.p.m.clock()))
 	}
 }
@@ -259,6 +260,7 @@ func (l *link) buildUrgent() {
 	}
 	if u.ping {
 		p := u.promise
+		l.s.sentMeta.Store(int64(l.s.p.m.clock()))
 		l.appendUrgent(wire.Ping, nil, uint64(l.s.p.m.clock()), uint64(p.Tick.Milliseconds()), uint64(p.Pings))
 	}
 	if u.pong {

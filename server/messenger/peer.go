@@ -333,7 +333,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		return
 	}
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
-	if r, over := overBecause(err); over {
+	if r, over := overBecause(err); over && (r.Code != ReasonClosed || s.silenced()) {
 		p.endSession(s, r)
 		return
 	}
@@ -611,7 +611,7 @@ func (p *peer) probe(s *Session) {
 		err := p.m.probe(s.ctx, *p.cfg.Load())
 		p.post(func() {
 			p.probing = false
-			if p.s == s && s.up && refused(err) && s.cut() {
+			if p.s == s && s.up && refused(err) && s.silenced() {
 				r, _ := overBecause(err)
 				p.endSession(s, r)
 			}
@@ -623,6 +623,10 @@ func (p *peer) probe(s *Session) {
 func (s *Session) cut() bool {
 	return !s.links[0].downSince.IsZero() || !s.links[1].downSince.IsZero()
 }
+
+// silenced reports whether the meta link has no connection. Before that a
+// refused connection proves nothing yet: a Goodbye may still be on its way.
+func (s *Session) silenced() bool { return !s.links[wire.Meta].downSince.IsZero() }
 
 // knock tells the node that dials us that we are there.
 func (p *peer) knock() {
@@ -695,23 +699,25 @@ func (p *peer) release(s *Session, hard bool) {
 	}
 }
 
-// sayGoodbye sends m if the socket takes it at once.
+// goodbyeTime is how long an ending session waits for its Goodbye to be sent.
+const goodbyeTime = 100 * time.Millisecond
+
+// sayGoodbye sends m, if the socket takes it within a moment.
 func (l *link) sayGoodbye(m *wire.GoodbyeMsg) {
 	l.hurry(func(u *urgent) { u.bye = m })
+	late := false
+	timer := time.AfterFunc(goodbyeTime, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		late = true
+		l.idle.Broadcast()
+	})
+	defer timer.Stop()
 	l.mu.Lock()
-	st := l.st
-	l.mu.Unlock()
-	if st == nil || st.raw != nil {
-		return
-	}
-	// The writer goroutine sends it; it is given a moment.
-	deadline := time.Now().Add(100 * time.Millisecond)
-	_ = st.c.SetWriteDeadline(deadline)
-	l.mu.Lock()
-	for st.writing && st.err == nil {
+	defer l.mu.Unlock()
+	for l.st != nil && l.st.writing && l.st.err == nil && !late {
 		l.idle.Wait()
 	}
-	l.mu.Unlock()
 }
 
 // answer tells those who wait for the node to come up how it went.

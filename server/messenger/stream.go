@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -197,12 +198,15 @@ func (st *stream) unread() int {
 func (st *stream) close(hard bool) {
 	st.closeOnce.Do(func() {
 		close(st.closed)
-		if hard {
-			if tc, ok := st.c.(*net.TCPConn); ok {
-				_ = tc.SetLinger(0) // best effort: the close below counts
-			}
+		c := st.c
+		// TLS would wait to say that it closes; a Goodbye has said more.
+		if t, ok := c.(*tls.Conn); ok {
+			c = t.NetConn()
 		}
-		_ = st.c.Close() // the connection is given up whatever Close says
+		if tc, ok := c.(*net.TCPConn); ok && hard {
+			_ = tc.SetLinger(0) // best effort: the close below counts
+		}
+		_ = c.Close() // the connection is given up whatever Close says
 	})
 }
 
@@ -231,7 +235,7 @@ func tune(c net.Conn, sendBuffer int, userTimeout time.Duration) {
 
 // hungUp reports whether the error of a read means that the peer closed the
 // connection in the way that the end of its process does.
-func hungUp(err error) bool { return errors.Is(err, io.EOF) }
+func hungUp(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
 // refused reports whether nobody listens at the peer's address.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
