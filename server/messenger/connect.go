@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -209,8 +208,9 @@ func (m *Messenger) turnDown(o *offer, err error) {
 		o.refuse(r)
 	default:
 		_ = o.c.Close()
-		// Who connects and hangs up is a probe, and no news.
-		if len(o.rawHello) == 0 && (errors.Is(err, io.EOF) || m.ctx.Err() != nil) {
+		// Who hangs up has his reasons, and is told nothing: a probe, or a dialer
+		// whose other link was refused.
+		if hungUp(err) || gone(err) || m.ctx.Err() != nil {
 			return
 		}
 		r = refusal(wire.RefuseProtocol, "the handshake was not finished: %v", err)

@@ -323,3 +323,14 @@ func (b *bed) relisten(i int) {
 	}
 	b.opts[i].Listener = ln
 }
+
+func (n *node) countEvents(kind string) (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.events {
+		if e.Type == kind {
+			count++
+		}
+	}
+	return count
+}

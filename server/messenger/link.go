@@ -68,9 +68,12 @@ type urgent struct {
 	echo    uint64
 	ack     bool
 	bye     *wire.GoodbyeMsg
+	hints   [][]byte // payloads of NodeMsg
 }
 
-func (u *urgent) any() bool { return u.ping || u.pong || u.ack || u.bye != nil }
+func (u *urgent) any() bool {
+	return u.ping || u.pong || u.ack || u.bye != nil || len(u.hints) > 0
+}
 
 func newLink(s *Session, kind wire.Link) *link {
 	l := &link{s: s, kind: kind}
@@ -266,9 +269,12 @@ func (l *link) buildUrgent() {
 	if u.pong {
 		l.appendUrgent(wire.Pong, nil, u.echo, 0, 0)
 	}
+	for _, p := range u.hints {
+		l.appendUrgent(wire.NodeMsg, p, 0, 0, 0)
+	}
 	if u.bye != nil {
 		l.appendUrgent(wire.Goodbye, u.bye.Append(nil), 0, 0, 0)
-	} else if u.ack && !u.ping && !u.pong {
+	} else if u.ack && !u.ping && !u.pong && len(u.hints) == 0 {
 		l.appendUrgent(wire.SessAck, nil, 0, 0, 0)
 	}
 	*u = urgent{}

@@ -530,6 +530,8 @@ func (p *peer) linkDown(l *link, st *stream, err error) {
 	}
 	l.detach(true)
 	p.markDown(s, l, err)
+	p.probes.reset()
+	p.probeAt = time.Time{}
 	if s.relinking {
 		return
 	}

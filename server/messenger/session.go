@@ -146,6 +146,28 @@ func (s *Session) send(h *wire.Header, payload []byte, buf *block.Buf, b *block.
 	}
 }
 
+// Bounds of hints.
+const (
+	maxHints = 16
+	maxHint  = 1024
+)
+
+// SendHint sends a NodeMsg whose loss does no harm, such as a load figure. It
+// goes ahead of what is queued, outside the stream: it is not kept, not sent
+// again after a cut, and dropped if the link is cut or too many wait. It
+// reports whether it was taken.
+func (s *Session) SendHint(m *wire.NodeMsgBody) (taken bool) {
+	if s.dead.Load() || len(m.Body) > maxHint {
+		return false
+	}
+	s.links[wire.Meta].hurry(func(u *urgent) {
+		if taken = len(u.hints) < maxHints; taken {
+			u.hints = append(u.hints, m.Append(nil))
+		}
+	})
+	return taken
+}
+
 // Unacked yields the frames of a link that the peer has not acked, oldest
 // first. It is for use within SessionDown: nothing is sent then any more, and
 // nothing is dropped before SessionDown returns.
@@ -416,6 +438,10 @@ func (s *Session) control(l *link, f *wire.Frame, b *block.Batch) error {
 			s.rtt.Store(int64(d))
 		}
 	case wire.SessAck:
+	case wire.NodeMsg:
+		if !s.dead.Load() {
+			s.p.m.opt.Handler.HandleFrame(s, f, b)
+		}
 	case wire.Goodbye:
 		var bye wire.GoodbyeMsg
 		if err := bye.Decode(f.Payload); err != nil {

@@ -25,6 +25,7 @@ type simNet struct {
 	delay     time.Duration
 	dials     map[[2]string]int
 	resetAt   func(c *simConn) int // bytes after which a new connection is reset; 0: never
+	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
 }
 
 func newSimNet() *simNet {
@@ -101,6 +102,9 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 		b := &simConn{in: ab, out: ba, local: to, remote: from}
 		if n.resetAt != nil {
 			a.budget = n.resetAt(a)
+		}
+		if n.flipAt != nil {
+			a.flip = n.flipAt(a)
 		}
 		n.conns = append(n.conns, a)
 		l.queue <- b
@@ -309,6 +313,7 @@ type simConn struct {
 	rd, wd        simDeadline
 
 	mu     sync.Mutex
+	flip   int // bytes until one is damaged
 	budget int // bytes in either direction until the connection is reset; 0: no limit
 }
 
@@ -339,12 +344,29 @@ func (c *simConn) Read(b []byte) (int, error) {
 
 func (c *simConn) Write(b []byte) (int, error) {
 	pass, broken := c.spend(len(b))
-	n, err := c.out.write(b[:pass], &c.wd)
+	n, err := c.out.write(c.damage(b[:pass]), &c.wd)
 	if broken && err == nil {
 		c.breakOff()
 		err = errSimReset
 	}
 	return n, err
+}
+
+// damage turns over a bit of the byte that flip names.
+func (c *simConn) damage(b []byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flip == 0 {
+		return b
+	}
+	if c.flip > len(b) {
+		c.flip -= len(b)
+		return b
+	}
+	b = append([]byte(nil), b...)
+	b[c.flip-1] ^= 0x10
+	c.flip = 0
+	return b
 }
 
 func (c *simConn) breakOff() {
@@ -396,7 +418,7 @@ func simBed(t *testing.T, n int, change func(i int, o *Options)) (*bed, *simNet)
 	return b, sn
 }
 
-// at runs f when that much virtual time has passed since the start.
+// since is when after start an event of the kind came; -1: it did not.
 func since(start time.Time, n *node, kind string) (time.Duration, cluster.Event) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -237,5 +237,10 @@ func tune(c net.Conn, sendBuffer int, userTimeout time.Duration) {
 // connection in the way that the end of its process does.
 func hungUp(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
+// gone reports whether a connection broke.
+func gone(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+}
+
 // refused reports whether nobody listens at the peer's address.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
