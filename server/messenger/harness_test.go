@@ -201,7 +201,7 @@ func (b *bed) start(i int) *node {
 	}
 	o.Events = func(e cluster.Event) { n.record(func() { n.events = append(n.events, e) }) }
 	if testing.Verbose() {
-		o.Log = slog.New(slog.NewTextHandler(b.t.Output(), nil)).With("at", o.NodeName)
+		o.Log = slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", o.NodeName)
 	}
 	m, err := New(o)
 	if err != nil {

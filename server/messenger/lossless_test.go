@@ -33,6 +33,7 @@ func TestLosslessUnderResets(t *testing.T) {
 				sendNumber(sb, wire.WriteAck, i+1, nil, &batch)
 				if rng.IntN(8) == 0 {
 					batch.Finish()
+					time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
 				}
 				switch rng.IntN(2000) {
 				case 0, 1, 2, 3:
@@ -42,8 +43,6 @@ func TestLosslessUnderResets(t *testing.T) {
 					time.Sleep(time.Duration(rng.IntN(1500)) * time.Millisecond)
 					sn.reset("alpha", "beta")
 					sn.heal("alpha", "beta")
-				case 5, 6, 7, 8:
-					time.Sleep(time.Duration(rng.IntN(10)) * time.Millisecond)
 				}
 			}
 			batch.Finish()

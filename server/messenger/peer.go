@@ -333,6 +333,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		return
 	}
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
+	p.m.log.Debug("cannot restore a link yet", "node", p.name(), "link", l.kind.String(), "because", err)
 	if r, over := overBecause(err); over && (r.Code != ReasonClosed || s.silenced()) {
 		p.endSession(s, r)
 		return
@@ -563,6 +564,7 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 	if !s.up {
 		return
 	}
+	p.m.log.Debug("a link was cut", "node", p.name(), "link", l.kind.String(), "because", err)
 	if l.downSince.IsZero() {
 		l.downSince = time.Now()
 	}

@@ -88,7 +88,7 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 			select { // a SYN without an answer
 			case <-ctx.Done():
 				return nil, context.Cause(ctx)
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(10 * time.Millisecond):
 			}
 		}
 		defer n.mu.Unlock()
