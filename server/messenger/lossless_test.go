@@ -155,9 +155,7 @@ func TestARestartedPeerSupersedesItsHalfOpenPredecessor(t *testing.T) {
 			sn.mu.Unlock()
 			crash(old)
 			start := time.Now()
-			sn.mu.Lock()
-			clear(sn.stopped)
-			sn.mu.Unlock()
+			sn.healAll()
 			bed.start(who)
 			stay.waitUp(2)
 			if d := time.Since(start); d > time.Second {
@@ -615,14 +613,7 @@ func soak(t *testing.T, rng *rand.Rand, nodes, steps int) {
 		}
 		time.Sleep(time.Duration(rng.IntN(50)) * time.Millisecond)
 	}
-	sn.mu.Lock()
-	clear(sn.stopped)
-	sn.mu.Unlock()
-	for i := range nodes {
-		for j := range nodes {
-			sn.heal(nodeName(i), nodeName(j))
-		}
-	}
+	sn.healAll()
 	time.Sleep(2 * time.Minute)
 	for _, n := range bed.nodes {
 		n.mu.Lock()

@@ -23,13 +23,14 @@ type simNet struct {
 	conns     []*simConn
 	stopped   map[[2]string]bool // from, to
 	delay     time.Duration
+	changed   chan struct{} // closed and replaced when stopped changes
 	dials     map[[2]string]int
 	resetAt   func(c *simConn) int // bytes after which a new connection is reset; 0: never
 	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
 }
 
 func newSimNet() *simNet {
-	return &simNet{listeners: make(map[string]*simListener), stopped: make(map[[2]string]bool), dials: make(map[[2]string]int)}
+	return &simNet{listeners: make(map[string]*simListener), stopped: make(map[[2]string]bool), changed: make(chan struct{}), dials: make(map[[2]string]int)}
 }
 
 type simAddr string
@@ -84,11 +85,12 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 			if !blocked {
 				break
 			}
+			changed := n.changed
 			n.mu.Unlock()
 			select { // a SYN without an answer
 			case <-ctx.Done():
 				return nil, context.Cause(ctx)
-			case <-time.After(10 * time.Millisecond):
+			case <-changed:
 			}
 		}
 		defer n.mu.Unlock()
@@ -116,9 +118,20 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 func (n *simNet) stop(from, to string) { n.set(from, to, true) }
 func (n *simNet) heal(from, to string) { n.set(from, to, false) }
 
+// healAll restarts every path on which there are connections, and lets dials
+// through on all.
+func (n *simNet) healAll() {
+	n.mu.Lock()
+	clear(n.stopped)
+	n.mu.Unlock()
+	n.set("", "", false)
+}
+
 func (n *simNet) set(from, to string, stopped bool) {
 	n.mu.Lock()
 	n.stopped[[2]string{from, to}] = stopped
+	close(n.changed)
+	n.changed = make(chan struct{})
 	conns := append([]*simConn(nil), n.conns...)
 	n.mu.Unlock()
 	for _, c := range conns {
