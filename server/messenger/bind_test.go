@@ -51,7 +51,8 @@ func rangeIsFree(first, n int) bool {
 	return true
 }
 
-// TestBindTakesTheFirstFreePortOfARange is C1.
+// TestBindTakesTheFirstFreePortOfARange: busy ports and those to avoid are
+// passed over, and an exhausted range is named in the error.
 func TestBindTakesTheFirstFreePortOfARange(t *testing.T) {
 	first := freeRange(t, 4)
 	address := "127.0.0.1:" + strconv.Itoa(first) + "-" + strconv.Itoa(first+3)
@@ -114,14 +115,14 @@ func TestBadOptionsAreRefusedAllAtOnce(t *testing.T) {
 
 // authority issues certificates for tests.
 type authority struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 	next int64
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{t: t, dir: t.TempDir()}
 	var err error

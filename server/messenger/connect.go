@@ -64,8 +64,10 @@ func (m *Messenger) dialConn(ctx context.Context, cfg Peer) (net.Conn, error) {
 	return t, nil
 }
 
-// userTimeout is how long the kernel waits for a peer to take what was sent.
-func (m *Messenger) userTimeout() time.Duration { return max(m.mon.Promise().Tick, time.Second) }
+// userTimeout is how long the kernel waits for a peer to take what was sent. It
+// finds the link that is dead alone, while the other one lives; a peer that is
+// silent altogether is found sooner by its pings.
+func (m *Messenger) userTimeout() time.Duration { return max(2*m.mon.Promise().Tick, 2*time.Second) }
 
 // probe connects to where the peer listens, and hangs up.
 func (m *Messenger) probe(ctx context.Context, cfg Peer) error {

@@ -239,7 +239,7 @@ func TestAnImpostorIsNotBelieved(t *testing.T) {
 	}
 }
 
-// TestIdleConnectionsBlockNobody is E11's second half: port scanners that
+// TestIdleConnectionsBlockNobody: port scanners that
 // connect and say nothing hold no slot beyond the time of a handshake, and
 // real peers connect meanwhile.
 func TestIdleConnectionsBlockNobody(t *testing.T) {
@@ -331,7 +331,7 @@ func TestAnOldSecretIsTakenDuringARotation(t *testing.T) {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ func simPair(t *testing.T, change func(i int, o *Options), f func(t *testing.T, 
 	})
 }
 
-// TestASilentPeerIsDownWithinTheWindow is E1 in virtual time, at many phases
+// TestASilentPeerIsDownWithinTheWindow: in virtual time, at many phases
 // of the pings: T to T + T/I after the last frame.
 func TestASilentPeerIsDownWithinTheWindow(t *testing.T) {
 	const tick, count = 4 * time.Second, 4
@@ -45,7 +45,7 @@ func TestASilentPeerIsDownWithinTheWindow(t *testing.T) {
 	}
 }
 
-// TestOneWaySilenceIsSeen is E3: only what b sends is lost.
+// TestOneWaySilenceIsSeen: only what b sends is lost.
 func TestOneWaySilenceIsSeen(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
 		time.Sleep(10 * time.Second)
@@ -107,7 +107,7 @@ func TestMissedPingsShowBeforeTheTimeout(t *testing.T) {
 	})
 }
 
-// TestIdleLinksCarryOnePingAnInterval is E2.
+// TestIdleLinksCarryOnePingAnInterval: and the answer to one.
 func TestIdleLinksCarryOnePingAnInterval(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
 		time.Sleep(10 * time.Second)
@@ -130,7 +130,7 @@ func TestIdleLinksCarryOnePingAnInterval(t *testing.T) {
 	})
 }
 
-// TestTickSetReachesEveryNodeAndDropsNone is E6 and E7: lengthened and
+// TestTickSetReachesEveryNodeAndDropsNone: lengthened and
 // shortened, under load, on five nodes, whoever is asked.
 func TestTickSetReachesEveryNodeAndDropsNone(t *testing.T) {
 	for _, c := range []struct {

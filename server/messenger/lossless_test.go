@@ -16,7 +16,7 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// TestLosslessUnderResets is C3 and C4: numbered frames both ways on both
+// TestLosslessUnderResets: numbered frames both ways on both
 // links, with resets at random moments, some behind a stretch of silence.
 func TestLosslessUnderResets(t *testing.T) {
 	for seed := range uint64(4) {
@@ -62,7 +62,7 @@ func TestLosslessUnderResets(t *testing.T) {
 	}
 }
 
-// TestADamagedByteAnywhereCutsTheLinkAndNothingElse is C16, for what comes
+// TestADamagedByteAnywhereCutsTheLinkAndNothingElse: for what comes
 // after the handshake.
 func TestADamagedByteAnywhereCutsTheLinkAndNothingElse(t *testing.T) {
 	for at := 500; at < 900; at += 3 {
@@ -94,7 +94,7 @@ func TestADamagedByteAnywhereCutsTheLinkAndNothingElse(t *testing.T) {
 	}
 }
 
-// TestUnackedFramesAreToldBeforeTheNewSession is C8: the peer's process dies
+// TestUnackedFramesAreToldBeforeTheNewSession: the peer's process dies
 // while frames are on their way.
 func TestUnackedFramesAreToldBeforeTheNewSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -137,7 +137,7 @@ func TestUnackedFramesAreToldBeforeTheNewSession(t *testing.T) {
 	})
 }
 
-// TestARestartedPeerSupersedesItsHalfOpenPredecessor is E10: no FIN was ever
+// TestARestartedPeerSupersedesItsHalfOpenPredecessor: no FIN was ever
 // seen of the old process.
 func TestARestartedPeerSupersedesItsHalfOpenPredecessor(t *testing.T) {
 	for _, who := range []int{0, 1} {
@@ -172,7 +172,8 @@ func TestARestartedPeerSupersedesItsHalfOpenPredecessor(t *testing.T) {
 	}
 }
 
-// TestAStaleDialNeverReplacesALiveSession is C10.
+// TestAStaleDialNeverReplacesALiveSession: older sessions, older connections
+// and repetitions are refused; a newer session wins.
 func TestAStaleDialNeverReplacesALiveSession(t *testing.T) {
 	stranger(t, func(t *testing.T, a *node, dial func() net.Conn) {
 		connect := func(kind wire.LinkKind, session, global, seq uint64) (net.Conn, error) {
@@ -205,7 +206,8 @@ func TestAStaleDialNeverReplacesALiveSession(t *testing.T) {
 	})
 }
 
-// TestAPeerThatNeverSpeaksAfterTheHandshakeTimesOut is E5.
+// TestAPeerThatNeverSpeaksAfterTheHandshakeTimesOut: silence counts from the
+// moment the session came up.
 func TestAPeerThatNeverSpeaksAfterTheHandshakeTimesOut(t *testing.T) {
 	stranger(t, func(t *testing.T, a *node, dial func() net.Conn) {
 		start := time.Now()
@@ -224,7 +226,7 @@ func TestAPeerThatNeverSpeaksAfterTheHandshakeTimesOut(t *testing.T) {
 	})
 }
 
-// TestOneSessionWhateverTheOrderOfStarts is C9 and E9.
+// TestOneSessionWhateverTheOrderOfStarts: knocks and dials cross.
 func TestOneSessionWhateverTheOrderOfStarts(t *testing.T) {
 	for round := range 100 {
 		synctest.Test(t, func(t *testing.T) {
@@ -250,7 +252,7 @@ func TestOneSessionWhateverTheOrderOfStarts(t *testing.T) {
 	}
 }
 
-// TestAFullPeerIsCutAndOthersGoOn is E14: alpha's queue for beta has a limit.
+// TestAFullPeerIsCutAndOthersGoOn: alpha's queue for beta has a limit.
 func TestAFullPeerIsCutAndOthersGoOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bed, sn := simBed(t, 3, func(_ int, o *Options) { o.MaxDataQueue = 1 << 20 })
@@ -277,7 +279,8 @@ func TestAFullPeerIsCutAndOthersGoOn(t *testing.T) {
 	})
 }
 
-// TestHeldMemoryStopsThatPeersDataLinkAndNothingElse is C13.
+// TestHeldMemoryStopsThatPeersDataLinkAndNothingElse: a handler keeps what it
+// is given.
 func TestHeldMemoryStopsThatPeersDataLinkAndNothingElse(t *testing.T) {
 	held := make(chan *block.Buf, 10_000)
 	a, b := pair(t, func(_ int, o *Options) { o.MaxHeld, o.Tick = 4*dataSlab, 400*time.Millisecond })
@@ -323,7 +326,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestLivenessWhileDialsHang is E8: 30 peers do not answer their dials, and
+// TestLivenessWhileDialsHang: 30 peers do not answer their dials, and
 // the queue of one is full; the one that lives is neither dropped nor missed.
 func TestLivenessWhileDialsHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -344,7 +347,7 @@ func TestLivenessWhileDialsHang(t *testing.T) {
 	})
 }
 
-// TestCallbacksMayDoAnything is C14 and C17: sends, ends and commands from
+// TestCallbacksMayDoAnything: sends, ends and commands from
 // within the handler.
 func TestCallbacksMayDoAnything(t *testing.T) {
 	bed := newBed(t, 2, nil)
@@ -376,7 +379,7 @@ func TestCallbacksMayDoAnything(t *testing.T) {
 	}
 }
 
-// TestManyCutsLeaveNothingBehind is C15.
+// TestManyCutsLeaveNothingBehind: neither descriptors nor goroutines.
 func TestManyCutsLeaveNothingBehind(t *testing.T) {
 	var c cutter
 	a, b := pair(t, func(_ int, o *Options) { o.Dial = c.dial })
@@ -409,7 +412,7 @@ func countFDs(t *testing.T) int {
 	return len(d)
 }
 
-// TestBackoffGrowsAndIsResetOnRequest is C11: nobody listens.
+// TestBackoffGrowsAndIsResetOnRequest: nobody listens.
 func TestBackoffGrowsAndIsResetOnRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bed, sn := simBed(t, 2, nil)
@@ -445,7 +448,7 @@ func TestBackoffGrowsAndIsResetOnRequest(t *testing.T) {
 	})
 }
 
-// TestHintsAreLostRatherThanKept is C5's counterpart: a cut drops them.
+// TestHintsAreLostRatherThanKept: a cut drops them.
 func TestHintsAreLostRatherThanKept(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
 		s := a.waitUp(1)

@@ -263,8 +263,9 @@ type reading struct {
 	in      receiver
 	batch   block.Batch
 	frame   wire.Frame
-	epoch   uint64    // the connection's number
-	most    int64     // slabs that may be held
+	epoch   uint64 // the connection's number
+	most    int64  // slabs that may be held
+	spin    spinning
 	acks    [2]uint64 // the highest that the frames of one read carried
 	unacked int       // bytes received since an ack was last sent
 }
@@ -299,6 +300,9 @@ func (r *reading) loop() error {
 		if err != nil {
 			return err
 		}
+		if spin > 0 {
+			r.spin.ended(r.st.rd.parked)
+		}
 		r.l.busy.Store(true)
 		r.l.waiting.Store(0)
 		r.in.w += n
@@ -313,9 +317,38 @@ func (r *reading) loop() error {
 		}
 		spin = 0
 		if frames <= 1 && n <= smallRead {
-			spin = s.p.m.spin(r.l.kind)
+			spin = r.spin.next(s.p.m.spin(r.l.kind))
 		}
 	}
+}
+
+// spinning tells whether it is worth to spin. Where a spin ended in parking
+// all the same, the next chances are passed up, twice as many each time: on a
+// machine without an idle processor spinning only costs.
+type spinning struct {
+	skip, penalty int
+}
+
+// maxPenalty is the most chances that are passed up in a row.
+const maxPenalty = 63
+
+// next returns how long to spin for the next read.
+func (g *spinning) next(most time.Duration) time.Duration {
+	if g.skip > 0 {
+		g.skip--
+		return 0
+	}
+	return most
+}
+
+// ended takes note of how a spin ended.
+func (g *spinning) ended(parked bool) {
+	if !parked {
+		g.penalty = 0
+		return
+	}
+	g.penalty = min(2*g.penalty+1, maxPenalty)
+	g.skip = g.penalty
 }
 
 // errStopped ends a reader that waits for memory when its connection is closed.

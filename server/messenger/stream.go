@@ -52,6 +52,8 @@ type rawRead struct {
 	n    int
 	err  error
 	spin time.Duration
+	// parked tells that the last spin was in vain.
+	parked bool
 }
 
 type rawWrite struct {
@@ -83,7 +85,7 @@ func (st *stream) read(p []byte, spin time.Duration) (int, error) {
 		return st.c.Read(p)
 	}
 	r := &st.rd
-	r.p, r.n, r.err, r.spin = p, 0, nil, spin
+	r.p, r.n, r.err, r.spin, r.parked = p, 0, nil, spin, false
 	if err := st.raw.Read(r.fn); err != nil {
 		return 0, err
 	}
@@ -118,7 +120,7 @@ func (st *stream) recv(fd uintptr) bool {
 		if deadline.IsZero() {
 			deadline = now.Add(r.spin)
 		} else if now.After(deadline) {
-			r.spin = 0 // the poller calls again when it woke up: it has not to spin then
+			r.spin, r.parked = 0, true // woken up, there is no need to spin again
 			return false
 		}
 		runtime.Gosched()
