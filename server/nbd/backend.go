@@ -37,8 +37,8 @@ type Handle interface {
 	Submit(r *block.Request, b *block.Batch)
 	// Extents says what is allocated from off on, in order and without gaps,
 	// up to max extents and at least one; fewer than length bytes may be
-	// covered. It must be as current as a read. Like Submit it is called by
-	// the reader.
+	// covered. It must be as current as a read. It serves BLOCK_STATUS, not
+	// reads, and like Submit is called by the reader.
 	Extents(off, length int64, max int) ([]Extent, error)
 	// Close returns when every request of the handle is finished or can no
 	// longer have an effect. Completions may still come later.

@@ -296,12 +296,7 @@ func (c *conn) submit(r proto.Request, data []byte) {
 	case r.Cmd == proto.CmdWrite:
 		c.attach(o, data)
 	case r.Cmd == proto.CmdRead:
-		if c.state.Structured && r.Flags&proto.FlagDF == 0 && o.Len >= sparseRead {
-			if o.Err = c.sparse(o); o.Err != nil || o.Len == 0 {
-				c.complete(o, &c.batch)
-				return
-			}
-		}
+		o.split = c.state.Structured && r.Flags&proto.FlagDF == 0 && o.Len >= sparseRead
 		o.reply = c.srv.bufs.get(int(o.Len))
 		o.Data = o.reply.B[:o.Len]
 		c.bytes += o.Len
