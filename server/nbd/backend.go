@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -24,6 +25,23 @@ type Backend interface {
 	// server closes. The client is told the error's text, unless the error is
 	// block.ErrDropped: then it is dropped, so that it tries again.
 	Open(ctx context.Context, name string, c ClientInfo) (Handle, error)
+}
+
+// only is a Backend with one export of another.
+type only struct {
+	Backend
+	export string
+}
+
+func (o only) List() []string { return []string{o.export} }
+
+func (o only) Info(name string) (Info, error) {
+	if name != o.export && name != "" {
+		return Info{}, fmt.Errorf("%w: %q; this socket serves %q", ErrUnknownExport, name, o.export)
+	}
+	i, err := o.Backend.Info(o.export)
+	i.Name = o.export
+	return i, err
 }
 
 // Handle is an export opened for one connection.

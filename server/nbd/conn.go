@@ -28,11 +28,12 @@ var (
 // conn is one connection. Its fields belong to the goroutine that serves it
 // (the reader) unless they say otherwise.
 type conn struct {
-	srv    *Server
-	nc     net.Conn
-	log    *slog.Logger
-	client ClientInfo
-	since  time.Time
+	srv     *Server
+	backend Backend // as the listener shows it
+	nc      net.Conn
+	log     *slog.Logger
+	client  ClientInfo
+	since   time.Time
 
 	// Set before the transmission phase, and constant in it.
 	sock   socket
@@ -77,7 +78,7 @@ type bigWrite struct {
 
 func newConn(s *Server, nc net.Conn, id uint64) *conn {
 	c := &conn{
-		srv: s, nc: nc, limits: s.limits, since: time.Now(),
+		srv: s, backend: s.backend, nc: nc, limits: s.limits, since: time.Now(),
 		client: clientInfo(nc, id),
 		kick:   make(chan struct{}, 1),
 		ended:  make(chan struct{}),

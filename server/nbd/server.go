@@ -104,6 +104,16 @@ var ErrClosed = errors.New("nbd: server closed")
 // is closed or handed over, or ln fails. It closes ln, and returns when all
 // that it started has ended: nil if it was asked to stop.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	return s.serve(ctx, ln, s.backend)
+}
+
+// ServeOnly is Serve for a listener that belongs to one export: its clients
+// see no other, and the empty name means it.
+func (s *Server) ServeOnly(ctx context.Context, ln net.Listener, export string) error {
+	return s.serve(ctx, ln, only{s.backend, export})
+}
+
+func (s *Server) serve(ctx context.Context, ln net.Listener, b Backend) error {
 	if !s.addListener(ln) {
 		_ = ln.Close()
 		return ErrClosed
@@ -115,7 +125,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer stop()
 
 	var conns sync.WaitGroup
-	err := s.accept(ctx, ln, &conns)
+	err := s.accept(ctx, ln, func(nc net.Conn) { s.start(ctx, nc, b, &conns) })
 	if ctx.Err() != nil || s.isClosed() {
 		err = nil
 	}
@@ -128,7 +138,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 // accept accepts until ln fails for good. Running out of descriptors is waited
 // out: connections that end give some back.
-func (s *Server) accept(ctx context.Context, ln net.Listener, conns *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
 	const least, most = 5 * time.Millisecond, time.Second
 	pause := least
 	for {
@@ -136,7 +146,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener, conns *sync.WaitGr
 		switch {
 		case err == nil:
 			pause = least
-			s.start(ctx, nc, conns)
+			start(nc)
 		case exhausted(err) && ctx.Err() == nil:
 			s.log.Warn("accepting NBD clients failed, trying again", "addr", ln.Addr(), "err", err, "pause", pause)
 			if !sleep(ctx, pause) {
@@ -171,13 +181,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (s *Server) start(ctx context.Context, nc net.Conn, conns *sync.WaitGroup) {
+func (s *Server) start(ctx context.Context, nc net.Conn, b Backend, conns *sync.WaitGroup) {
 	c, err := s.add(nc)
 	if err != nil {
 		_ = nc.Close()
 		s.log.Warn("NBD client refused", "addr", nc.RemoteAddr(), "err", err)
 		return
 	}
+	c.backend = b
 	conns.Go(func() {
 		defer s.remove(c)
 		stop := context.AfterFunc(ctx, func() { c.kill(errShutdown) })
