@@ -48,13 +48,17 @@ func (c *conn) receive() (int, error) {
 	}
 	spin := time.Duration(0)
 	if c.calm && c.inflight() == 0 {
-		spin = c.limits.Spin
+		spin = c.spin.next()
 	}
 	for {
 		if c.stop.Load() {
 			return 0, errStopped
 		}
+		c.slept = false
 		n, err := c.sock.read(c, spin)
+		if spin > 0 {
+			c.spin.polled(c.slept)
+		}
 		if err == nil {
 			return n, nil
 		}
@@ -75,7 +79,10 @@ func (c *conn) space() []byte {
 }
 
 // parking lets go of memory before the reader sleeps.
-func (c *conn) parking() { c.in.rest() }
+func (c *conn) parking() {
+	c.slept = true
+	c.in.rest()
+}
 
 func (c *conn) finishBatch() {
 	c.gathered, c.bytes = 0, 0
