@@ -44,7 +44,10 @@ func (c *conn) handshake(ctx context.Context) error {
 		return err
 	}
 	for n := 0; !h.done; n++ {
-		if n == c.limits.Options {
+		switch {
+		case c.stop.Load():
+			return errStopped
+		case n == c.limits.Options:
 			return fmt.Errorf("%d options and still no export chosen", n)
 		}
 		if err := h.option(ctx); err != nil {

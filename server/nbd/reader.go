@@ -205,9 +205,13 @@ func (c *conn) awaitRoom(weight int64) error {
 	return nil
 }
 
+// fits reports whether there is room for one more request of so many bytes. A
+// request that is alone always fits, so that whoever waits for room is woken
+// by a request of its own, even where others take all there is.
 func (c *conn) fits(weight int64) bool {
 	inflight, held := c.inflight(), c.weight-c.out.bytes.Load()
-	return inflight == 0 || inflight < int64(c.limits.Inflight) && held+weight <= c.limits.InflightBytes
+	return inflight == 0 || inflight < int64(c.limits.Inflight) &&
+		held+weight <= c.limits.InflightBytes && c.srv.held.Load()+weight <= c.limits.TotalBytes
 }
 
 // inflight is how many requests were read and not yet answered.
@@ -257,9 +261,17 @@ func (c *conn) newOp(r proto.Request) *op {
 	o.Op, o.Flags = operation(r)
 	c.accepted.Add(1)
 	c.gathered++
-	c.weight += o.weight
+	c.charge(o)
 	o.pending = true
 	return o
+}
+
+// charge counts o's payload as in flight, until it is recycled.
+func (c *conn) charge(o *op) {
+	if o.weight > 0 {
+		c.weight += o.weight
+		c.srv.held.Add(o.weight)
+	}
 }
 
 // operations are the engine's words for the commands that have one.
@@ -328,9 +340,7 @@ func (c *conn) start(o *op) {
 
 // refuse answers a request that does not reach the backend.
 func (c *conn) refuse(r proto.Request, errno proto.Errno, text string) {
-	o := c.newOp(r)
-	o.weight, o.asked = 0, 0
-	c.weight -= payload(r)
+	o := c.newOp(proto.Request{Cmd: r.Cmd, Cookie: r.Cookie})
 	o.errno, o.text = errno, text
 	c.complete(o, &c.batch)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +18,12 @@ import (
 
 // Limits bound what clients can take. A zero field means its default.
 type Limits struct {
-	Connections   int           // at a time; those beyond are closed at once; default 1024
+	Connections   int           // at a time; those beyond are closed at once; default 512
 	Handshake     time.Duration // from connecting to GO, not counting the wait for the backend; default 30 s
 	Options       int           // before GO; default 4096
 	Inflight      int           // requests in flight per connection; default 1024
 	InflightBytes int64         // of their payloads; default 64 MiB; one request larger than this may be alone
+	TotalBytes    int64         // of all connections' payloads; default 1 GiB; beyond it each may have one request
 	Slabs         int           // of 1 MiB that writes in flight may hold per connection; default 8
 	// Spin is how long a reader polls for the next request before it sleeps,
 	// where requests come one at a time; default 20 µs, negative for none.
@@ -29,11 +31,12 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	def(&l.Connections, 1024)
+	def(&l.Connections, 512)
 	def(&l.Handshake, 30*time.Second)
 	def(&l.Options, 4096)
 	def(&l.Inflight, 1024)
 	def(&l.InflightBytes, 64<<20)
+	def(&l.TotalBytes, 1<<30)
 	def(&l.Slabs, 8)
 	def(&l.Spin, 20*time.Microsecond)
 	return l
@@ -62,6 +65,7 @@ type Server struct {
 	bufs    *bufs
 	epoch   time.Time
 	exports exports
+	held    atomic.Int64 // bytes of payloads in flight, of all connections
 
 	// mu guards the fields below.
 	mu        sync.Mutex
@@ -266,5 +270,13 @@ func (s *Server) shut() []*conn {
 func (s *Server) Close() {
 	for _, c := range s.shut() {
 		c.kill(errShutdown)
+	}
+}
+
+// Drop drops every connection to an export, as Close does with all. A client
+// that connects again is served, if the backend lets it.
+func (s *Server) Drop(export string) {
+	for _, c := range s.exports.of(export) {
+		c.kill(errDropped)
 	}
 }

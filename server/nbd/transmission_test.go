@@ -471,6 +471,7 @@ func TestRequestsInFlightAreLimited(t *testing.T) {
 	}{
 		{"by number", nbd.Limits{Inflight: 8}, 512},
 		{"by bytes", nbd.Limits{InflightBytes: 8 << 16}, 1 << 16},
+		{"by bytes of all connections", nbd.Limits{TotalBytes: 8 << 16}, 1 << 16},
 		{"by bytes of large ones", nbd.Limits{InflightBytes: 8 << 21}, 1 << 21},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
