@@ -45,18 +45,12 @@ func (d *fileDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, d.wrap("write", off, int64(len(p)), err)
 }
 
-// Sync remembers a failure: the kernel reports a lost write once and then
-// considers the page clean, so a later success would be a lie.
 func (d *fileDisk) Sync() error {
-	if err := d.failed.Load(); err != nil {
-		return *err
-	}
-	err := d.wrap("sync", 0, 0, d.fd.datasync())
-	if err != nil && !errors.Is(err, ErrClosed) {
-		d.failed.CompareAndSwap(nil, &err)
-	}
-	return err
+	d.syncer.note()
+	return d.syncer.sync(d.doSync)
 }
+
+func (d *fileDisk) datasync() error { return d.wrap("sync", 0, 0, d.fd.datasync()) }
 
 func (d *fileDisk) Trim(off, n int64) error {
 	if err := d.check("trim", off, n); err != nil {

@@ -156,7 +156,7 @@ func FormatMeta(f File, opts MetaOptions) error {
 	if err := sb.validate(); err != nil {
 		return err
 	}
-	head := make([]byte, logOff+maxLogBlocks*logBlockBytes)
+	head := make([]byte, logOff+sb.log.blocks()*logBlockBytes)
 	sb.Seq = 1
 	sb.encode(head[sbPlace(sb.Seq):])
 	if _, err := f.WriteAt(head, 0); err != nil {
@@ -194,6 +194,10 @@ func OpenMetaFile(f File, path string, opts MetaOptions) (*Meta, error) {
 	if err := belongs(img.sb, path, opts); err != nil {
 		return nil, err
 	}
+	next := img.sb.clone()
+	if next.log = opts.session(); next.validate() != nil {
+		return nil, fmt.Errorf("metadata %s: %w", path, next.validate())
+	}
 	return newMeta(f, path, img, opts), nil
 }
 
@@ -212,7 +216,7 @@ func belongs(sb *Superblock, path string, opts MetaOptions) error {
 
 func newMeta(f File, path string, img *image, opts MetaOptions) *Meta {
 	m := &Meta{
-		vol: &volume{file: f, path: path}, want: opts.session(), full: img.full, bitmaps: img.bitmaps,
+		vol: &volume{file: f, path: path, syncer: newSyncer()}, want: opts.session(), full: img.full, bitmaps: img.bitmaps,
 		sbTurn: newTurn(), pages: newTurn(), problems: img.problems, damaged: img.damaged, ring: img.ring,
 	}
 	m.sb.Store(img.sb)
@@ -281,7 +285,7 @@ func (m *Meta) save() error {
 }
 
 func (m *Meta) shut() error {
-	_ = m.vol.fail(fmt.Errorf("metadata %s: %w", m.vol.path, ErrClosed))
+	m.vol.syncer.fail(fmt.Errorf("metadata %s: %w", m.vol.path, ErrClosed))
 	return ioError("close", m.vol.path, 0, 0, m.vol.file.Close())
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/lockstepd/lockstep/server/block"
 )
@@ -22,7 +23,6 @@ const (
 	minLogExtent    = 64 << 10                         // smaller ones are bits, nearly
 	maxLogExtent    = 1 << 30                          // larger ones are full syncs, nearly
 	noExtent        = ^uint32(0)                       // a slot that is not in use
-	maxLogBlocks    = (maxLogSlots+logWindow-1)/logWindow + logSpare
 	maxBatchUpdates = logBatch * logUpdates
 )
 
@@ -236,12 +236,10 @@ func (st *logState) judgeTail(g logSession, bad []int) {
 	}
 }
 
+// collect lists the extents of all slots, in order and once each: one that moved
+// between slots may be in both.
 func (st *logState) collect(state []uint32) {
-	seen := make(map[uint32]bool)
-	for _, e := range state {
-		if e != noExtent && !seen[e] {
-			seen[e] = true
-			st.hot = append(st.hot, e)
-		}
-	}
+	state = slices.DeleteFunc(state, func(e uint32) bool { return e == noExtent })
+	slices.Sort(state)
+	st.hot = slices.Compact(state)
 }
