@@ -151,6 +151,10 @@ func (d *fileDisk) Extents(off, n int64, max int) ([]DataExtent, error) {
 		return nil, nil
 	}
 	if d.device {
+		// Asked for its end only to find out whether it is still open.
+		if _, _, err := d.fd.allData(0); err != nil {
+			return nil, d.wrap("map", off, n, err)
+		}
 		return []DataExtent{{Extent: block.Extent{Off: off, Len: n}}}, nil
 	}
 	out, err := extents(d.fd, off, n, max)
@@ -268,8 +272,8 @@ func (d *descriptor) do(op callOp, mode uint32, off, n int64) (int64, error) {
 		c.run = c.do
 	}
 	c.op, c.mode, c.off, c.n = op, mode, off, n
-	err := d.conn.Control(c.run)
-	if err == nil {
+	err := os.ErrClosed // all that Control can fail with
+	if d.conn.Control(c.run) == nil {
 		err = c.err
 	}
 	ret := c.ret
