@@ -3,6 +3,7 @@ package store_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -124,12 +125,7 @@ func (a *app) flush() {
 }
 
 func (a *app) isUnderWay(u int64) bool {
-	for _, w := range a.underWay {
-		if w == u {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(a.underWay, u)
 }
 
 // lose loses a peer: what it may not have gets bits.
