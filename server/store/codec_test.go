@@ -224,16 +224,23 @@ func TestMigrationsLeadUpToTheLevel(t *testing.T) {
 	}
 }
 
+// patched is a copy of valid with a patch somewhere: it keeps what a fuzzer has
+// to find small.
+func patched(valid []byte, off uint16, patch []byte) []byte {
+	out := bytes.Clone(valid)
+	copy(out[int(off)%len(out):], patch)
+	return out
+}
+
 func FuzzDecodeSuperblock(f *testing.F) {
-	raw := make([]byte, sbBytes)
-	(&Superblock{Device: "r0", Size: 4096, Seq: 1, Ext: []byte{1}, log: MetaOptions{}.session()}).encode(raw)
-	f.Add(raw)
-	f.Add([]byte(sbMagic))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		if len(in) >= sbBytes {
-			in = bytes.Clone(in)
-			binary.LittleEndian.PutUint32(in[sbCRC:], superblockSum(in)) // get past the checksum
-		}
+	valid := make([]byte, sbBytes)
+	(&Superblock{Device: "r0", Size: 4096, Seq: 1, Ext: []byte{1}, log: MetaOptions{}.session()}).encode(valid)
+	f.Add(uint16(sbNameLen), []byte{255, 255, 255, 255})
+	f.Add(uint16(sbSize), []byte{0, 0, 0, 0, 0, 0, 0, 255})
+	f.Add(uint16(0), []byte(sbMagic))
+	f.Fuzz(func(t *testing.T, off uint16, patch []byte) {
+		in := patched(valid, off, patch)
+		binary.LittleEndian.PutUint32(in[sbCRC:], superblockSum(in)) // get past the checksum
 		s, err := decodeSuperblock(in)
 		if err != nil {
 			return
@@ -252,32 +259,29 @@ func FuzzDecodeSuperblock(f *testing.F) {
 
 func FuzzDecodeLogBlock(f *testing.F) {
 	g := logSession{gen: 1, extent: DefaultExtentBytes, slots: 10}
-	f.Add(ringOf(g, 1)[logBlockBytes:][:logBlockBytes])
-	f.Fuzz(func(t *testing.T, in []byte) {
-		if len(in) >= logBlockBytes {
-			in = bytes.Clone(in)
-			binary.LittleEndian.PutUint32(in[4:], logSum(in)) // get past the checksum
-		}
+	valid := ringOf(g, 1)[logBlockBytes:][:logBlockBytes]
+	f.Add(uint16(40), []byte{255, 255, 1, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255})
+	f.Add(uint16(logHeader), []byte{255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, off uint16, patch []byte) {
+		in := patched(valid, off, patch)
+		binary.LittleEndian.PutUint32(in[4:], logSum(in)) // get past the checksum
 		b, err := decodeLogBlock(in)
 		if err != nil {
 			return
 		}
 		b.apply(make([]uint32, b.slots))
-		ring := bytes.Repeat(in[:logBlockBytes], maxLogSlots/logWindow+1+logSpare)
-		replayRing(logSession{gen: b.gen, extent: DefaultExtentBytes, slots: b.slots}, ring)
+		g := logSession{gen: b.gen, extent: DefaultExtentBytes, slots: b.slots}
+		replayRing(g, bytes.Repeat(in, g.blocks()))
 	})
 }
 
 func FuzzDecodePage(f *testing.F) {
-	p, raw := new(page), make([]byte, pageBytes)
+	p, valid := new(page), make([]byte, pageBytes)
 	p.setRange(5, 5000)
-	p.encode(pageID{1, 2}, raw)
-	f.Add(raw)
-	f.Fuzz(func(t *testing.T, in []byte) {
-		if len(in) < pageBytes {
-			return
-		}
-		p, _ := decodePage(pageID{1, 2}, in)
+	p.encode(pageID{1, 2}, valid)
+	f.Add(uint16(sectorSealed), []byte{1, 2, 3, 4, 5, 6, 7, 8})
+	f.Fuzz(func(t *testing.T, off uint16, patch []byte) {
+		p, _ := decodePage(pageID{1, 2}, patched(valid, off, patch))
 		if p == nil {
 			return
 		}
