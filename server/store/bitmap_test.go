@@ -1,10 +1,13 @@
 package store_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -302,5 +305,37 @@ func BenchmarkBitmapNext(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+func TestBitsThatCouldNotBeWrittenAreWrittenLater(t *testing.T) {
+	m, im := newMeta(t, testOptions())
+	m.Bitmap(1).Set(unit(5))
+	full := im.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.ENOSPC})
+	if err := m.WriteBitmaps(); !errors.Is(err, block.ErrNoSpace) || !strings.Contains(err.Error(), "bitmap of node id 1") {
+		t.Errorf("got %v", err)
+	}
+	im.Lift(full)
+	must(t, m.WriteBitmaps())
+	if !openMeta(t, im.CrashClone(storetest.Crash{Lost: 1}), testOptions()).Bitmap(1).Test(unit(5)) {
+		t.Error("a bit is lost")
+	}
+}
+
+func TestBitsBeyondTheEndAreDropped(t *testing.T) {
+	m, im := newMeta(t, testOptions())
+	m.Bitmap(1).Set(ext(30*mib, 20*mib))
+	must(t, m.WriteBitmaps())
+	must(t, m.Resize(40*mib)) // in the middle of a page, which is not written
+	m = openMeta(t, im.CrashClone(storetest.Crash{Lost: 1}), testOptions())
+	want := []block.Extent{ext(30*mib, 10*mib)}
+	if got := slices.Collect(m.Bitmap(1).Runs(0)); !slices.Equal(got, want) || m.Bitmap(1).Count() != 10*mib/block.Unit {
+		t.Errorf("%v, %d bits", got, m.Bitmap(1).Count())
+	}
+	must(t, m.WriteBitmaps())
+	must(t, m.Resize(64*mib))
+	m = openMeta(t, im.CrashClone(storetest.Crash{Lost: 1}), testOptions())
+	if got := slices.Collect(m.Bitmap(1).Runs(0)); !slices.Equal(got, want) {
+		t.Errorf("after growing again: %v", got)
 	}
 }

@@ -257,3 +257,26 @@ func TestCrashDuringRecoveryIsRecoveredFrom(t *testing.T) {
 		t.Errorf("only %d points", points)
 	}
 }
+
+// TestTornLogOfThePastIsNoDamage: what a session leaves torn in the ring must
+// not be held against a later one.
+func TestTornLogOfThePastIsNoDamage(t *testing.T) {
+	m, im := newMeta(t, testOptions())
+	for i := range int64(14) {
+		activate(t, m.AL(), i%8)
+		m.AL().End(extentNo(i%8), 0)
+		must(t, m.AL().Cool(t.Context()))
+	}
+	before, _ := atLastSync(t, im, func() { activate(t, m.AL(), 20) })
+	left := before(storetest.Crash{Exact: &storetest.Cut{Bytes: 300}})
+	for session := range int64(5) {
+		m := openMeta(t, left, testOptions())
+		r, err := m.Recover()
+		must(t, err)
+		if r.Full || r.Extents != int(min(session, 1)) {
+			t.Fatalf("session %d: recovered %+v, %v", session, r, m.Problems())
+		}
+		activate(t, m.AL(), session)
+		left = left.CrashClone(storetest.Crash{Lost: 1})
+	}
+}
