@@ -37,14 +37,16 @@ func (b *Buf) Sole() bool { return b.refs.Load() == 1 }
 
 // Pool hands out buffers of one size.
 type Pool struct {
-	size int
-	pool sync.Pool
-	out  atomic.Int64
+	size    int
+	pool    sync.Pool
+	out     atomic.Int64
+	waiting atomic.Int32
+	freed   chan struct{} // capacity 1: a buffer came back while somebody waited
 }
 
 // NewPool returns a pool of buffers of size bytes.
 func NewPool(size int) *Pool {
-	p := &Pool{size: size}
+	p := &Pool{size: size, freed: make(chan struct{}, 1)}
 	p.pool.New = func() any { return &Buf{B: make([]byte, size), pool: p} }
 	return p
 }
@@ -66,4 +68,25 @@ func (p *Pool) Size() int { return p.size }
 func (p *Pool) put(b *Buf) {
 	p.out.Add(-1)
 	p.pool.Put(b)
+	if p.waiting.Load() > 0 {
+		select {
+		case p.freed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Wait waits until fewer than most buffers are held, and reports false if stop
+// was closed first. One goroutine at a time may wait.
+func (p *Pool) Wait(most int64, stop <-chan struct{}) bool {
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
+	for p.out.Load() >= most {
+		select {
+		case <-p.freed:
+		case <-stop:
+			return false
+		}
+	}
+	return true
 }

@@ -15,9 +15,9 @@ type Facts struct {
 	// Crashed: this node was primary when it stopped uncleanly, and has not
 	// been in sync with anybody since.
 	Crashed bool
-	// Continuous: this node's process has been running, with its disk, since
-	// it was last in sync with the other.
-	Continuous bool
+	// Live: this node's process has held its disk as up to date: it has not
+	// been through a crash since its data was known to be current.
+	Live bool
 	// Stream names the primary's stint whose writes this node last took part
 	// in, and Received how far it got.
 	Stream   uint64
@@ -92,6 +92,10 @@ func (d Decision) Sync() bool { return d.Action >= SourceBits && d.Action <= Tar
 // Source reports whether the asking node sends.
 func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == SourceFull }
 
+// Equal reports whether the sides are of one generation and differ only in
+// changes that not all of them had when somebody stopped.
+func (d Decision) Equal() bool { return d.Rule == ruleEqual }
+
 // Full reports whether everything is to be moved.
 func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
 
@@ -110,7 +114,10 @@ func Decide(me, peer *Facts) Decision {
 	return d
 }
 
-const ruleCopy = "other-slot"
+const (
+	ruleCopy  = "other-slot"
+	ruleEqual = "equal-dirty"
+)
 
 func decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
@@ -167,20 +174,23 @@ func twoPrimaries(me, peer *Facts) Decision {
 // dayOne handles disks that were never written: a fresh one joins whatever
 // exists; two fresh ones are equal without looking.
 func dayOne(me, peer *Facts) (Decision, bool) {
-	mine, theirs := fresh(me), fresh(peer)
+	mine, theirs := me.Gens.Current, peer.Gens.Current
 	switch {
-	case mine && theirs:
-		// Bits on a fresh disk come from writes under way: see equal.
+	case mine == NoGen && theirs == NoGen:
+		return Decision{Action: NoDisk, Rule: "both-unknown", Why: "neither side's disk is known to hold this device's data"}, true
+	case mine == NoGen:
+		return Decision{Action: TargetFull, Rule: "unknown", Why: "nothing is known of this disk's data"}, true
+	case theirs == NoGen:
+		return Decision{Action: SourceFull, Rule: "unknown", Why: "nothing is known of the data of the peer's disk"}, true
+	case mine == theirs:
 		return Decision{}, false
-	case mine && !peer.Gens.Knows(me.Gens.Current):
+	case mine == DayOne && !peer.Gens.Knows(DayOne):
 		return Decision{Action: TargetFull, Rule: "fresh", Why: "this disk is new"}, true
-	case theirs && !me.Gens.Knows(peer.Gens.Current):
+	case theirs == DayOne && !me.Gens.Knows(DayOne):
 		return Decision{Action: SourceFull, Rule: "fresh", Why: "the peer's disk is new"}, true
 	}
 	return Decision{}, false
 }
-
-func fresh(f *Facts) bool { return f.Gens.Current == DayOne || f.Gens.Current == NoGen }
 
 // equal: one generation; what differs, if anything, is in the bitmaps.
 func equal(me, peer *Facts) Decision {
@@ -201,36 +211,54 @@ func equal(me, peer *Facts) Decision {
 		return Decision{Action: InSync, Rule: "equal-clean", Why: "same generation, and no write was under way when a side stopped"}
 	}
 	if src == me.Node {
-		return Decision{Action: SourceBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+		return Decision{Action: SourceBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
 	}
-	return Decision{Action: TargetBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+	return Decision{Action: TargetBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
 }
 
 // direction chooses who sends among two of one generation that differ in
-// blocks whose writes were never acknowledged by all.
+// blocks whose writes were never acknowledged by all. Whoever sends, nothing
+// that was acknowledged is lost; but the choice must be an order over all
+// nodes, lest three of them wait for one another in a circle. So every reason
+// is a fact about one node, never about a pair.
 func direction(me, peer *Facts) (source int, why string) {
-	pick := func(mine bool, why string) (int, string) {
-		if mine {
-			return me.Node, why
+	for _, k := range keys {
+		m, p := k.of(me), k.of(peer)
+		if m == p {
+			continue
 		}
-		return peer.Node, why
+		if m > p {
+			return me.Node, k.why
+		}
+		return peer.Node, k.why
 	}
-	switch {
-	case me.Role == Primary || peer.Role == Primary:
-		return pick(me.Role == Primary, "the primary's data is what its application saw")
-	case me.Disk == UpToDate && peer.Disk < Consistent, peer.Disk == UpToDate && me.Disk < Consistent:
-		return pick(me.Disk == UpToDate, "the other side is outdated")
-	case me.Crashed != peer.Crashed && (me.Continuous || peer.Continuous):
-		// The survivor kept what a power cut may have taken from the other's cache.
-		return pick(peer.Crashed, "the survivor of the crashed primary has everything that was acknowledged")
-	case me.Crashed != peer.Crashed:
-		return pick(me.Crashed, "both stopped, and the primary's data is what its application saw")
-	case me.Stream == peer.Stream && me.Received != peer.Received:
-		return pick(me.Received > peer.Received, "it received more of the lost primary's writes")
-	case me.Continuous != peer.Continuous:
-		return pick(me.Continuous, "it kept running while the other stopped")
+	if me.Node < peer.Node {
+		return me.Node, tieWhy
 	}
-	return pick(me.Node < peer.Node, "nothing tells them apart, so the lower node id sends")
+	return peer.Node, tieWhy
+}
+
+const tieWhy = "nothing tells them apart, so the lower node id sends"
+
+var keys = []struct {
+	of  func(*Facts) uint64
+	why string
+}{
+	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return flag(f.Disk >= Consistent) }, "the other side is outdated"},
+	// A power cut may have taken from a cache what had been acknowledged; who
+	// kept running has it.
+	{func(f *Facts) uint64 { return flag(f.Live) }, "it kept running while the other stopped"},
+	{func(f *Facts) uint64 { return flag(f.Crashed) }, "both stopped, and the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return f.Stream }, "they followed different primaries"},
+	{func(f *Facts) uint64 { return f.Received }, "it received more of the lost primary's writes"},
+}
+
+func flag(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // ancestry compares generations that differ.

@@ -37,11 +37,11 @@ type DeviceFacts struct {
 
 // Flags of DeviceFacts and DeviceState.
 const (
-	DevFlagCrashed    = 1 << iota // was primary when it stopped uncleanly
-	DevFlagContinuous             // running, with its disk, since last in sync with the receiver
-	DevFlagDiscard                // its changes are to be discarded
-	DevFlagQuorate                // has quorum
-	DevFlagSyncing                // its disk is being resynced by somebody
+	DevFlagCrashed = 1 << iota // was primary when it stopped uncleanly
+	DevFlagLive                // its process has held its disk as up to date
+	DevFlagDiscard             // its changes are to be discarded
+	DevFlagQuorate             // has quorum
+	DevFlagSyncing             // its disk is being resynced by somebody
 )
 
 // DeviceState is the payload of DevState: the sender's state after the

@@ -38,6 +38,7 @@ const (
 	VerifySum Type = 41 // payload: CRC32C per unit
 	OutOfSync Type = 42 // Arg: offset, device sequence, length: written elsewhere, not sent to you
 	NewGen    Type = 43 // new generation of the primary; on the data link so that it precedes its writes
+	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream
 
 	// Device frames on the meta link.
 	WriteAck  Type = 64 // Arg: first device sequence, count, flags word: written
@@ -92,6 +93,7 @@ var types = [128]typeInfo{
 	VerifySum: {"verify-sums", MaxControlPayload, Data},
 	OutOfSync: {"out-of-sync", 0, Data},
 	NewGen:    {"new-generation", MaxControlPayload, Data},
+	Receivers: {"receivers", 0, Data},
 
 	WriteAck:  {"write-ack", 0, Meta},
 	RecvAck:   {"recv-ack", 0, Meta},
