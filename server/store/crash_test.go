@@ -206,10 +206,10 @@ func (a *app) check(left *storetest.Image, what string) {
 // a random history, in several ways each, and asserts the invariant of the
 // package doc and that no superblock that was promised is lost.
 func TestEveryCrashLeavesDifferencesCovered(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(10) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			a := newApp(t, seed)
-			for range 150 {
+			for range 120 {
 				a.step()
 			}
 			if a.crashes < 50 {

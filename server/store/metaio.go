@@ -187,6 +187,17 @@ type Recovery struct {
 	Reason  string // why all of it is
 }
 
+// String is a recovery in words.
+func (r Recovery) String() string {
+	switch {
+	case !r.Unclean:
+		return "nothing to recover"
+	case r.Full:
+		return fmt.Sprintf("all %d bytes are in doubt for node ids %v: %s", r.Bytes, r.Peers, r.Reason)
+	}
+	return fmt.Sprintf("%d hot extents, %d bytes, are in doubt for node ids %v", r.Extents, r.Bytes, r.Peers)
+}
+
 // Unclean reports whether Recover has something to do.
 func (m *Meta) Unclean() bool { return m.sb.Load().Flags&ALClean == 0 }
 

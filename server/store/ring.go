@@ -17,8 +17,7 @@ const (
 	logUpdates      = 64                               // per block
 	logContext      = logHeader + logUpdates*8         // where the window of slots begins
 	logWindow       = (logBlockBytes - logContext) / 4 // slots per block
-	logBatch        = 8                                // blocks per transaction
-	logSpare        = 2 * logBatch                     // ring blocks beyond a window's worth
+	logBatch        = 24                               // blocks per transaction at most: at 4 MiB an extent, more than any request of 4 GiB touches
 	maxLogSlots     = 65536                            // keeps the ring within its place in the file
 	minLogExtent    = 64 << 10                         // smaller ones are bits, nearly
 	maxLogExtent    = 1 << 30                          // larger ones are full syncs, nearly
@@ -43,7 +42,10 @@ func (g logSession) windows() int { return (g.slots + logWindow - 1) / logWindow
 // blocks is the length of the ring. The newest block proves durable what came
 // before its own transaction; so behind the transaction that is being written
 // there is another one, and behind that a window's worth.
-func (g logSession) blocks() int { return g.windows() + logSpare }
+func (g logSession) blocks() int { return g.windows() + 2*g.batch() }
+
+// batch is how many blocks a transaction has at most.
+func (g logSession) batch() int { return min((g.slots+logUpdates-1)/logUpdates, logBatch) }
 
 // place is where in the file the block with a sequence number is.
 func (g logSession) place(seq uint64) int64 {
@@ -228,7 +230,7 @@ func (st *logState) judgeTail(g logSession, bad []int) {
 	n := uint64(g.blocks())
 	for _, place := range bad {
 		ahead := (uint64(place) + n - st.last%n) % n
-		if ahead == 0 || ahead > logBatch {
+		if ahead == 0 || ahead > uint64(g.batch()) {
 			st.damage = fmt.Sprintf("block at place %d is unreadable, and not where a write can have been cut short", place)
 			return
 		}

@@ -216,7 +216,7 @@ func TestDamagedLogPutsEverythingInDoubt(t *testing.T) {
 		must(t, m.AL().Activate(t.Context(), []block.Extent{ext(i*mib, 1)}))
 	}
 	left := im.CrashClone(storetest.Crash{})
-	left.Poke([]byte("rot"), 16*kib+2*4*kib+900) // block 2 of 4
+	left.Poke([]byte("rot"), 16*kib+900) // block 3 of 4, in a ring of three
 	m = openMeta(t, left, testOptions())
 	r, err := m.Recover()
 	must(t, err)
@@ -261,7 +261,9 @@ func TestCrashDuringRecoveryIsRecoveredFrom(t *testing.T) {
 // TestTornLogOfThePastIsNoDamage: what a session leaves torn in the ring must
 // not be held against a later one.
 func TestTornLogOfThePastIsNoDamage(t *testing.T) {
-	m, im := newMeta(t, testOptions())
+	opts := testOptions()
+	opts.Extents = 0 // for a long ring
+	m, im := newMeta(t, opts)
 	for i := range int64(14) {
 		activate(t, m.AL(), i%8)
 		m.AL().End(extentNo(i%8), 0)
@@ -270,7 +272,7 @@ func TestTornLogOfThePastIsNoDamage(t *testing.T) {
 	before, _ := atLastSync(t, im, func() { activate(t, m.AL(), 20) })
 	left := before(storetest.Crash{Exact: &storetest.Cut{Bytes: 300}})
 	for session := range int64(5) {
-		m := openMeta(t, left, testOptions())
+		m := openMeta(t, left, opts)
 		r, err := m.Recover()
 		must(t, err)
 		if r.Full || r.Extents != int(min(session, 1)) {
@@ -278,5 +280,52 @@ func TestTornLogOfThePastIsNoDamage(t *testing.T) {
 		}
 		activate(t, m.AL(), session)
 		left = left.CrashClone(storetest.Crash{Lost: 1})
+	}
+}
+
+// TestTransactionOfManyBlocksIsAllOrNothing loses any sectors of transactions
+// that take several blocks: what they were to permit may be lost, what was hot
+// and in use before may not, and no loss looks like damage.
+func TestTransactionOfManyBlocksIsAllOrNothing(t *testing.T) {
+	opts := testOptions()
+	opts.Extents = 300
+	m, im := newMeta(t, opts)
+	l := m.AL()
+	var held []block.Extent
+	points := uint64(0)
+	im.OnOp(func(r storetest.Record) {
+		if r.Op != storetest.OpSync {
+			return
+		}
+		for _, sector := range []int64{512, 4096, 4096, 4096} {
+			points++
+			left := openMeta(t, im.CrashClone(storetest.Crash{Lost: 0.4, Seed: points, Sector: sector}), opts)
+			rec, err := left.Recover()
+			must(t, err)
+			if rec.Full {
+				t.Fatalf("point %d: %v", points, rec)
+			}
+			for _, e := range held {
+				if !left.Bitmap(1).Test(e) {
+					t.Fatalf("point %d: %v is forgotten", points, e)
+				}
+			}
+		}
+	})
+	for i := range int64(40) {
+		e := ext(i*97%800*64*kib, (1+i*53%200)*64*kib)
+		must(t, l.Activate(t.Context(), []block.Extent{e}))
+		held = append(held, e)
+		if i%2 == 0 {
+			l.End(held[0], 0)
+			held = held[1:]
+		}
+		if len(held) > 1 {
+			l.End(held[0], 0)
+			held = held[1:]
+		}
+	}
+	if points < 100 {
+		t.Errorf("only %d points", points)
 	}
 }

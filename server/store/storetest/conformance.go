@@ -44,6 +44,13 @@ func expect(t *testing.T, d store.Disk, want []byte, off int64) {
 	}
 }
 
+// expectAround looks at a range of model and a little of what is next to it.
+func expectAround(t *testing.T, d store.Disk, model []byte, off, n int64) {
+	t.Helper()
+	first, last := max(0, off-8192), min(int64(len(model)), off+n+8192)
+	expect(t, d, model[first:last], first)
+}
+
 func testContent(t *testing.T, size int64, d store.Disk) {
 	defer d.Close()
 	rng := rand.New(rand.NewPCG(1, 1))
@@ -75,7 +82,7 @@ func testZero(t *testing.T, size int64, d store.Disk) {
 		"fast":      func(off, n int64) error { return d.Zero(off, n, block.FastZero) },
 		"fast kept": func(off, n int64) error { return d.Zero(off, n, block.FastZero|block.NoHole) },
 	}
-	for i := range 60 {
+	for i := range 30 {
 		off := rng.Int64N(size)
 		n := rng.Int64N(min(size-off, 200000) + 1)
 		if i%2 == 0 {
@@ -84,17 +91,18 @@ func testZero(t *testing.T, size int64, d store.Disk) {
 		for name, zero := range ways {
 			err := zero(off, n)
 			if errors.Is(err, block.ErrNotSupported) && name[:4] == "fast" {
-				expect(t, d, model, 0)
+				expectAround(t, d, model, off, n)
 				continue
 			}
 			if err != nil {
 				t.Fatalf("%s %d+%d: %v", name, off, n, err)
 			}
 			clear(model[off : off+n])
-			expect(t, d, model, 0)
+			expectAround(t, d, model, off, n)
 			fill(t, d, rng, model[off:off+n], off)
 		}
 	}
+	expect(t, d, model, 0)
 }
 
 func testRange(t *testing.T, size int64, d store.Disk) {
