@@ -85,7 +85,6 @@ type Meta struct {
 	lastSeq uint64
 
 	problems []string   // found on opening
-	damaged  int        // sectors of bitmaps that were bad on opening
 	ring     logState   // found on opening, if the stop was unclean
 	closing  sync.Once  // makes Close and Abandon happen once
 	closed   error      // outcome of that
@@ -217,7 +216,7 @@ func belongs(sb *Superblock, path string, opts MetaOptions) error {
 func newMeta(f File, path string, img *image, opts MetaOptions) *Meta {
 	m := &Meta{
 		vol: &volume{file: f, path: path, syncer: newSyncer()}, want: opts.session(), full: img.full, bitmaps: img.bitmaps,
-		sbTurn: newTurn(), pages: newTurn(), problems: img.problems, damaged: img.damaged, ring: img.ring,
+		sbTurn: newTurn(), pages: newTurn(), problems: img.problems, ring: img.ring,
 	}
 	m.sb.Store(img.sb)
 	m.al = &ActivityLog{log: m, pressure: opts.Pressure, turn: newTurn(), wake: make(chan struct{}, 1)}

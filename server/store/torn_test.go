@@ -329,3 +329,21 @@ func TestTransactionOfManyBlocksIsAllOrNothing(t *testing.T) {
 		t.Errorf("only %d points", points)
 	}
 }
+
+func TestRecoveryInWords(t *testing.T) {
+	tests := []struct {
+		r    store.Recovery
+		want string
+	}{
+		{store.Recovery{}, "nothing to recover"},
+		{store.Recovery{Unclean: true, Extents: 2, Bytes: 128 << 10, Peers: []int{1, 2}},
+			"2 hot extents, 131072 bytes, are in doubt for node ids [1 2]"},
+		{store.Recovery{Unclean: true, Full: true, Bytes: 4096, Peers: []int{1}, Reason: "the activity log was switched off"},
+			"all 4096 bytes are in doubt for node ids [1]: the activity log was switched off"},
+	}
+	for _, tt := range tests {
+		if got := tt.r.String(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
