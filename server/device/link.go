@@ -1,7 +1,9 @@
 package device
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -69,6 +71,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 		d.partLocked(p, "a new handshake", b)
 	}
 	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
 	f := wireFacts(&p.hs.mine)
 	f.Name, f.No, f.Handle = d.opts.Name, no, d.opts.Handle
@@ -93,6 +96,10 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
+		Primary: d.primary, Tentative: d.tentative,
+	}
+	if f.Primary == p.id {
+		f.Primary = replication.NoPrimary // the peer knows best
 	}
 	if d.role == replication.Primary {
 		f.Received = d.window.head
@@ -146,9 +153,6 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 func sameFacts(a, b *replication.Facts, primary bool) bool {
 	x, y := *a, *b
 	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
-	if x.Role != replication.Primary && y.Role != replication.Primary {
-		x.Quorate, y.Quorate = false, false
-	}
 	if primary {
 		x.Received, y.Received = 0, 0
 	}
@@ -189,7 +193,7 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 // prepareAgreementLocked makes durable what must be before the peer may rely
 // on our agreement, then agrees.
 func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *block.Batch) {
-	yield := d.role == replication.Primary && p.hs.theirs.Role == replication.Primary && !p.hs.mine.Quorate
+	yield := d.role == replication.Primary && dec.Yields.Has(d.cfg.Self)
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
 	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
@@ -253,7 +257,10 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	p.told, p.heard = false, false
 	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
-	if p.role == replication.Primary && p.hs.theirs.Stream != 0 {
+	if dec := p.decision; dec.Yields.Has(p.id) {
+		p.role = replication.Secondary
+	}
+	if p.role == replication.Primary && d.role != replication.Primary && p.hs.theirs.Stream != 0 {
 		p.state.Primary = uint8(p.id)
 		if d.stream != p.hs.theirs.Stream || d.primary != p.id {
 			d.followLocked(p, p.hs.theirs.Stream)
@@ -288,16 +295,26 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 func (d *Device) enterInSyncLocked(p *peer) {
 	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
-	best := max(d.dstat, p.disk)
-	if d.dstat < best {
-		d.setDiskLocked(best, "in sync with "+p.name)
-	}
+	best := inSyncState(&p.hs.mine, &p.hs.theirs)
+	d.setDiskLocked(best, "same data as "+p.name)
 	p.disk = best
-	if d.crashed {
-		d.crashed = false
-	}
+	d.crashed = false
 	d.saveGensLater()
 	d.setReplLocked(p, replication.Established)
+}
+
+// inSyncState is what two disks are that hold the same: as good as the better
+// of the two, unless one knows that newer data exists and the other could not
+// know. Who is primary, or has quorum without the other, could.
+func inSyncState(a, b *replication.Facts) replication.DiskState {
+	lo, hi := a, b
+	if lo.Disk > hi.Disk {
+		lo, hi = hi, lo
+	}
+	if lo.Disk <= replication.Outdated && hi.Role != replication.Primary && !(hi.Disk == replication.UpToDate && hi.Quorate) {
+		return lo.Disk
+	}
+	return hi.Disk
 }
 
 // contactLostLocked: the device's agreement with a peer ended with its contact.
@@ -344,7 +361,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // had been in sync, the marks get a generation of their own, which is durable
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
-	d.missSinceLocked(p, p.stable)
+	doubtful := d.missSinceLocked(p, p.stable)
 	if inSync || d.gens.Bitmap[p.id] == replication.NoGen {
 		d.needGen = true
 		d.genAgain = d.genBusy
@@ -366,32 +383,83 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 			continue
 		}
 		d.missLocked(p.bit(), o.ext)
+		doubtful = append(doubtful, o.ext)
 		o.miss = o.miss.With(p.id)
 		o.wait &^= p.bit()
 		o.need &^= p.bit()
 		d.progressLocked(o, b)
 	}
+	// Before the generation, on the same link: when that is confirmed, the other
+	// replicas know what the lost one may lack.
+	d.shareMarksLocked(p, doubtful, b)
 	if d.needGen && waiting {
 		d.startGenLocked()
 	}
 	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
 }
 
-// missSinceLocked marks what was changed after seq as out of sync with a peer.
-func (d *Device) missSinceLocked(p *peer, seq uint64) {
+// missSinceLocked marks what was changed after seq as out of sync with a peer,
+// and returns it.
+func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 	list, complete := d.recent.after(seq)
-	if d.meta == nil {
-		return
-	}
-	bm := d.meta.Bitmap(p.id)
 	for _, c := range list {
-		bm.Set(c.ext)
+		marked = append(marked, c.ext)
+	}
+	if d.meta == nil {
+		return marked
 	}
 	if !complete {
-		for _, e := range d.meta.AL().Hot() {
-			bm.Set(e)
+		marked = append(marked, d.meta.AL().Hot()...)
+	}
+	bm := d.meta.Bitmap(p.id)
+	for _, e := range marked {
+		bm.Set(e)
+	}
+	return marked
+}
+
+// shareMarksLocked tells the other replicas what a lost one may lack although
+// it was sent it: they have taken it for one that has everything.
+func (d *Device) shareMarksLocked(p *peer, es []block.Extent, b *block.Batch) {
+	if len(es) == 0 || d.receives == 0 {
+		return
+	}
+	slices.SortFunc(es, func(x, y block.Extent) int { return cmp.Compare(x.Off, y.Off) })
+	var payload []byte
+	first, at := uint64(0), uint64(0)
+	send := func() {
+		h := wire.Header{Type: wire.Marks, Arg: [3]uint64{uint64(p.id), first}}
+		for id := range d.receives.All() {
+			d.peers[id].send(h, payload, nil, b)
+		}
+		payload, first = payload[:0], at
+	}
+	for _, e := range es {
+		u := e.Units()
+		off, end := max(uint64(u.Off)/block.Unit, at), uint64(u.End())/block.Unit
+		if off >= end {
+			continue
+		}
+		payload = wire.AppendRun(payload, off-at, end-off)
+		at = end
+		if len(payload) >= bitsPayload {
+			send()
 		}
 	}
+	if len(payload) > 0 {
+		send()
+	}
+}
+
+// marksReceivedLocked takes the primary's word on what another replica may lack.
+func (d *Device) marksReceivedLocked(p *peer, f *wire.Frame) {
+	id := int(f.Arg[0])
+	if d.meta == nil || id >= replication.MaxNodes || id == d.cfg.Self || !d.disks.Has(id) {
+		return
+	}
+	bm := d.meta.Bitmap(id)
+	_, err := wire.Runs(f.Payload, f.Arg[1], d.cfg.Size, func(e block.Extent) { bm.Set(e) })
+	d.decodedLocked(p, f.Type, err)
 }
 
 // primaryLostLocked: the primary is out of contact. What of its last changes
@@ -450,7 +518,10 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current),
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode,
+	}
+	if f.Primary >= 0 {
+		w.Primary = uint8(f.Primary)
 	}
 	for i, g := range f.Gens.Bitmap {
 		w.Bitmap[i] = uint64(g)
@@ -460,7 +531,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	}
 	for flag, on := range map[uint8]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
 	} {
 		if on {
 			w.Flags |= flag
@@ -475,6 +546,10 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary,
+	}
+	if w.Primary < replication.MaxNodes {
+		f.Primary = int(w.Primary)
 	}
 	f.Gens.Current = replication.Gen(w.Current)
 	for i, g := range w.Bitmap {

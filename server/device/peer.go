@@ -28,7 +28,9 @@ type peer struct {
 	decision replication.Decision
 	since    time.Time // repl was entered
 	inSync   bool      // nothing differs
-	refused  string    // why the peer is not worked with
+	restless time.Time // since when neither in sync nor on the way
+	patience time.Duration
+	refused  string // why the peer is not worked with
 
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun
@@ -107,6 +109,8 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
 	case wire.FlushAck:
 		d.flush.ackedLocked(d, p, f.Arg[0], f.Flags&wire.FlagError == 0, b)
+	case wire.Marks:
+		d.marksReceivedLocked(p, f)
 	case wire.PeerFloor:
 		d.floorLocked(p, f.Arg[0])
 	case wire.ReadReq:
@@ -159,7 +163,11 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 			d.genReceivedLocked(p, g)
 		}
 	case wire.NewGenAck:
-		d.genConfirmedLocked(p, h.Arg[0], b)
+		d.genConfirmedLocked(p, h.Arg[0], false, b)
+	case wire.GenCommit:
+		d.genCommitLocked(p, h.Arg[0])
+	case wire.GenDone:
+		d.genConfirmedLocked(p, h.Arg[0], true, b)
 	case wire.Receivers:
 		d.receiversLocked(p, h, b)
 	case wire.Prepare, wire.Vote, wire.Commit, wire.Abort:
@@ -170,6 +178,10 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.Bits:
 		d.bitsReceivedLocked(p, h, payload, b)
 	case wire.SyncDone:
+		if h.Flags&wire.FlagError != 0 {
+			d.targetGaveUpLocked(p)
+			return
+		}
 		if len(payload) > 0 {
 			var f wire.DeviceFacts
 			if !d.decodedLocked(p, h.Type, f.Decode(payload)) {

@@ -40,6 +40,7 @@ type syncState struct {
 	began       time.Time
 	rate        float64 // bytes per second, a moving average
 	lastDone    int64
+	seen        int64
 	allowance   int64
 	lastWrites  uint64
 	busy        bool // the application writes
@@ -104,7 +105,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	if now != nil {
 		// The primary is back: it orders its own writes against the resync.
-		d.syncPartLocked(now)
+		d.giveUpLocked(now, b)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
 	d.beginPullLocked(best)
@@ -614,6 +615,20 @@ func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	}
 }
 
+// giveUpLocked tells a source that this node no longer pulls from it.
+func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
+	d.syncPartLocked(p)
+	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
+}
+
+// targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
+func (d *Device) targetGaveUpLocked(p *peer) {
+	if p.repl == replication.SyncSource {
+		d.syncPartLocked(p)
+		d.setReplLocked(p, replication.PausedSyncS)
+	}
+}
+
 // unsettled: the decision was to wait for a complete disk.
 func unsettled(a replication.Action) bool {
 	return a == replication.NoDisk || a == replication.PeerOutdated || a == replication.SelfOutdated
@@ -637,12 +652,41 @@ func (d *Device) syncPartLocked(p *peer) {
 	d.pulls = d.pullingLocked()
 }
 
+// renegotiateLocked gives a pair that is neither in sync nor on its way there
+// another handshake: whatever happened in the meantime, it decides anew. The
+// pauses between such attempts grow; many a pair waits for good reason.
+func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
+	calm := p.inSync || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	p.sync.seen = p.sync.done
+	if calm {
+		p.restless, p.patience = time.Time{}, 0
+		return
+	}
+	if p.restless.IsZero() {
+		p.restless = now
+		p.patience = max(p.patience, firstPatience)
+	}
+	if now.Sub(p.restless) < p.patience {
+		return
+	}
+	p.restless = time.Time{}
+	p.patience = min(2*p.patience, mostPatience)
+	d.log.Debug("another handshake: neither in sync nor on the way", "peer", p.name)
+	d.helloLocked(p, b)
+}
+
+const (
+	firstPatience = 3 * time.Second
+	mostPatience  = time.Minute
+)
+
 // tickSyncLocked paces the resync.
 func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
 	for _, p := range d.peers {
 		if p == nil || !p.agreed {
 			continue
 		}
+		d.renegotiateLocked(p, now, b)
 		sy := &p.sync
 		if sy.began.IsZero() {
 			continue

@@ -86,16 +86,21 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
-	if d.dstat >= replication.Outdated && d.dstat < replication.UpToDate {
-		for _, p := range d.peers {
-			if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
-				d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
-				d.saveLocked(nil)
-				return
-			}
+	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
+		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
+	}
+	if d.dstat != replication.Consistent {
+		return
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
+			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+			d.saveLocked(nil)
+			return
 		}
 	}
-	if d.dstat != replication.Consistent || !d.quorum.Quorate {
+	d.censusLocked()
+	if !d.quorum.Quorate {
 		return
 	}
 	for _, p := range d.peers {
@@ -111,6 +116,20 @@ func (d *Device) upgradeLocked() {
 	}
 	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
 	d.saveLocked(nil)
+}
+
+// everybodyBehindLocked reports whether every other disk is in reach and has
+// nothing that this one lacks.
+func (d *Device) everybodyBehindLocked() bool {
+	for _, p := range d.peers {
+		if p == nil || p.diskless {
+			continue
+		}
+		if !p.agreed || p.disk > replication.Outdated || !(p.inSync || p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *Device) setDiskLocked(s replication.DiskState, why string) {
@@ -317,7 +336,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	}
 	if p.sync.pulling && s < replication.Consistent && s != replication.DUnknown {
 		// The source has become a mixture itself; another, or later.
-		d.syncPartLocked(p)
+		d.giveUpLocked(p, b)
 		d.setReplLocked(p, replication.PausedSyncT)
 	}
 	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
@@ -363,7 +382,7 @@ func (d *Device) save() error {
 
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
-	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
+	gens, dstat, role, crashed, stream, tentative := d.gens, d.dstat, d.role, d.crashed, d.stream, d.tentative
 	members := uint32(d.disks)
 	return func(sb *store.Superblock) {
 		putGens(sb, &gens)
@@ -385,7 +404,15 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
+		sb.Ext = append(sb.Ext, flagByte(tentative))
 	}
+}
+
+func flagByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func gensOf(sb *store.Superblock) replication.Gens {

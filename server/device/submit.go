@@ -390,7 +390,7 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 		d.window.done(o.seq)
 	}
 	if o.logged && d.meta != nil {
-		d.meta.AL().End(o.ext, o.seq)
+		d.meta.AL().End(o.ext, d.epochLocked(o.seq))
 	}
 	d.releaseLocked(o, b)
 }

@@ -26,7 +26,15 @@ type Facts struct {
 	Discard bool
 	// Quorate: this node had quorum when it spoke.
 	Quorate bool
+	// Primary is whom this node believes to be primary; NoPrimary: nobody.
+	Primary int
+	// Tentative: the current generation came from a primary that has not said
+	// yet that all who take part have it. Nothing was answered in it.
+	Tentative bool
 }
+
+// NoPrimary is the Primary of one who knows of none.
+const NoPrimary = -1
 
 // Action is what two nodes do about a device.
 type Action uint8
@@ -82,6 +90,8 @@ type Decision struct {
 	// CopySlot is the node whose bitmap the source uses for the target in
 	// place of the target's own slot; -1: the target's own.
 	CopySlot int
+	// Yields is who stops being primary by this decision.
+	Yields NodeSet
 }
 
 func (d Decision) String() string { return d.Action.String() + " (" + d.Rule + "): " + d.Why }
@@ -123,7 +133,7 @@ func decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
 		return d
 	}
-	if me.Role == Primary && peer.Role == Primary {
+	if me.Role == Primary && rival(me, peer) || peer.Role == Primary && rival(peer, me) {
 		return twoPrimaries(me, peer)
 	}
 	if d, ok := dayOne(me, peer); ok {
@@ -133,10 +143,42 @@ func decide(me, peer *Facts) Decision {
 		return equal(me, peer)
 	}
 	d := ancestry(me, peer)
+	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
+		d = tentative(me, peer)
+	}
 	if d.Action == SplitBrain || d.Action == Unrelated {
 		return discard(me, peer, d)
 	}
 	return fromMixture(me, peer, d)
+}
+
+// rival: another acts as primary on the peer's side.
+func rival(me, peer *Facts) bool {
+	return peer.Role == Primary || peer.Primary != NoPrimary && peer.Primary != me.Node
+}
+
+// tentative: a generation that was announced and never came into force gives
+// way to one that did.
+func tentative(me, peer *Facts) Decision {
+	bits := sharedSlot(me, peer)
+	d := Decision{Rule: "tentative", Why: "one side's generation never came into force"}
+	switch {
+	case me.Tentative && bits:
+		d.Action = TargetBits
+	case me.Tentative:
+		d.Action = TargetFull
+	case bits:
+		d.Action = SourceBits
+	default:
+		d.Action = SourceFull
+	}
+	return d
+}
+
+// sharedSlot: both bitmaps count from one generation.
+func sharedSlot(me, peer *Facts) bool {
+	g := me.Gens.Bitmap[peer.Node]
+	return g != NoGen && g == peer.Gens.Bitmap[me.Node]
 }
 
 func precondition(me, peer *Facts) (Decision, bool) {
@@ -149,6 +191,22 @@ func precondition(me, peer *Facts) (Decision, bool) {
 	return Decision{}, false
 }
 
+// yielding: what a primary did without quorum was never answered.
+func yielding(me, peer *Facts) Decision {
+	d := Decision{Rule: "yielding", Why: "what was done without quorum was never answered"}
+	switch bits := sharedSlot(me, peer); {
+	case me.Quorate && bits:
+		d.Action = SourceBits
+	case me.Quorate:
+		d.Action = SourceFull
+	case bits:
+		d.Action = TargetBits
+	default:
+		d.Action = TargetFull
+	}
+	return d
+}
+
 // twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
 // to one that has it. Two that both believe in themselves have diverged
 // whatever their generations say.
@@ -158,15 +216,24 @@ func twoPrimaries(me, peer *Facts) Decision {
 		return discard(me, peer, split)
 	}
 	m, p := *me, *peer
-	if me.Quorate {
-		p.Role = Secondary
-	} else {
-		m.Role = Secondary
+	m.Primary, p.Primary = NoPrimary, NoPrimary
+	loser := &p
+	if !me.Quorate {
+		loser = &m
 	}
+	if loser.Role != Primary && (me.Role == Primary || peer.Role == Primary) {
+		// The one that has quorum is primary; the other follows one that has not.
+		return Decision{Action: Refuse, Rule: "rival", Why: "the side without quorum follows another primary"}
+	}
+	loser.Role = Secondary
 	d := decide(&m, &p)
+	if d.Action == SplitBrain {
+		d = yielding(me, peer)
+	}
 	if d.Sync() && d.Source() != me.Quorate {
 		return split
 	}
+	d.Yields = Of(loser.Node)
 	d.Why = "the primary without quorum yields; " + d.Why
 	return d
 }
@@ -353,7 +420,7 @@ func discard(me, peer *Facts, d Decision) Decision {
 		d.Why += "; the side whose changes are to be discarded must be secondary first"
 		return d
 	}
-	bits := me.Gens.Bitmap[peer.Node] != NoGen && me.Gens.Bitmap[peer.Node] == peer.Gens.Bitmap[me.Node]
+	bits := sharedSlot(me, peer)
 	out := Decision{Rule: "discard", Why: "an administrator chose to discard one side's changes"}
 	switch {
 	case me.Discard && bits:
