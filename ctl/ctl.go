@@ -1,0 +1,205 @@
+// Package ctl is lockstepctl, the companion program of lockstepd: it sends one
+// command to the daemon's control socket and shows the answer to people (text)
+// or to programs (-f json: the daemon's own result, byte for byte).
+//
+// A command is one verb in the file of its noun: what it sends, how the answer
+// is shown, its help. Everything that touches the world (streams, terminal,
+// environment, the dialler) comes in by Env, so that tests run whole command
+// lines. Standard output carries the answer and nothing else; progress and
+// remarks go to standard error. The exit codes are in exit.go.
+//
+// Nothing is built before it is needed: a command line costs the making of its
+// own commands, not of all.
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/lockstepd/lockstep/ctl/render"
+)
+
+// Client is a connection to the daemon, as commands use it.
+type Client interface {
+	// Call sends a request with structured params and decodes the result.
+	Call(ctx context.Context, method string, params, result any) error
+	// CallText sends a request as ovs-appctl would, and returns the text.
+	CallText(ctx context.Context, method string, args ...string) (string, error)
+	// Done is closed when the connection is lost.
+	Done() <-chan struct{}
+	Close() error
+}
+
+// Notify is called with each notification, in order, by the goroutine that
+// reads the connection; until it returns nothing more is read.
+type Notify func(method string, params json.RawMessage)
+
+// Dial connects to a target: a socket path, or a program's name in the rundir.
+// Its errors are what errUnreachable and errTimeout stand for. notify is nil
+// where no notifications are asked for.
+type Dial func(ctx context.Context, target, rundir string, notify Notify) (Client, error)
+
+// Terminal is an output that is a terminal.
+type Terminal interface {
+	// Size is in columns and lines.
+	Size() (width, height int)
+}
+
+// Env is the world as a command sees it.
+type Env struct {
+	In       io.Reader
+	Out, Err io.Writer
+	Getenv   func(string) string
+	// OutTerm and ErrTerm are nil where the stream is no terminal. InTerm says
+	// whether somebody can be asked.
+	OutTerm, ErrTerm Terminal
+	InTerm           bool
+	Dial             Dial
+	// Interrupts returns a context that ends when the user interrupts. Without
+	// it, an interrupt ends the program as usual.
+	Interrupts func(context.Context) (context.Context, context.CancelFunc)
+	// Keyboard turns the terminal over to a full-screen program.
+	Keyboard func() (Keyboard, error)
+}
+
+// Keyboard is a terminal in raw mode.
+type Keyboard interface {
+	// Keys delivers what is typed, and is closed when there is no more.
+	Keys() <-chan string
+	// Resized receives a value when the terminal changed its size.
+	Resized() <-chan struct{}
+	// Close gives the terminal back as it was.
+	Close() error
+}
+
+// Main runs one command line, without the program's name, and returns the exit
+// status.
+func Main(args []string, env Env) int {
+	a := &app{Env: env}
+	root := a.root(args)
+	root.SetArgs(args)
+	return a.report(root.ExecuteContext(context.Background()))
+}
+
+// app is one run of the program.
+type app struct {
+	Env
+	opts options
+}
+
+// options are the flags that every command takes.
+type options struct {
+	target  string
+	timeout float64
+	format  string
+	pretty  bool
+	noColor bool
+	quiet   bool
+	version bool
+}
+
+// patience is how long an ordinary command waits for its answer, without -T:
+// longer than the daemon lets a command run, so that its own word on the matter
+// is heard if it has one.
+const patience = 20 * time.Second
+
+// deadline gives ctx the time limit of -T, else the usual one; usual 0 is none.
+func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Context, context.CancelFunc) {
+	if a.opts.timeout > 0 {
+		usual = time.Duration(a.opts.timeout * float64(time.Second))
+	}
+	if usual == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, usual, errTimeout{usual})
+}
+
+// target is what to connect to.
+func (a *app) target() string {
+	if a.opts.target != "" {
+		return a.opts.target
+	}
+	if t := a.Getenv("LOCKSTEP_TARGET"); t != "" {
+		return t
+	}
+	return program
+}
+
+// program is whom we talk to when nobody else is named.
+const program = "lockstepd"
+
+// rundir is where the daemon's pidfile and socket are.
+func (a *app) rundir() string {
+	if d := a.Getenv("LOCKSTEP_RUNDIR"); d != "" {
+		return d
+	}
+	return "/run/lockstep"
+}
+
+// call sends one request on a connection of its own and returns the result as
+// it came.
+func (a *app) call(ctx context.Context, method string, params any) (json.RawMessage, error) {
+	ctx, cancel := a.deadline(ctx, patience)
+	defer cancel()
+	c, err := a.dial(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	var raw json.RawMessage
+	if err := c.Call(ctx, method, params, &raw); err != nil {
+		return nil, a.failed(ctx, c, err)
+	}
+	return raw, nil
+}
+
+// callText is call in the dialect that answers with text.
+func (a *app) callText(ctx context.Context, method string, args ...string) (string, error) {
+	ctx, cancel := a.deadline(ctx, patience)
+	defer cancel()
+	c, err := a.dial(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	s, err := c.CallText(ctx, method, args...)
+	if err != nil {
+		return "", a.failed(ctx, c, err)
+	}
+	return s, nil
+}
+
+// json reports whether the answer goes to a program.
+func (a *app) json() bool { return a.opts.format == "json" }
+
+// look is how text for standard output is rendered.
+func (a *app) look() render.Options { return a.lookOf(a.OutTerm) }
+
+// lookOf is how text for a stream is rendered.
+func (a *app) lookOf(t Terminal) render.Options {
+	o := render.Options{Now: time.Now()}
+	if t != nil {
+		o.Width, o.Height = t.Size()
+		o.Color = !a.opts.noColor && a.Getenv("NO_COLOR") == "" && a.Getenv("TERM") != "dumb"
+	}
+	return o
+}
+
+// print writes the answer. A reader that went away is no failure of ours to
+// report, but there is nothing left to do.
+func (a *app) print(s string) error {
+	if _, err := io.WriteString(a.Out, s); err != nil {
+		return fmt.Errorf("cannot write the answer: %w", err)
+	}
+	return nil
+}
+
+// remark writes a line for people beside the answer, unless they want none.
+func (a *app) remark(format string, args ...any) {
+	if !a.opts.quiet {
+		fmt.Fprintf(a.Err, format+"\n", args...)
+	}
+}

@@ -1,0 +1,158 @@
+package ctl
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/lockstepd/lockstep/ctl/top"
+	"github.com/lockstepd/lockstep/rpc"
+)
+
+// OS is the world of the process itself.
+func OS() Env {
+	env := Env{
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		Getenv: os.Getenv, Dial: dialSocket,
+		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+		},
+		Keyboard: openKeyboard,
+		InTerm:   term.IsTerminal(int(os.Stdin.Fd())),
+	}
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		env.OutTerm = tty{os.Stdout}
+	}
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		env.ErrTerm = tty{os.Stderr}
+	}
+	return env
+}
+
+// dialSocket is the Dial of the process itself.
+func dialSocket(ctx context.Context, target, rundir string, notify Notify) (Client, error) {
+	c, err := rpc.Dial(ctx, target, rpc.DialOptions{Rundir: rundir, Notify: notify})
+	if err != nil {
+		return nil, err // not c: a nil *rpc.Client in an interface is not nil
+	}
+	return c, nil
+}
+
+// tty is a standard stream that is a terminal.
+type tty struct{ f *os.File }
+
+// Size is that of the terminal, or the usual where it does not say.
+func (t tty) Size() (width, height int) {
+	w, h, err := term.GetSize(int(t.f.Fd()))
+	if err != nil || w <= 0 || h <= 0 {
+		return 80, 24
+	}
+	return w, h
+}
+
+// keyboard is the controlling terminal in raw mode, with the goroutine that
+// reads it.
+type keyboard struct {
+	f       *os.File
+	before  *term.State
+	keys    chan string
+	resized chan os.Signal
+	changed chan struct{}
+	stop    chan struct{}
+	reader  sync.WaitGroup
+}
+
+// openKeyboard takes the controlling terminal over. It is opened anew, so that
+// reading it can be interrupted and standard input is left as it was.
+func openKeyboard() (Keyboard, error) {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	before, err := rawMode(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("raw mode: %w", err)
+	}
+	k := &keyboard{
+		f: f, before: before, keys: make(chan string), resized: make(chan os.Signal, 1),
+		changed: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	signal.Notify(k.resized, syscall.SIGWINCH)
+	k.reader.Go(k.read)
+	k.reader.Go(k.watchSize)
+	return k, nil
+}
+
+// rawMode sets the terminal of f to raw mode without making f blocking, which
+// File.Fd would.
+func rawMode(f *os.File) (before *term.State, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	ctlErr := conn.Control(func(fd uintptr) { before, err = term.MakeRaw(int(fd)) })
+	if ctlErr != nil {
+		return nil, ctlErr
+	}
+	return before, err
+}
+
+// read cuts what is typed into keys until Close.
+func (k *keyboard) read() {
+	defer close(k.keys)
+	buf := make([]byte, 256)
+	for {
+		n, err := k.f.Read(buf)
+		for _, key := range top.Keys(string(buf[:n])) {
+			select {
+			case k.keys <- key:
+			case <-k.stop:
+				return
+			}
+		}
+		if err != nil && err != io.ErrNoProgress {
+			return
+		}
+	}
+}
+
+// watchSize hands on that the size has changed, until Close.
+func (k *keyboard) watchSize() {
+	for {
+		select {
+		case <-k.resized:
+			select {
+			case k.changed <- struct{}{}:
+			default: // told already
+			}
+		case <-k.stop:
+			return
+		}
+	}
+}
+
+// Keys implements Keyboard.
+func (k *keyboard) Keys() <-chan string { return k.keys }
+
+// Resized implements Keyboard.
+func (k *keyboard) Resized() <-chan struct{} { return k.changed }
+
+// Close implements Keyboard.
+func (k *keyboard) Close() error {
+	signal.Stop(k.resized)
+	close(k.stop)
+	var err error
+	if conn, e := k.f.SyscallConn(); e == nil {
+		_ = conn.Control(func(fd uintptr) { err = term.Restore(int(fd), k.before) })
+	}
+	k.f.Close() // wakes the reader
+	k.reader.Wait()
+	return err
+}

@@ -1,0 +1,143 @@
+package render
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/lockstepd/lockstep/rpc/api"
+)
+
+// Devices is the table of devices, one line each.
+func Devices(o Options, devices []api.Device) string {
+	if len(devices) == 0 {
+		return "no devices are configured\n"
+	}
+	t := table{cols: []column{
+		{head: "DEVICE", flex: true}, {head: "SIZE", right: true, drop: 2}, {head: "ROLE"}, {head: "DISK"},
+		{head: "STATE"}, {head: "QUORUM", drop: 3}, {head: "CLIENTS", right: true, drop: 4},
+		{head: "OUT OF SYNC", right: true, drop: 1}, {head: "PEERS", flex: true, drop: 5},
+	}}
+	for _, d := range devices {
+		t.row(text(d.Name), text(Bytes(d.Size)), roleCell(d.Role), diskCell(d.Disk), worst(d),
+			quorumCell(d.Quorum), text(strconv.Itoa(d.Open)), outOfSync(sumOutOfSync(d)), text(peerWords(d.Peers)))
+	}
+	var b strings.Builder
+	t.write(&b, o)
+	return b.String()
+}
+
+func quorumCell(has bool) cell {
+	if has {
+		return cell{"yes", Good}
+	}
+	return cell{"no", Bad}
+}
+
+func sumOutOfSync(d api.Device) int64 {
+	var n int64
+	for _, p := range d.Peers {
+		n += p.OutOfSync
+	}
+	return n
+}
+
+// peerWords is "beta UpToDate, gamma Outdated".
+func peerWords(peers []api.DevicePeer) string {
+	words := make([]string, len(peers))
+	for i, p := range peers {
+		words[i] = p.Node + " " + p.Disk
+	}
+	return strings.Join(words, ", ")
+}
+
+// Device is one device in full.
+func Device(o Options, d api.DeviceDetail) string {
+	var p pairs
+	p.addText("device", d.Name)
+	p.addText("size", Bytes(d.Size))
+	p.add("role", roleCell(d.Role))
+	p.add("disk", diskCell(d.Disk))
+	p.addText("backing", d.Backing)
+	p.addText("protocol", d.Protocol)
+	p.add("quorum", deviceQuorum(d))
+	if d.Suspended {
+		p.add("I/O", cell{"suspended", Bad})
+	}
+	p.addText("clients", fmt.Sprintf("%d open, %d requests in flight", d.Open, d.InFlight))
+	for i, uri := range d.NBD {
+		p.addText(first(i, "NBD"), uri)
+	}
+	p.addText("reads", fmt.Sprintf("%s, %s", Count(float64(d.Reads)), Bytes(clamp(d.ReadBytes))))
+	p.addText("writes", fmt.Sprintf("%s, %s", Count(float64(d.Writes)), Bytes(clamp(d.WriteBytes))))
+	p.addText("flushes", Count(float64(d.Flushes)))
+	p.addText("write latency", latency(d))
+	p.addText("activity log", activityLog(d))
+	p.addText("generation", d.CurrentGen)
+	for _, g := range d.BitmapGens {
+		p.addText("  for "+g.Node, g.Gen)
+	}
+	var b strings.Builder
+	p.write(&b, o)
+	devicePeers(&b, o, d.Peers)
+	return b.String()
+}
+
+// first is the key on the first of several lines, nothing after it.
+func first(i int, key string) string {
+	if i == 0 {
+		return key
+	}
+	return ""
+}
+
+func deviceQuorum(d api.DeviceDetail) cell {
+	c := quorumCell(d.Quorum)
+	if d.QuorumPolicy != "" {
+		c.text += " (" + d.QuorumPolicy + ", without: " + d.OnNoQuorum + ")"
+	}
+	return c
+}
+
+func latency(d api.DeviceDetail) string {
+	if d.WriteP50US <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s median, %s at the 99th percentile", Micros(d.WriteP50US), Micros(d.WriteP99US))
+}
+
+func activityLog(d api.DeviceDetail) string {
+	if d.ALExtentBytes <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s hot, %s each; a crash now would resync at most %s",
+		plural(d.ALExtents, "extent"), Bytes(d.ALExtentBytes), Bytes(d.CrashCostBytes))
+}
+
+// devicePeers is the table of what is known of a device on its peers.
+func devicePeers(b *strings.Builder, o Options, peers []api.DevicePeer) {
+	if len(peers) == 0 {
+		return
+	}
+	b.WriteString("\n")
+	t := table{cols: []column{
+		{head: "PEER", flex: true}, {head: "ROLE"}, {head: "DISK"}, {head: "REPLICATION"}, {head: "OUT OF SYNC", right: true, drop: 1},
+	}}
+	for _, p := range peers {
+		t.row(text(p.Node), roleCell(p.Role), diskCell(p.Disk), replicationCell(p.Replication), outOfSync(p.OutOfSync))
+		if p.Resync != nil {
+			t.below(text("  " + Progress(o.Width-2, *p.Resync)))
+		}
+	}
+	t.write(b, o)
+}
+
+// Handshake is what a handshake with a peer would decide.
+func Handshake(o Options, h api.Handshake) string {
+	var b strings.Builder
+	o.paragraph(&b, "", Bold, fmt.Sprintf("device %s with %s: %s", h.Device, h.Node, h.Action))
+	if h.Text != "" {
+		o.paragraph(&b, "  ", Plain, h.Text)
+	}
+	return b.String()
+}

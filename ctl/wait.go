@@ -1,0 +1,296 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/lockstepd/lockstep/ctl/render"
+	"github.com/lockstepd/lockstep/rpc/api"
+)
+
+// waitStates are what can be waited for.
+var waitStates = [...]string{api.WaitUpToDate, api.WaitConnected, api.WaitSynced, api.WaitPrimary}
+
+func (a *app) deviceWait() *cobra.Command {
+	var state string
+	var timeout float64
+	return a.command(verb{
+		use: "wait DEVICE [STATE]", short: "wait until a device is in a state",
+		long: `Waits until the device is in the state, showing how far a resync is: as a bar on a
+terminal, as lines elsewhere, not at all with -q. Interrupting it stops the waiting,
+not the resync.`,
+		args: []string{
+			"DEVICE", argDevice,
+			"STATE", `uptodate (this node's disk), connected (to every peer), synced (connected and nothing out of sync; the default), primary (here)`,
+		},
+		do: "wait for %s", example: "lockstepctl device wait r0 synced\nlockstepctl -T 60 -q device wait r0 uptodate && start-my-database",
+		complete: completeDeviceThenState,
+		flags: func(f *pflag.FlagSet) {
+			f.StringVar(&state, "for", "", "the `STATE` to wait for, in place of the argument")
+			f.Float64Var(&timeout, "timeout", 0, "give up after this many `SECONDS`, as -T does")
+		},
+		run: func(ctx context.Context, args []string) error {
+			if s := arg(args, 1); s != "" && state != "" && s != state {
+				return badArgument("the state is given twice, and differently")
+			} else if s != "" {
+				state = s
+			}
+			if state == "" {
+				state = api.WaitSynced
+			}
+			if !slices.Contains(waitStates[:], state) {
+				return badArgument(fmt.Sprintf("%q cannot be waited for; the states are %s", state, strings.Join(waitStates[:], ", ")))
+			}
+			if timeout > 0 {
+				a.opts.timeout = timeout
+			}
+			return a.wait(ctx, args[0], state)
+		},
+	})
+}
+
+func (a *app) deviceVerify() *cobra.Command {
+	return a.longVerb("verify", "compare the data with the peers'",
+		"Compares every block of the device with the peers' while it is in use. Blocks that\ndiffer are marked out of sync and not changed: device resync mends them.")
+}
+
+func (a *app) deviceResync() *cobra.Command {
+	return a.longVerb("resync", "bring blocks that are out of sync up to date",
+		"Starts or resumes the resync of every block that is marked out of sync.")
+}
+
+// longVerb is a verb that starts work and stays to show how far it is.
+func (a *app) longVerb(name, short, long string) *cobra.Command {
+	var node string
+	var noWait bool
+	return a.command(verb{
+		use: name + " DEVICE", short: short,
+		long: long + "\nShows how far it is until it is done. Interrupting that leaves the work running.",
+		args: []string{"DEVICE", argDevice},
+		do:   name + " %s", example: "lockstepctl device " + name + " r0", complete: completeDevices,
+		flags: func(f *pflag.FlagSet) {
+			f.StringVar(&node, "node", "", "with this `NODE` only")
+			f.BoolVar(&noWait, "no-wait", false, "return as soon as it has begun")
+		},
+		run: func(ctx context.Context, args []string) error {
+			raw, err := a.call(ctx, "device/"+name, api.DevicePeerParams{Device: args[0], Node: node})
+			if err != nil {
+				return err
+			}
+			if !noWait {
+				if err := a.waitIdle(ctx, args[0], name); err != nil {
+					return err
+				}
+			}
+			return a.show("device/"+name, raw, a.confirmation)
+		},
+	})
+}
+
+// wait waits for a state with device/wait, whose word counts, and meanwhile
+// shows the progress.
+func (a *app) wait(ctx context.Context, device, state string) error {
+	return a.patiently(ctx, device, "device wait "+device+" "+state, func(ctx context.Context, c Client, p *progress) (bool, error) {
+		raw, err := a.waitAnswer(ctx, c, device, state, p)
+		if err != nil {
+			return false, err
+		}
+		p.finish()
+		if a.opts.quiet {
+			return true, nil
+		}
+		return true, a.show("device/wait", raw, func(render.Options, json.RawMessage) (string, error) {
+			return fmt.Sprintf("%s is %s\n", device, stateWord(state)), nil
+		})
+	})
+}
+
+func stateWord(state string) string {
+	switch state {
+	case api.WaitUpToDate:
+		return "up to date"
+	case api.WaitSynced:
+		return "in sync"
+	}
+	return state
+}
+
+// waitAnswer asks device/wait, and shows the progress until it answers.
+func (a *app) waitAnswer(ctx context.Context, c Client, device, state string, p *progress) (json.RawMessage, error) {
+	params := api.DeviceWaitParams{Device: device, For: state}
+	if end, ok := ctx.Deadline(); ok {
+		params.TimeoutMS = max(time.Until(end).Milliseconds(), 1)
+	}
+	type answer struct {
+		raw json.RawMessage
+		err error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var r answer
+		r.err = c.Call(ctx, "device/wait", params, &r.raw)
+		answered <- r
+	}()
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	for {
+		select {
+		case r := <-answered:
+			if r.err != nil {
+				return nil, a.failed(ctx, c, r.err)
+			}
+			return r.raw, nil
+		case <-tick.C:
+			if d, err := a.deviceNow(ctx, c, device); err == nil {
+				p.show(d)
+			}
+		}
+	}
+}
+
+// waitIdle waits until no resync or verify of the device runs.
+func (a *app) waitIdle(ctx context.Context, device, work string) error {
+	return a.patiently(ctx, device, "device wait "+device+" synced", func(ctx context.Context, c Client, p *progress) (bool, error) {
+		for {
+			d, err := a.deviceNow(ctx, c, device)
+			if err != nil {
+				return false, err
+			}
+			if !working(d) {
+				p.finish()
+				a.remark("%s: %s done, %s out of sync", device, work, render.Bytes(outOfSync(d)))
+				return true, nil
+			}
+			p.show(d)
+			if !sleep(ctx, refresh) {
+				return false, ctx.Err()
+			}
+		}
+	})
+}
+
+// working reports whether a resync or verify runs, or is paused and will go on.
+func working(d api.Device) bool {
+	return slices.ContainsFunc(d.Peers, func(p api.DevicePeer) bool {
+		return p.Resync != nil || strings.HasPrefix(p.Replication, "Sync") ||
+			strings.HasPrefix(p.Replication, "Verify") || strings.HasPrefix(p.Replication, "PausedSync")
+	})
+}
+
+func outOfSync(d api.Device) (n int64) {
+	for _, p := range d.Peers {
+		n += p.OutOfSync
+	}
+	return n
+}
+
+// deviceNow is the device's present state.
+func (a *app) deviceNow(ctx context.Context, c Client, device string) (api.Device, error) {
+	var s api.Status
+	if err := c.Call(ctx, "status", api.DeviceParams{Device: device}, &s); err != nil {
+		return api.Device{}, a.failed(ctx, c, err)
+	}
+	for _, d := range s.Devices {
+		if d.Name == device {
+			return d, nil
+		}
+	}
+	return api.Device{}, fmt.Errorf("there is no device %s any more; see: lockstepctl device list", device)
+}
+
+// patiently runs a wait over as many connections as it takes. back is the
+// command that takes the wait up again.
+func (a *app) patiently(ctx context.Context, device, back string, do func(context.Context, Client, *progress) (bool, error)) error {
+	ctx, stop := a.Interrupts(ctx)
+	defer stop()
+	limited, cancel := a.deadline(ctx, 0)
+	defer cancel()
+	p := a.progress()
+	pause := firstPause
+	for first := true; ; first = false {
+		done, err := a.once(limited, p, do)
+		switch {
+		case done:
+			return err
+		case ctx.Err() != nil:
+			p.finish()
+			fmt.Fprintf(a.Err, "interrupted; what runs on %s goes on. Come back to it with: lockstepctl %s\n", device, back)
+			return errSaid
+		case limited.Err() != nil:
+			p.finish()
+			return fmt.Errorf("%w; take it up again with: lockstepctl %s", context.Cause(limited), back)
+		case first && isType[unreachableError](err) || !transient(err):
+			p.finish()
+			return err
+		}
+		p.note(fmt.Sprintf("lost the connection to %s; trying again", a.target()))
+		sleep(limited, pause)
+		pause = min(2*pause, longPause)
+	}
+}
+
+// once is one connection's part of a wait.
+func (a *app) once(ctx context.Context, p *progress, do func(context.Context, Client, *progress) (bool, error)) (bool, error) {
+	c, err := a.dial(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	return do(ctx, c, p)
+}
+
+// progress shows how far work is on standard error: as one line that is
+// redrawn on a terminal, as lines of news elsewhere, not at all with -q.
+type progress struct {
+	w     io.Writer
+	term  Terminal // nil: lines
+	quiet bool
+	drawn bool
+	last  string
+}
+
+func (a *app) progress() *progress {
+	return &progress{w: a.Err, term: a.ErrTerm, quiet: a.opts.quiet}
+}
+
+// show shows a device's progress.
+func (p *progress) show(d api.Device) {
+	switch {
+	case p.quiet:
+	case p.term != nil:
+		width, _ := p.term.Size()
+		fmt.Fprint(p.w, "\r\x1b[K"+render.DeviceProgress(width-1, d))
+		p.drawn = true
+	default:
+		if step := render.ProgressStep(d); step != p.last {
+			p.last = step
+			fmt.Fprintln(p.w, render.DeviceProgress(0, d))
+		}
+	}
+}
+
+// note shows a sentence, once while it is the latest.
+func (p *progress) note(s string) {
+	if p.quiet || p.last == s {
+		return
+	}
+	p.finish()
+	p.last = s
+	fmt.Fprintln(p.w, s)
+}
+
+// finish leaves the line that was redrawn.
+func (p *progress) finish() {
+	if p.drawn {
+		fmt.Fprintln(p.w)
+		p.drawn = false
+	}
+}

@@ -1,0 +1,259 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepd/lockstep/daemon/coverage"
+	"github.com/lockstepd/lockstep/daemon/memory"
+	"github.com/lockstepd/lockstep/daemon/notify"
+	"github.com/lockstepd/lockstep/daemon/vlog"
+)
+
+// Env is what the daemon's function gets from the process around it. Its
+// methods are safe for concurrent use.
+type Env struct {
+	opts     *Options
+	stage    stage
+	log      *slog.Logger
+	vlog     *vlog.Vlog
+	coverage *coverage.Registry
+	memory   *memory.Account
+	notifier *notify.Notifier
+	sockets  *sockets
+	link     *link // to the monitor; nil without one
+	cancel   context.CancelCauseFunc
+	ctx      context.Context
+	tasks    sync.WaitGroup // background work, ended by ctx
+	over     chan struct{}  // closed when the function has returned
+	finished sync.WaitGroup // background work, ended by over
+	serving  chan struct{}  // closed by Ready
+	reload   chan struct{}
+	orphaned atomic.Bool // the monitor is gone
+
+	mu        sync.Mutex // guards all below
+	reporter  *reporter
+	ready     bool
+	reloads   bool // somebody takes reloads
+	reloading bool
+	dumps     []func(io.Writer)
+	status    string
+}
+
+// Logger returns the logger of a part of the program.
+func (e *Env) Logger(module string) *slog.Logger { return e.vlog.Logger(module) }
+
+// Vlog is the log itself, for the commands that change it.
+func (e *Env) Vlog() *vlog.Vlog { return e.vlog }
+
+// Coverage is the registry of event counters.
+func (e *Env) Coverage() *coverage.Registry { return e.coverage }
+
+// Memory is the account of memory.
+func (e *Env) Memory() *memory.Account { return e.memory }
+
+// Ready says that the daemon serves. Whoever waits for that is told: the
+// launcher, the monitor, the service manager. With --detach the process goes
+// into the background: to / and away from the terminal. Inherited sockets that
+// were not claimed are closed.
+func (e *Env) Ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ready {
+		return nil
+	}
+	e.ready = true
+	close(e.serving)
+	e.sockets.dropUnclaimed()
+	e.told(e.notifier.Ready(e.mainPID()))
+	if e.stage.Detached {
+		if err := e.background(); err != nil {
+			return err
+		}
+	}
+	if err := e.reporter.report(verdict{ready: true}); err != nil {
+		e.log.Warn("nobody waits any more for this daemon to serve", "error", err)
+	}
+	return nil
+}
+
+// background leaves the terminal and the working folder.
+func (e *Env) background() error {
+	if err := e.vlog.Set("console:off"); err != nil {
+		return err
+	}
+	e.vlog.Flush()
+	return leaveTerminal(e.opts.Flags.NoChdir)
+}
+
+// mainPID is the process that a service manager should watch.
+func (e *Env) mainPID() int {
+	if e.stage.Monitor != 0 {
+		return e.stage.Monitor
+	}
+	return os.Getpid()
+}
+
+// told logs that the service manager could not be told something.
+func (e *Env) told(err error) {
+	if err != nil {
+		e.log.Warn("notification failed", "error", err)
+	}
+}
+
+// AdoptOrListen returns the listening socket that this daemon's predecessor,
+// its monitor or the service manager holds under the given name, or makes one
+// with listen and has it held from now on. Closing the listener does not
+// release the name: the successor gets it. See Release.
+func (e *Env) AdoptOrListen(name string, listen func() (net.Listener, error)) (net.Listener, error) {
+	return e.sockets.adoptOrListen(name, listen)
+}
+
+// Release gives up the socket held under name, for a listener that is closed
+// for good.
+func (e *Env) Release(name string) { e.sockets.release(name) }
+
+// Conns returns the connections that the predecessor handed over, once.
+func (e *Env) Conns() []Conn { return e.sockets.conns() }
+
+// HandOver keeps a connection open for the successor, with whatever the
+// successor must know about it (32 KiB at most). It is for use on the way to a
+// planned restart (see Restarting); the caller closes its own side of conn
+// without shutting it down.
+func (e *Env) HandOver(name string, conn net.Conn, state []byte) error {
+	return e.sockets.handOver(name, conn, state)
+}
+
+// controlName is the name under which the control socket is held.
+const controlName = "control"
+
+// ControlPath is where the control socket belongs; "" means that there is to be none.
+func (e *Env) ControlPath() string {
+	f := &e.opts.Flags
+	switch f.Unixctl {
+	case "none":
+		return ""
+	case "":
+		return filepath.Join(f.RunDir, fmt.Sprintf("%s.%d.ctl", e.opts.Program, os.Getpid()))
+	}
+	return f.Unixctl
+}
+
+// Control returns the listening control socket: the inherited one, whose file
+// is moved to this process's name for it, or a new one made by listen. It
+// returns nil, nil if there is to be none.
+func (e *Env) Control(listen func(path string) (net.Listener, error)) (net.Listener, error) {
+	path := e.ControlPath()
+	if path == "" {
+		return nil, nil
+	}
+	old := e.sockets.inheritedFile(controlName)
+	l, err := e.sockets.adopt(controlName)
+	if err != nil {
+		return nil, err
+	}
+	if l == nil {
+		return e.sockets.adoptOrListen(controlName, func() (net.Listener, error) { return listen(path) })
+	}
+	if old == nil || old.Path == path {
+		return l, nil
+	}
+	if now := socketFileAt(old.Path); now == nil || *now != *old {
+		return nil, e.noControl(l, path, errors.New("its file is gone"))
+	}
+	if err := os.Rename(old.Path, path); err != nil {
+		return nil, e.noControl(l, path, err)
+	}
+	return l, e.sockets.moved(controlName, path)
+}
+
+func (e *Env) noControl(l net.Listener, path string, err error) error {
+	l.Close()
+	e.sockets.release(controlName)
+	return fmt.Errorf("cannot move the control socket to %s: %w", path, err)
+}
+
+// Reload returns the channel on which requests to read the configuration again
+// arrive. Whoever takes one answers with Reloaded.
+func (e *Env) Reload() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.reloads = true
+	return e.reload
+}
+
+// Reloaded ends a reload; err says why it failed.
+func (e *Env) Reloaded(err error) {
+	e.mu.Lock()
+	reloading, status := e.reloading, e.status
+	e.reloading = false
+	e.mu.Unlock()
+	if err != nil {
+		e.log.Error("reload failed; the configuration stays as it was", "error", err)
+		status = "reload failed: " + err.Error()
+	}
+	if reloading {
+		e.told(e.notifier.Send("READY=1", "STATUS="+status))
+	}
+}
+
+// Exit asks the daemon to stop in order, as TERM does.
+func (e *Env) Exit() { e.cancel(ErrExit) }
+
+// Restart asks the daemon for a planned restart.
+func (e *Env) Restart() { e.cancel(ErrRestart) }
+
+// Restarting reports whether the daemon is on its way to a planned restart, so
+// that connections should be handed over rather than closed.
+func (e *Env) Restarting() bool {
+	return errors.Is(context.Cause(e.ctx), ErrRestart)
+}
+
+// Status shows one line about the daemon's health to the service manager.
+func (e *Env) Status(text string) {
+	e.mu.Lock()
+	changed := text != e.status
+	e.status = text
+	e.mu.Unlock()
+	if changed {
+		e.told(e.notifier.Status(text))
+	}
+}
+
+// Extend asks service manager and monitor for more time, from now, before they
+// kill a daemon that has been asked to stop.
+func (e *Env) Extend(d time.Duration) {
+	e.told(e.notifier.Extend(d))
+	if e.link != nil {
+		if err := e.link.send(message{Op: opExtend, Millis: d.Milliseconds()}, nil); err != nil {
+			e.log.Warn("cannot ask the monitor for more time", "error", err)
+		}
+	}
+}
+
+// Watchdog feeds the service manager's watchdog, if it wants to be fed, for as
+// long as probe succeeds. The probe is to take the way that a user's command takes.
+func (e *Env) Watchdog(probe func(context.Context) error) {
+	if e.stage.Watchdog <= 0 || !e.notifier.Enabled() {
+		return
+	}
+	e.tasks.Go(func() {
+		e.notifier.Watchdog(e.ctx, e.stage.Watchdog, probe, func(err error) { e.log.Error(err.Error()) })
+	})
+}
+
+// OnDump adds a part to what USR1 writes to the log.
+func (e *Env) OnDump(f func(io.Writer)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dumps = append(e.dumps, f)
+}

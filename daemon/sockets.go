@@ -1,0 +1,341 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketFile is the file of a listening Unix socket. Dev and Ino tell it from
+// a successor's.
+type socketFile struct {
+	Path string `json:"path"`
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
+}
+
+// socketFileAt describes the socket at path, nil if there is none.
+func socketFileAt(path string) *socketFile {
+	var st unix.Stat_t
+	if path == "" || path[0] != '/' || unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil
+	}
+	return &socketFile{path, uint64(st.Dev), st.Ino}
+}
+
+// remove unlinks the socket if it is still the same.
+func (s *socketFile) remove() {
+	if s == nil {
+		return
+	}
+	if now := socketFileAt(s.Path); now != nil && *now == *s {
+		os.Remove(s.Path)
+	}
+}
+
+// held is one socket that outlives the daemon.
+type held struct {
+	file   *os.File
+	conn   bool
+	state  []byte
+	socket *socketFile
+}
+
+// Conn is a connection that the daemon before this one handed over.
+type Conn struct {
+	Name  string
+	Conn  net.Conn
+	State []byte // whatever HandOver was given
+}
+
+// sockets are the daemon's sockets that outlive it: those it inherited and did
+// not claim yet, and those that a successor is to inherit.
+type sockets struct {
+	log    *slog.Logger
+	notify func(m message, f *os.File) error // to the monitor; nil without one
+
+	mu        sync.Mutex       // guards all below
+	inherited map[string]*held // listeners not claimed yet
+	arrived   []passedConn     // connections not claimed yet
+	kept      map[string]*held // listeners in use
+	handed    []passedConn     // connections for the successor
+}
+
+type passedConn struct {
+	name string
+	held
+}
+
+// newSockets takes what the stage passed on.
+func newSockets(files []passed, log *slog.Logger) *sockets {
+	s := &sockets{log: log, inherited: map[string]*held{}, kept: map[string]*held{}}
+	for _, p := range files {
+		h := held{os.NewFile(uintptr(p.FD), p.Name), p.Conn, p.State, p.Socket}
+		if p.Conn {
+			s.arrived = append(s.arrived, passedConn{p.Name, h})
+		} else {
+			s.inherited[p.Name] = &h
+		}
+	}
+	return s
+}
+
+// fileOwner is what gives access to a socket's descriptor.
+type fileOwner interface{ File() (*os.File, error) }
+
+// adoptOrListen returns the inherited listener of the given name, or makes one.
+func (s *sockets) adoptOrListen(name string, listen func() (net.Listener, error)) (net.Listener, error) {
+	if l, err := s.adopt(name); l != nil || err != nil {
+		return l, err
+	}
+	l, err := listen()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.keep(name, l); err != nil {
+		s.log.Warn("a restart will interrupt this listening socket", "name", name, "error", err)
+	}
+	return l, nil
+}
+
+// adopt claims an inherited listener, nil if there is none of the name. The
+// service manager's names have no colons; a dash stands for one.
+func (s *sockets) adopt(name string) (net.Listener, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := name
+	h := s.inherited[key]
+	if h == nil {
+		key = strings.ReplaceAll(name, ":", "-")
+		h = s.inherited[key]
+	}
+	if h == nil {
+		return nil, nil
+	}
+	l, err := net.FileListener(h.file)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use the inherited socket %q: %w", name, err)
+	}
+	keepFile(l)
+	delete(s.inherited, key)
+	s.kept[name] = h
+	return l, nil
+}
+
+// keepFile keeps Close from removing the socket's file: it outlives us.
+func keepFile(l net.Listener) {
+	if u, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok {
+		u.SetUnlinkOnClose(false)
+	}
+}
+
+// keep gives the monitor a copy of the listener's descriptor.
+func (s *sockets) keep(name string, l net.Listener) error {
+	f, err := fileOf(l)
+	if err != nil {
+		return err
+	}
+	keepFile(l)
+	h := &held{file: f}
+	if l.Addr().Network() == "unix" {
+		h.socket = socketFileAt(l.Addr().String())
+	}
+	s.mu.Lock()
+	old := s.kept[name]
+	s.kept[name] = h
+	s.mu.Unlock()
+	if old != nil {
+		old.file.Close()
+	}
+	return s.tell(message{Op: opHold, Name: name, Socket: h.socket}, f)
+}
+
+// fileOf returns a copy of a socket's descriptor.
+func fileOf(v any) (*os.File, error) {
+	switch v := v.(type) {
+	case fileOwner:
+		return v.File()
+	case syscall.Conn:
+		return dup(v)
+	}
+	return nil, fmt.Errorf("%T gives no access to its descriptor", v)
+}
+
+func dup(c syscall.Conn) (*os.File, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(p uintptr) {
+		fd, dupErr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 3)
+	}); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, fmt.Errorf("cannot copy a descriptor: %w", dupErr)
+	}
+	return os.NewFile(uintptr(fd), "socket"), nil
+}
+
+func (s *sockets) tell(m message, f *os.File) error {
+	if s.notify == nil {
+		return nil
+	}
+	return s.notify(m, f)
+}
+
+// release closes a listener for good: what is in use under the name, no
+// successor will get.
+func (s *sockets) release(name string) {
+	s.mu.Lock()
+	h := s.kept[name]
+	delete(s.kept, name)
+	s.mu.Unlock()
+	if h == nil {
+		return
+	}
+	h.file.Close()
+	h.socket.remove()
+	if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
+		s.log.Warn("the monitor still holds a listening socket that is no longer in use", "name", name, "error", err)
+	}
+}
+
+// moved notes that a listener's socket file has another path now.
+func (s *sockets) moved(name, path string) error {
+	s.mu.Lock()
+	h := s.kept[name]
+	var f *os.File
+	if h != nil {
+		h.socket = socketFileAt(path)
+		f = h.file
+	}
+	s.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return s.tell(message{Op: opHold, Name: name, Socket: socketFileAt(path)}, f)
+}
+
+// conns claims the connections that were handed over. One that can't be used
+// is closed: its client will connect again.
+func (s *sockets) conns() []Conn {
+	s.mu.Lock()
+	arrived := s.arrived
+	s.arrived = nil
+	s.mu.Unlock()
+	var conns []Conn
+	for _, p := range arrived {
+		c, err := net.FileConn(p.file)
+		p.file.Close()
+		if err != nil {
+			s.log.Warn("cannot take over a connection; its client will have to connect again", "name", p.name, "error", err)
+			continue
+		}
+		conns = append(conns, Conn{p.name, c, p.state})
+	}
+	return conns
+}
+
+// handOver keeps a connection for the successor.
+func (s *sockets) handOver(name string, conn net.Conn, state []byte) error {
+	if len(state) > maxState {
+		return fmt.Errorf("cannot hand over connection %q: its state has %d bytes, at most %d fit", name, len(state), maxState)
+	}
+	f, err := fileOf(conn)
+	if err != nil {
+		return fmt.Errorf("cannot hand over connection %q: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handed = append(s.handed, passedConn{name, held{file: f, conn: true, state: state}})
+	return nil
+}
+
+// passHanded gives the monitor what was handed over, at the very end of a planned restart.
+func (s *sockets) passHanded() error {
+	s.mu.Lock()
+	handed := s.handed
+	s.handed = nil
+	s.mu.Unlock()
+	var errs []error
+	for _, p := range handed {
+		errs = append(errs, s.tell(message{Op: opConn, Name: p.name, State: p.state}, p.file))
+		p.file.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// dropUnclaimed closes what the daemon, now serving, has no use for.
+func (s *sockets) dropUnclaimed() {
+	s.mu.Lock()
+	inherited, arrived := s.inherited, s.arrived
+	s.inherited, s.arrived = map[string]*held{}, nil
+	s.mu.Unlock()
+	for name, h := range inherited {
+		s.log.Info("closing an inherited listening socket that nothing uses", "name", name)
+		h.file.Close()
+		h.socket.remove()
+		if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
+			s.log.Warn("the monitor still holds it", "name", name, "error", err)
+		}
+	}
+	for _, p := range arrived {
+		s.log.Info("closing a connection that was handed over and that nothing took", "name", p.name)
+		p.file.Close()
+	}
+}
+
+// pass lists all sockets for a successor in this process.
+func (s *sockets) pass() ([]passed, []*os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []passed
+	var files []*os.File
+	for name, h := range s.kept {
+		list = append(list, passed{Name: name, FD: int(h.file.Fd()), Socket: h.socket})
+		files = append(files, h.file)
+	}
+	for _, p := range s.handed {
+		list = append(list, passed{Name: p.name, FD: int(p.file.Fd()), Conn: true, State: p.state})
+		files = append(files, p.file)
+	}
+	return list, files
+}
+
+// closeAll ends everything: the daemon will have no successor. Files of Unix
+// sockets are removed if they are still ours.
+func (s *sockets) closeAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range []map[string]*held{s.kept, s.inherited} {
+		for _, h := range m {
+			h.socket.remove()
+			h.file.Close()
+		}
+		clear(m)
+	}
+	for _, p := range append(s.arrived, s.handed...) {
+		p.file.Close()
+	}
+	s.arrived, s.handed = nil, nil
+}
+
+// inheritedFile returns the file of an inherited Unix socket that nobody claimed yet.
+func (s *sockets) inheritedFile(name string) *socketFile {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.inherited[name]; h != nil {
+		return h.socket
+	}
+	return nil
+}

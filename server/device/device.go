@@ -1,0 +1,513 @@
+// Package device is one replicated block device on one node: the write path
+// with its interval lock and completion, reads, flushes, the handshake with
+// each peer, generations, promotion, and resync.
+//
+// A device has one mutex, which guards all of its state and is never held over
+// I/O. Hot frames and requests are handled inline on the goroutine that read
+// them; everything that must wait (metadata, handshakes, votes) is done in
+// order by the device's worker. Decisions are made by package replication from
+// facts; this package gathers the facts and carries the decisions out.
+//
+// Lock order: Device.mu, then a session's queue, the activity log, a bitmap.
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// Session is the contact with one peer, while there is one. Frames of a link
+// arrive in the order in which they were sent; nothing is lost while the
+// session lasts.
+type Session interface {
+	// Send queues one frame on the link of its type, and never blocks. buf, if
+	// not nil, owns payload and is retained until the peer has the frame;
+	// otherwise payload is copied.
+	Send(h *wire.Header, payload []byte, buf *block.Buf, b *block.Batch)
+	PeerID() int
+}
+
+// Node is a member of a device.
+type Node struct {
+	ID       int
+	Name     string
+	Diskless bool
+}
+
+// NoQuorumPolicy is what becomes of I/O without quorum.
+type NoQuorumPolicy uint8
+
+// The policies.
+const (
+	SuspendIO NoQuorumPolicy = iota // I/O waits for quorum
+	FailIO                          // I/O fails
+)
+
+// Config is what a device is configured to be. Protocol, Quorum, OnNoQuorum,
+// ResyncRate and AutoPromote can change while it runs.
+type Config struct {
+	Name        string
+	Handle      uint32 // how peers address it; unique in this process, never 0
+	Size        int64
+	Self        int
+	Nodes       []Node
+	Protocol    replication.Protocol
+	Quorum      replication.QuorumPolicy
+	OnNoQuorum  NoQuorumPolicy
+	AutoPromote bool
+	ResyncRate  int64  // bytes per second; 0: as fast as the application allows
+	Fingerprint uint64 // of what must agree between nodes
+	// FlushEvery bounds how much an abrupt loss of a peer's cache costs in
+	// resync; 0 means two seconds.
+	FlushEvery time.Duration
+	// PromoteWait is how long an opening client waits for promotion; 0 means
+	// ten seconds.
+	PromoteWait time.Duration
+}
+
+// Event tells of a change that people and handlers care about.
+type Event struct {
+	Type string // role, disk, replication, quorum, resync, split-brain, io-error, generation
+	Peer string
+	Text string
+	Data map[string]any
+}
+
+// Options are what a device needs of its surroundings.
+type Options struct {
+	Config
+	Disk store.Disk  // nil: diskless
+	Meta *store.Meta // nil exactly when Disk is
+	Log  *slog.Logger
+	// Event is called with the device's mutex held: it must not block or call
+	// back.
+	Event func(Event)
+	// Changed is called, under the same rule, when what Status shows changed.
+	Changed func()
+}
+
+// Device is a replicated block device on this node.
+type Device struct {
+	opts Options
+	log  *slog.Logger
+	work queue
+
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	// readable is the disk from which reads may be answered without asking
+	// further, nil where that is not so. It mirrors state under mu for the hot
+	// path.
+	readable         atomic.Pointer[diskRef]
+	reads, readBytes atomic.Uint64
+	buffers          *block.Pool // for reads on behalf of others
+
+	mu    sync.Mutex
+	cfg   Config
+	disk  store.Disk // nil: diskless, or detached
+	meta  *store.Meta
+	role  replication.Role
+	dstat replication.DiskState
+	gens  replication.Gens
+	peers [replication.MaxNodes]*peer // nil: not a member
+	disks replication.NodeSet         // members with a disk, self included
+
+	stream   uint64 // of this node's stint as primary, or of the one it follows
+	received uint64 // last change of that stream that arrived here
+	floor    uint64 // every change of that stream up to here is everywhere
+	crashed  bool   // was primary when it stopped uncleanly
+	// After an unclean stop: the stream that was followed, and the marks per
+	// peer as they were before those of the activity log were added.
+	logStream uint64
+	beforeLog [replication.MaxNodes][]block.Extent
+
+	ranges  ranges
+	window  window
+	recent  recent
+	free    []*op
+	ready   []*op // whose range has become free
+	running bool  // runReadyLocked is at work on it
+
+	gate      gate
+	parked    []*block.Request // admitted when the gate opens
+	hold      holdReason       // why finished changes are not answered yet
+	held      []*op
+	needGen   bool // the next change must start a new generation
+	genBusy   bool // a new generation is being made durable
+	genAgain  bool // another is wanted after it
+	genNo     uint64
+	genOld    replication.Gen // what it follows
+	floorSent uint64
+	genWait   replication.NodeSet // nodes that have not confirmed it
+	receives  replication.NodeSet // nodes that are sent changes
+
+	flush  flushState
+	remote map[uint64]*remoteRead
+	nextID uint64
+
+	quorum       replication.Verdict
+	primary      int // the node that is primary, as far as known; -1: none
+	change       changeState
+	opens        int
+	tagged       []*op               // source reads that wait for the primary's writes
+	discard      replication.NodeSet // peers against which our changes are to be discarded
+	closing      bool
+	autoPromoted bool           // the last client's leaving demotes
+	loaded       sync.WaitGroup // ops in local I/O; Close waits for them
+
+	al      alQueue
+	bulk    bulkQueue
+	watch   chan struct{} // closed and replaced whenever state changes
+	since   map[string]time.Time
+	stats   Stats
+	lastErr string
+	revs    uint64
+}
+
+// diskRef makes an atomic pointer of an interface.
+type diskRef struct{ disk store.Disk }
+
+// Stats are counters since the device was opened.
+type Stats struct {
+	Reads, Writes, Flushes, Trims uint64
+	ReadBytes, WriteBytes         uint64
+	RemoteReads, PeerWrites       uint64
+	ResyncBytes, ResyncZeroBytes  uint64
+	Generations                   uint64
+}
+
+// defaults of Config.
+const (
+	defaultFlushEvery  = 2 * time.Second
+	defaultPromoteWait = 10 * time.Second
+)
+
+// New makes a device of an opened disk and its metadata. Run must follow.
+func New(o Options) (*Device, error) {
+	if (o.Disk == nil) != (o.Meta == nil) {
+		return nil, errors.New("device: a disk and its metadata come together")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Event == nil {
+		o.Event = func(Event) {}
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	if o.FlushEvery == 0 {
+		o.FlushEvery = defaultFlushEvery
+	}
+	if o.PromoteWait == 0 {
+		o.PromoteWait = defaultPromoteWait
+	}
+	d := &Device{
+		opts: o, cfg: o.Config, log: o.Log.With("device", o.Name),
+		disk: o.Disk, meta: o.Meta, primary: -1,
+		remote: map[uint64]*remoteRead{}, buffers: block.NewPool(wire.MaxPayload), watch: make(chan struct{}), since: map[string]time.Time{},
+	}
+	d.work.init()
+	d.al.init()
+	d.bulk.init()
+	d.flush.init()
+	for _, n := range o.Nodes {
+		if !n.Diskless {
+			d.disks = d.disks.With(n.ID)
+		}
+		if n.ID != o.Self {
+			p := &peer{d: d, id: n.ID, name: n.Name, diskless: n.Diskless, since: time.Now()}
+			p.acks.p = p
+			d.peers[n.ID] = p
+		}
+	}
+	d.load()
+	b := &block.Batch{}
+	d.mu.Lock()
+	d.evaluateLocked(b)
+	d.mu.Unlock()
+	b.Finish()
+	return d, nil
+}
+
+// load takes over what the metadata says.
+func (d *Device) load() {
+	if d.meta == nil {
+		d.dstat = replication.Diskless
+		return
+	}
+	sb := d.meta.Superblock()
+	d.gens = gensOf(&sb)
+	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
+	switch {
+	case sb.Flags&store.Consistent == 0:
+		d.dstat = replication.Inconsistent
+	case sb.Flags&store.WasUpToDate == 0:
+		d.dstat = replication.Outdated
+	default:
+		d.dstat = replication.Consistent
+	}
+}
+
+// Name is the device's name.
+func (d *Device) Name() string { return d.opts.Name }
+
+// Handle is how peers address the device.
+func (d *Device) Handle() uint32 { return d.opts.Handle }
+
+// Size is the device's size in bytes.
+func (d *Device) Size() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg.Size
+}
+
+// Start starts the device's goroutines; Close ends them.
+func (d *Device) Start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	d.done.Go(func() { d.work.run(ctx) })
+	d.done.Go(func() { d.al.run(ctx, d) })
+	d.done.Go(func() { d.flush.run(ctx, d) })
+	d.done.Go(func() { d.bulk.run(ctx, d) })
+	d.done.Go(func() { d.ticker(ctx) })
+}
+
+// ErrOpen means that clients hold the device open.
+var ErrOpen = errors.New("the device is open")
+
+// Close stops the device in an orderly way: what is in flight is finished as
+// far as it can be within ctx, the disks are flushed, the metadata is marked
+// clean, and peers are told. Requests that cannot be finished are dropped, not
+// failed.
+func (d *Device) Close(ctx context.Context) error {
+	d.mu.Lock()
+	d.closing = true
+	d.mu.Unlock()
+	err := d.quiesce(ctx)
+	d.mu.Lock()
+	d.dropParkedLocked(nil)
+	clean := len(d.ranges.ops) == 0 && err == nil
+	d.tellClosedLocked("shut down")
+	d.setReadableLocked(false)
+	d.mu.Unlock()
+	if d.cancel != nil {
+		d.cancel()
+		d.work.close()
+		d.bulk.close()
+		d.done.Wait()
+	}
+	d.loaded.Wait()
+	return errors.Join(err, d.closeStore(clean))
+}
+
+// Abandon stops the device as a crash would: nothing is finished, flushed or
+// told. It is for tests of crashes, and for a daemon that must end at once.
+func (d *Device) Abandon() {
+	d.mu.Lock()
+	d.closing = true
+	d.gate = gateShut
+	meta := d.meta
+	d.setReadableLocked(false)
+	d.mu.Unlock()
+	if d.cancel != nil {
+		d.cancel()
+		d.work.close()
+		d.bulk.close()
+		d.done.Wait()
+	}
+	if meta != nil {
+		_ = meta.Abandon()
+	}
+}
+
+func (d *Device) closeStore(clean bool) error {
+	d.mu.Lock()
+	disk, meta := d.disk, d.meta
+	d.disk, d.meta = nil, nil
+	d.mu.Unlock()
+	if meta == nil {
+		return nil
+	}
+	var errs []error
+	if err := disk.Sync(); err != nil {
+		errs = append(errs, err)
+		clean = false
+	}
+	if clean {
+		errs = append(errs, meta.Close())
+	} else {
+		errs = append(errs, meta.Abandon())
+	}
+	errs = append(errs, disk.Close())
+	return errors.Join(errs...)
+}
+
+// quiesce waits until no change is in flight here and makes what was done
+// durable everywhere in reach.
+func (d *Device) quiesce(ctx context.Context) error {
+	for {
+		d.mu.Lock()
+		idle := len(d.ranges.ops) == 0
+		primary := d.role == replication.Primary
+		w := d.watch
+		d.mu.Unlock()
+		if idle && primary {
+			return d.demote(ctx, true)
+		}
+		if idle {
+			return nil
+		}
+		select {
+		case <-w:
+		case <-ctx.Done():
+			return fmt.Errorf("device %s: stopped with changes in flight: %w", d.opts.Name, context.Cause(ctx))
+		}
+	}
+}
+
+// touchLocked wakes everybody who waits for a state of the device.
+func (d *Device) touchLocked() {
+	close(d.watch)
+	d.watch = make(chan struct{})
+	d.revs++
+	d.opts.Changed()
+}
+
+// wait calls cond with the mutex held until it is true or ctx ends.
+func (d *Device) wait(ctx context.Context, cond func() bool) error {
+	for {
+		d.mu.Lock()
+		ok := cond()
+		w := d.watch
+		d.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-w:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (d *Device) eventLocked(typ string, p *peer, format string, args ...any) {
+	e := Event{Type: typ, Text: fmt.Sprintf(format, args...)}
+	l := d.log
+	if p != nil {
+		e.Peer = p.name
+		l = l.With("peer", p.name)
+	}
+	l.Info(e.Text, "event", typ)
+	d.opts.Event(e)
+}
+
+// randomID is a number that is never 0.
+func randomID() uint64 {
+	for {
+		if id := rand.Uint64(); id != 0 {
+			return id
+		}
+	}
+}
+
+// newGen draws a generation. It never collides with the reserved ones.
+func newGen() replication.Gen {
+	for {
+		if g := replication.Gen(rand.Uint64()); g > replication.DayOne {
+			return g
+		}
+	}
+}
+
+// queue runs functions in order on one goroutine. It is unbounded; what puts
+// into it is bounded by peers and administrators, not by I/O.
+type queue struct {
+	mu     sync.Mutex
+	fns    []func()
+	wake   chan struct{}
+	closed bool
+}
+
+func (q *queue) init() { q.wake = make(chan struct{}, 1) }
+
+// do queues f. After close it is a no-op.
+func (q *queue) do(f func()) {
+	q.mu.Lock()
+	if !q.closed {
+		q.fns = append(q.fns, f)
+	}
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.fns = nil
+	q.mu.Unlock()
+}
+
+func (q *queue) run(ctx context.Context) {
+	for {
+		q.mu.Lock()
+		fns := q.fns
+		q.fns = nil
+		q.mu.Unlock()
+		for _, f := range fns {
+			if ctx.Err() != nil {
+				return
+			}
+			f()
+		}
+		if len(fns) > 0 {
+			continue
+		}
+		select {
+		case <-q.wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ticker drives what happens by the clock: background flushes, the pace of a
+// resync, votes that never came.
+func (d *Device) ticker(ctx context.Context) {
+	t := time.NewTicker(100 * time.Millisecond)
+	defer t.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-t.C:
+			b := &block.Batch{}
+			d.mu.Lock()
+			if now.Sub(last) >= d.opts.FlushEvery {
+				last = now
+				d.backgroundFlushLocked(b)
+			}
+			d.tickSyncLocked(now, b)
+			d.tickChangeLocked(now)
+			d.tellFloorLocked(b)
+			d.mu.Unlock()
+			b.Finish()
+		}
+	}
+}

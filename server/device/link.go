@@ -1,0 +1,475 @@
+package device
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// handshake is how two nodes agree on what to do about a device. Each sends
+// its facts (a hello, numbered), decides from both sides' facts, and says with
+// which pair of hellos it agrees. The agreement holds when both agreed on the
+// same pair. Whoever's facts change before that sends new ones.
+type handshake struct {
+	no       uint32 // of our last hello; 0: none sent on this session
+	mine     replication.Facts
+	peerNo   uint32
+	theirs   replication.Facts
+	sent     bool // we agreed with the pair (no, peerNo)
+	got      bool
+	config   uint64
+	members  uint32
+	protocol uint8
+}
+
+// SessionUp begins the device's part of a new session with a peer.
+func (d *Device) SessionUp(s Session) {
+	d.mu.Lock()
+	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
+	if p == nil || d.closing {
+		d.mu.Unlock()
+		return
+	}
+	p.session = s
+	p.hs = handshake{}
+	p.handle, p.closed = 0, false
+	b := &block.Batch{}
+	d.helloLocked(p, b)
+	d.mu.Unlock()
+	b.Finish()
+}
+
+// SessionDown ends it. It returns when nothing of the session is awaited any
+// more; what follows from the loss is under way.
+func (d *Device) SessionDown(s Session, reason string) {
+	d.mu.Lock()
+	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
+	b := &block.Batch{}
+	if p != nil && p.session == s {
+		d.contactLostLocked(p, reason, b)
+		p.session = nil
+		p.handle = 0
+		p.hs = handshake{}
+	}
+	d.mu.Unlock()
+	b.Finish()
+}
+
+// helloLocked sends our present facts to a peer; whatever was agreed on is
+// void.
+func (d *Device) helloLocked(p *peer, b *block.Batch) {
+	if p.session == nil {
+		return
+	}
+	no := p.hs.no + 1
+	if p.agreed {
+		d.partLocked(p, "a new handshake", b)
+	}
+	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	p.hs.mine = d.factsLocked(p)
+	f := wireFacts(&p.hs.mine)
+	f.Name, f.No, f.Handle = d.opts.Name, no, d.opts.Handle
+	f.Protocol = uint8(d.cfg.Protocol)
+	f.Members, f.Config = uint32(d.disks), d.cfg.Fingerprint
+	p.session.Send(&wire.Header{Type: wire.DevHello}, f.Append(nil), nil, b)
+	d.decideLocked(p, b)
+}
+
+// rehelloLocked renews the facts with every peer with which agreement is
+// wanting, and with those of again.
+func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
+	for _, p := range d.peers {
+		if p != nil && p.hs.no > 0 && (!p.agreed || again.Has(p.id)) {
+			d.helloLocked(p, b)
+		}
+	}
+}
+
+func (d *Device) factsLocked(p *peer) replication.Facts {
+	f := replication.Facts{
+		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
+		Crashed: d.crashed, Continuous: p.continuous, Stream: d.stream, Received: d.received,
+		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
+	}
+	if d.role == replication.Primary {
+		f.Received = d.window.head
+	}
+	if d.meta != nil {
+		f.Dirty = d.meta.Bitmap(p.id).Count()
+	}
+	return f
+}
+
+// HelloReceived takes a peer's facts about the device.
+func (d *Device) HelloReceived(s Session, f wire.DeviceFacts) {
+	d.work.do(func() {
+		b := &block.Batch{}
+		d.mu.Lock()
+		if p := d.peers[s.PeerID()&(replication.MaxNodes-1)]; p != nil && p.session == s && !d.closing {
+			d.helloReceivedLocked(p, &f, b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batch) {
+	if f.No <= p.hs.peerNo {
+		return
+	}
+	p.handle = f.Handle
+	p.hs.peerNo = f.No
+	// The peer judges by our last hello. Where that is no longer true, or the
+	// peer's device is a new one that never saw it, it gets another.
+	now := d.factsLocked(p)
+	spent := p.closed || !sameFacts(&now, &p.hs.mine, d.primary >= 0)
+	p.closed = false
+	p.hs.theirs = factsOf(p.id, f)
+	p.hs.config, p.hs.members, p.hs.protocol = f.Config, f.Members, f.Protocol
+	if spent {
+		d.helloLocked(p, b)
+		return
+	}
+	if p.agreed {
+		d.partLocked(p, "a new handshake", b)
+	}
+	p.hs.sent, p.hs.got = false, false
+	d.decideLocked(p, b)
+}
+
+// sameFacts reports whether two sets of our facts lead to the same decision.
+// How many units are dirty does not matter, whether there are any does; how
+// much of a stream was received matters when its primary is gone.
+func sameFacts(a, b *replication.Facts, primary bool) bool {
+	x, y := *a, *b
+	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
+	x.Continuous, y.Continuous = false, false
+	if x.Role != replication.Primary && y.Role != replication.Primary {
+		x.Quorate, y.Quorate = false, false
+	}
+	if primary {
+		x.Received, y.Received = 0, 0
+	}
+	return x == y
+}
+
+// decideLocked agrees with the pair of hellos at hand, if there is one and it
+// lets us.
+func (d *Device) decideLocked(p *peer, b *block.Batch) {
+	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent {
+		return
+	}
+	dec := replication.Decide(&p.hs.mine, &p.hs.theirs)
+	if p.hs.config != d.cfg.Fingerprint {
+		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration", CopySlot: -1,
+			Why: "the two nodes' configurations of this device differ in what must agree (size, nodes, protocol, quorum)"}
+	}
+	changed := dec.Action != p.decision.Action || dec.Rule != p.decision.Rule
+	p.decision = dec
+	p.refused = ""
+	switch dec.Action {
+	case replication.SplitBrain, replication.Unrelated, replication.Refuse:
+		p.refused = dec.Why
+		if changed {
+			typ := "replication"
+			if dec.Action == replication.SplitBrain {
+				typ = "split-brain"
+			}
+			d.eventLocked(typ, p, "not connected with %s: %s: %s", p.name, dec.Action, dec.Why)
+			d.touchLocked()
+		}
+		return
+	}
+	d.log.Debug("decided", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "why", dec.Why)
+	d.prepareAgreementLocked(p, dec, b)
+}
+
+// prepareAgreementLocked makes durable what must be before the peer may rely
+// on our agreement, then agrees.
+func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *block.Batch) {
+	yield := d.role == replication.Primary && p.hs.theirs.Role == replication.Primary && !p.hs.mine.Quorate
+	behind := dec.Sync() && !dec.Source() || dec.Action == replication.SelfOutdated
+	if yield {
+		d.yieldLocked(p, b)
+	}
+	if behind && d.dstat > replication.Outdated {
+		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
+		no, peerNo, s := p.hs.no, p.hs.peerNo, p.session
+		d.saveLocked(func(err error, b *block.Batch) {
+			if err == nil && p.session == s && p.hs.no == no && p.hs.peerNo == peerNo {
+				d.agreeLocked(p, b)
+			}
+		})
+		return
+	}
+	d.agreeLocked(p, b)
+}
+
+func (d *Device) agreeLocked(p *peer, b *block.Batch) {
+	p.hs.sent = true
+	p.send(wire.Header{Type: wire.DevAgree, Arg: [3]uint64{uint64(p.hs.no), uint64(p.hs.peerNo), uint64(p.decision.Action)}}, nil, nil, b)
+	d.concludeLocked(p, b)
+}
+
+// agreeReceivedLocked: the peer agreed with a pair of hellos, its own first.
+func (d *Device) agreeReceivedLocked(p *peer, peerNo, no uint32, action replication.Action, b *block.Batch) {
+	if peerNo != p.hs.peerNo || no != p.hs.no {
+		return // newer facts are under way
+	}
+	if want := p.decision.Action.Mirror(); p.hs.sent && action != want {
+		p.refused = fmt.Sprintf("the peer concludes %v where this node concludes %v", action, want)
+		d.eventLocked("replication", p, "not connected with %s: %s", p.name, p.refused)
+		return
+	}
+	p.hs.got = true
+	d.concludeLocked(p, b)
+}
+
+// concludeLocked enters the agreement when both sides stand by it.
+func (d *Device) concludeLocked(p *peer, b *block.Batch) {
+	if p.agreed || !p.hs.sent || !p.hs.got {
+		return
+	}
+	if p.decision.Action == replication.InSync && d.meta != nil && d.meta.Bitmap(p.id).Count() > 0 {
+		d.helloLocked(p, b) // not any more
+		return
+	}
+	p.agreed = true
+	p.told = false
+	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
+	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
+	if p.role == replication.Primary && p.hs.theirs.Stream != 0 {
+		p.state.Primary = uint8(p.id)
+		if d.stream != p.hs.theirs.Stream || d.primary != p.id {
+			d.followLocked(p, p.hs.theirs.Stream)
+		}
+	}
+	p.stable = 0
+	if d.role == replication.Primary {
+		p.stable = d.window.head // what is before was marked when it left
+	}
+	dec := p.decision
+	switch {
+	case dec.Action == replication.InSync:
+		d.enterInSyncLocked(p)
+	case dec.Sync() && dec.Source():
+		d.enterSourceLocked(p, dec)
+	case dec.Sync():
+		d.setReplLocked(p, replication.PausedSyncT)
+		p.sync = syncState{full: dec.Full()}
+	default:
+		d.setReplLocked(p, replication.Established)
+		if dec.Action == replication.PeerOutdated && p.disk > replication.Outdated {
+			p.disk = replication.Outdated
+		}
+	}
+	d.log.Info("agreed", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "peer_disk", p.disk.String())
+	d.evaluateLocked(b)
+	d.chooseSourceLocked(b)
+}
+
+// enterInSyncLocked: nothing differs; whoever knows that the data is current
+// tells the other by it.
+func (d *Device) enterInSyncLocked(p *peer) {
+	p.continuous = true
+	d.gens = d.gens.FinishSync(p.id)
+	best := max(d.dstat, p.disk)
+	if d.dstat < best {
+		d.setDiskLocked(best, "in sync with "+p.name)
+	}
+	p.disk = best
+	if d.crashed {
+		d.crashed = false
+	}
+	d.saveGensLater()
+	d.setReplLocked(p, replication.Established)
+}
+
+// contactLostLocked: the device's agreement with a peer ended with its contact.
+func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
+	if p.hs.no == 0 && !p.agreed {
+		return
+	}
+	was := p.agreed
+	if was {
+		d.partLocked(p, reason, b)
+	}
+	p.hs.sent, p.hs.got, p.hs.peerNo = false, false, 0
+	p.role, p.disk = replication.UnknownRole, replication.DUnknown
+	p.refused = ""
+	d.voteLostLocked(p, b)
+	d.flush.lostLocked(d, p, b)
+	d.readsLostLocked(p, b)
+	d.evaluateLocked(b)
+	if was {
+		d.chooseSourceLocked(b)
+	}
+}
+
+// partLocked ends an agreement: what the peer may not have is marked, and
+// nothing more is awaited of it.
+func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
+	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
+	p.agreed = false
+	p.hs.sent, p.hs.got = false, false
+	d.syncPartLocked(p, b)
+	d.setReplLocked(p, replication.Off)
+	if d.receives.Has(p.id) {
+		d.receives = d.receives.Without(p.id)
+		d.excludeLocked(p, inSync, reason, b)
+	}
+	if d.primary == p.id {
+		d.primaryLostLocked(p, reason, b)
+	}
+	p.state = wire.DeviceState{Primary: wire.NoNode}
+}
+
+// excludeLocked: as the primary, go on without a peer. What it did not
+// confirm, and what it confirmed but may still lose, is marked; and where it
+// had been in sync, the marks get a generation of their own, which is durable
+// before any change that missed the peer is answered.
+func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
+	d.missSinceLocked(p, p.stable)
+	if inSync || d.gens.Bitmap[p.id] == replication.NoGen {
+		d.needGen = true
+		d.genAgain = d.genBusy
+	}
+	waiting := false
+	for o := range d.window.all {
+		if o.wait.Has(p.id) {
+			waiting = true
+			break
+		}
+	}
+	if waiting && d.needGen {
+		d.hold |= holdGeneration
+	}
+	// Quorum first: whether these may be answered depends on it.
+	d.censusLocked()
+	for o := range d.window.all {
+		if !o.wait.Has(p.id) {
+			continue
+		}
+		d.missLocked(p.bit(), o.ext)
+		o.miss = o.miss.With(p.id)
+		o.wait &^= p.bit()
+		o.need &^= p.bit()
+		d.progressLocked(o, b)
+	}
+	if d.needGen && waiting {
+		d.startGenLocked()
+	}
+	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
+}
+
+// missSinceLocked marks what was changed after seq as out of sync with a peer.
+func (d *Device) missSinceLocked(p *peer, seq uint64) {
+	list, complete := d.recent.after(seq)
+	if d.meta == nil {
+		return
+	}
+	bm := d.meta.Bitmap(p.id)
+	for _, c := range list {
+		bm.Set(c.ext)
+	}
+	if !complete {
+		for _, e := range d.meta.AL().Hot() {
+			bm.Set(e)
+		}
+	}
+}
+
+// primaryLostLocked: the primary is out of contact. What of its last changes
+// the other replicas may not have is marked against all of them; those in
+// contact then compare notes.
+func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
+	d.primary = -1
+	if d.meta != nil && d.recent.len() > 0 {
+		list, complete := d.recent.after(d.floor)
+		others := d.disks.Without(d.cfg.Self)
+		for _, c := range list {
+			d.missLocked(others, c.ext)
+		}
+		if !complete {
+			for _, e := range d.meta.AL().Hot() {
+				d.missLocked(others, e)
+			}
+		}
+		d.saveLocked(nil)
+		meta := d.meta
+		d.work.do(func() {
+			if err := meta.WriteBitmaps(); err != nil {
+				d.log.Error("cannot write the bitmaps", "err", err)
+			}
+		})
+		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", len(list))
+		var again replication.NodeSet
+		for _, q := range d.peers {
+			if q != nil && q != p && !q.diskless {
+				again = again.With(q.id)
+			}
+		}
+		d.work.do(func() {
+			b := &block.Batch{}
+			d.mu.Lock()
+			if d.primary < 0 {
+				d.rehelloLocked(again, b)
+			}
+			d.mu.Unlock()
+			b.Finish()
+		})
+	}
+}
+
+func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
+	if p.repl == s {
+		return
+	}
+	old := p.repl
+	p.repl, p.since = s, time.Now()
+	d.eventLocked("replication", p, "replication with %s: %v -> %v", p.name, old, s)
+	d.touchLocked()
+}
+
+// wireFacts and factsOf translate facts to and from the wire.
+func wireFacts(f *replication.Facts) wire.DeviceFacts {
+	w := wire.DeviceFacts{
+		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current),
+	}
+	for i, g := range f.Gens.Bitmap {
+		w.Bitmap[i] = uint64(g)
+	}
+	for i, g := range f.Gens.History {
+		w.History[i] = uint64(g)
+	}
+	for flag, on := range map[uint8]bool{
+		wire.DevFlagCrashed: f.Crashed, wire.DevFlagContinuous: f.Continuous,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate,
+	} {
+		if on {
+			w.Flags |= flag
+		}
+	}
+	return w
+}
+
+func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
+	f := replication.Facts{
+		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
+		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
+		Crashed: w.Flags&wire.DevFlagCrashed != 0, Continuous: w.Flags&wire.DevFlagContinuous != 0,
+		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
+	}
+	f.Gens.Current = replication.Gen(w.Current)
+	for i, g := range w.Bitmap {
+		f.Gens.Bitmap[i] = replication.Gen(g)
+	}
+	for i, g := range w.History {
+		f.Gens.History[i] = replication.Gen(g)
+	}
+	return f
+}

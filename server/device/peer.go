@@ -1,0 +1,245 @@
+package device
+
+import (
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// peer is what this node knows of a device on one other node. All of it is
+// guarded by the device's mutex.
+type peer struct {
+	d        *Device
+	id       int
+	name     string
+	diskless bool // configured without a disk
+
+	session Session // nil: no contact
+	handle  uint32  // of the device at the peer; 0: it has not said hello
+	hs      handshake
+	agreed  bool // the handshake is complete: frames of the device flow
+
+	role     replication.Role
+	disk     replication.DiskState
+	repl     replication.ReplState
+	state    wire.DeviceState // as last announced
+	decision replication.Decision
+	since    time.Time // repl was entered
+	// continuous: this process has run with its disk since it was in sync
+	// with the peer.
+	continuous bool
+	refused    string // why the peer is not worked with
+
+	stable    uint64 // our changes up to here are durable at the peer
+	acks      ackRun
+	sync      syncState
+	lastSt    wire.DeviceState // what we last announced to it
+	told      bool
+	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
+	closed    bool              // the peer closed the device: its next hello is a new one's
+}
+
+// bit is the peer's id as a set.
+func (p *peer) bit() replication.NodeSet { return replication.Of(p.id) }
+
+// send queues a frame about the device for the peer.
+func (p *peer) send(h wire.Header, payload []byte, buf *block.Buf, b *block.Batch) {
+	if p.session == nil {
+		return
+	}
+	h.Dev = p.handle
+	p.session.Send(&h, payload, buf, b)
+}
+
+// ackRun gathers acks of consecutive changes into one frame. It is a
+// block.Flusher; the device's mutex guards it.
+type ackRun struct {
+	p     *peer
+	first uint64
+	count uint64
+}
+
+// addLocked acks seq to the peer.
+func (a *ackRun) addLocked(seq uint64, b *block.Batch) {
+	b.Touch(a)
+	if a.count > 0 && seq == a.first+a.count {
+		a.count++
+		return
+	}
+	a.emitLocked(b)
+	a.first, a.count = seq, 1
+}
+
+func (a *ackRun) emitLocked(b *block.Batch) {
+	if a.count > 0 {
+		a.p.send(wire.Header{Type: wire.WriteAck, Arg: [3]uint64{a.first, a.count}}, nil, nil, b)
+		a.count = 0
+	}
+}
+
+// Flush sends the gathered acks.
+func (a *ackRun) Flush(b *block.Batch) {
+	a.p.d.mu.Lock()
+	a.emitLocked(b)
+	a.p.d.mu.Unlock()
+}
+
+// HandleFrame takes a frame about this device from a peer. It runs on the
+// goroutine that reads the link and does not block.
+func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
+	if p == nil || p.session != s || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck {
+		return // of a session that is over, or of no member
+	}
+	switch f.Type {
+	case wire.Write, wire.Zero:
+		d.peerChangeLocked(p, f, b)
+	case wire.WriteAck:
+		d.ackedLocked(p, f.Arg[0], f.Arg[1], true, b)
+	case wire.RecvAck:
+		d.ackedLocked(p, f.Arg[0], f.Arg[1], false, b)
+	case wire.WriteNak:
+		d.nakedLocked(p, f.Arg[0], b)
+	case wire.FlushReq:
+		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
+	case wire.FlushAck:
+		d.flush.ackedLocked(d, p, f.Arg[0], f.Flags&wire.FlagError == 0, b)
+	case wire.PeerFloor:
+		d.floorLocked(p, f.Arg[0])
+	case wire.ReadReq:
+		d.readRequestedLocked(p, f)
+	case wire.ReadReply:
+		d.readRepliedLocked(p, f, b)
+	case wire.SyncReq:
+		d.syncRequestedLocked(p, f, b)
+	case wire.SyncData:
+		d.syncDataLocked(p, f, b)
+	case wire.SyncAck:
+		d.syncAckedLocked(p, f, b)
+	default:
+		d.controlLocked(p, f)
+	}
+}
+
+// controlLocked hands frames that change state to the worker, in order. Their
+// payload is copied: it lies in the link's buffer.
+func (d *Device) controlLocked(p *peer, f *wire.Frame) {
+	s, h := p.session, f.Header
+	payload := append([]byte(nil), f.Payload...)
+	d.work.do(func() {
+		b := &block.Batch{}
+		d.mu.Lock()
+		if p.session == s {
+			d.controlFrameLocked(p, &h, payload, b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
+	switch h.Type {
+	case wire.DevAgree:
+		d.agreeReceivedLocked(p, uint32(h.Arg[0]), uint32(h.Arg[1]), replication.Action(h.Arg[2]), b)
+	case wire.DevState:
+		var st wire.DeviceState
+		if d.decodedLocked(p, h.Type, st.Decode(payload)) {
+			d.stateReceivedLocked(p, st, b)
+		}
+	case wire.DevClosed:
+		d.eventLocked("disk", p, "%s no longer serves the device: %s", p.name, payload)
+		d.contactLostLocked(p, "the peer closed the device: "+string(payload), b)
+		p.closed = true
+	case wire.NewGen:
+		var g wire.Generation
+		if d.decodedLocked(p, h.Type, g.Decode(payload)) {
+			d.genReceivedLocked(p, g)
+		}
+	case wire.NewGenAck:
+		d.genConfirmedLocked(p, h.Arg[0], b)
+	case wire.Receivers:
+		d.receiversLocked(p, h, b)
+	case wire.Prepare, wire.Vote, wire.Commit, wire.Abort:
+		var c wire.Change
+		if d.decodedLocked(p, h.Type, c.Decode(payload)) {
+			d.changeFrameLocked(p, h.Type, c, b)
+		}
+	case wire.Bits:
+		d.bitsReceivedLocked(p, h, payload, b)
+	case wire.SyncDone:
+		if len(payload) > 0 {
+			var f wire.DeviceFacts
+			if !d.decodedLocked(p, h.Type, f.Decode(payload)) {
+				return
+			}
+			p.doneFacts = &f
+		}
+		d.syncDoneReceivedLocked(p, b)
+	default:
+		d.log.Warn("unexpected frame", "peer", p.name, "type", h.Type.String())
+	}
+}
+
+func (d *Device) decodedLocked(p *peer, t wire.Type, err error) bool {
+	if err != nil {
+		d.log.Warn("cannot decode a frame", "peer", p.name, "type", t.String(), "err", err)
+	}
+	return err == nil
+}
+
+// ackedLocked notes that a peer has written (or received) count changes from
+// first on.
+func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *block.Batch) {
+	if count > uint64(len(d.window.ops)) {
+		d.log.Warn("acks for more changes than are in flight", "peer", p.name, "first", first, "count", count)
+		return
+	}
+	for seq := first; seq < first+count; seq++ {
+		o := d.window.get(seq)
+		if o == nil || !o.wait.Has(p.id) {
+			continue
+		}
+		o.need &^= p.bit()
+		if written {
+			o.wait &^= p.bit()
+			o.acked = true
+		}
+		d.progressLocked(o, b)
+	}
+}
+
+// nakedLocked: the peer could not write a change; it is out of sync there.
+func (d *Device) nakedLocked(p *peer, seq uint64, b *block.Batch) {
+	o := d.window.get(seq)
+	if o == nil || !o.wait.Has(p.id) {
+		return
+	}
+	d.missLocked(p.bit(), o.ext)
+	o.need &^= p.bit()
+	o.wait &^= p.bit()
+	d.progressLocked(o, b)
+}
+
+// tellFloorLocked tells the replicas which changes are everywhere, when no
+// further change has told them.
+func (d *Device) tellFloorLocked(b *block.Batch) {
+	if d.role != replication.Primary || d.floorSent == d.window.floor {
+		return
+	}
+	d.floorSent = d.window.floor
+	for id := range d.receives.All() {
+		d.peers[id].send(wire.Header{Type: wire.PeerFloor, Arg: [3]uint64{d.window.floor}}, nil, nil, b)
+	}
+}
+
+// floorLocked: every change of the primary's stream up to seq is everywhere.
+func (d *Device) floorLocked(p *peer, seq uint64) {
+	if d.primary == p.id && seq > d.floor {
+		d.floor = seq
+		d.recent.trim(seq)
+	}
+}

@@ -1,0 +1,410 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// A RefusedError says why a device was not promoted or demoted, and what to
+// do. Again means that the cause passes by itself.
+type RefusedError struct {
+	What  string // "promote r0"
+	Why   string
+	Do    string
+	Again bool
+}
+
+func (e *RefusedError) Error() string {
+	s := "cannot " + e.What + ": " + e.Why
+	if e.Do != "" {
+		s += " (" + e.Do + ")"
+	}
+	return s
+}
+
+// changeState is a promotion under way: ours, or a peer's that we agreed to.
+type changeState struct {
+	tx    uint64
+	wait  replication.NodeSet // who has not voted
+	no    string              // first vote against
+	again bool
+
+	promisedTo int // a peer whose promotion we voted for; valid while promised != 0
+	promised   uint64
+	until      time.Time
+}
+
+// voteTimeout bounds how long a promotion waits for votes, and how long a vote
+// binds whoever gave it.
+const voteTimeout = 5 * time.Second
+
+// Promote makes this node the device's primary, by the agreement of all that
+// are in reach. force promotes without quorum and from a disk that is not
+// known to be current; what others wrote meanwhile may be lost.
+func (d *Device) Promote(ctx context.Context, force bool) error {
+	for {
+		err := d.promoteOnce(ctx, force)
+		refused, ok := errors.AsType[*RefusedError](err)
+		if err == nil || !ok || !refused.Again {
+			return err
+		}
+		d.mu.Lock()
+		w := d.watch
+		d.mu.Unlock()
+		select {
+		case <-w:
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (d *Device) promoteOnce(ctx context.Context, force bool) error {
+	b := &block.Batch{}
+	d.mu.Lock()
+	if d.role == replication.Primary {
+		d.mu.Unlock()
+		return nil
+	}
+	if err := d.mayPromoteLocked(force); err != nil {
+		d.mu.Unlock()
+		return err
+	}
+	tx := randomID()
+	d.change = changeState{tx: tx}
+	c := wire.Change{Tx: tx, Kind: wire.ChangePromote, Node: uint8(d.cfg.Self), Force: force}
+	for _, p := range d.peers {
+		if p != nil && p.agreed {
+			d.change.wait = d.change.wait.With(p.id)
+			p.send(wire.Header{Type: wire.Prepare}, c.Append(nil), nil, b)
+		}
+	}
+	d.mu.Unlock()
+	b.Finish()
+
+	vctx, cancel := context.WithTimeout(ctx, voteTimeout)
+	defer cancel()
+	err := d.wait(vctx, func() bool { return d.change.tx != tx || d.change.wait == 0 || d.change.no != "" })
+	return d.concludePromotion(tx, force, err)
+}
+
+// concludePromotion commits or aborts after the votes.
+func (d *Device) concludePromotion(tx uint64, force bool, waited error) error {
+	b := &block.Batch{}
+	d.mu.Lock()
+	defer func() {
+		d.mu.Unlock()
+		b.Finish()
+	}()
+	ch := d.change
+	c := wire.Change{Tx: tx, Kind: wire.ChangePromote, Node: uint8(d.cfg.Self)}
+	if ch.tx == tx {
+		d.change.tx, d.change.wait, d.change.no = 0, 0, ""
+	}
+	var err error
+	switch {
+	case ch.tx != tx:
+		err = d.refuse("promote", "another promotion came in between", "", true)
+	case ch.no != "":
+		err = d.refuse("promote", ch.no, "", ch.again)
+	case waited != nil:
+		err = d.refuse("promote", "not everybody in reach has voted in time", "see: lockstepctl node list", true)
+	default:
+		err = d.mayPromoteLocked(force)
+	}
+	typ := wire.Commit
+	if err != nil {
+		typ = wire.Abort
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed {
+			p.send(wire.Header{Type: typ}, c.Append(nil), nil, b)
+		}
+	}
+	if err == nil {
+		d.becomePrimaryLocked(force, b)
+	}
+	return err
+}
+
+func (d *Device) refuse(what, why, do string, again bool) *RefusedError {
+	return &RefusedError{What: what + " " + d.opts.Name, Why: why, Do: do, Again: again}
+}
+
+// mayPromoteLocked says what stands in the way on this node's own knowledge.
+func (d *Device) mayPromoteLocked(force bool) error {
+	if d.closing {
+		return d.refuse("promote", "the daemon is stopping", "", false)
+	}
+	if d.change.promised != 0 && time.Now().Before(d.change.until) {
+		return d.refuse("promote", d.peers[d.change.promisedTo].name+" is being promoted", "", true)
+	}
+	if d.change.tx != 0 {
+		return d.refuse("promote", "a promotion is under way here", "", true)
+	}
+	for _, p := range d.peers {
+		if p == nil {
+			continue
+		}
+		if p.agreed && p.role == replication.Primary {
+			return d.refuse("promote", fmt.Sprintf("peer %s is primary", p.name),
+				fmt.Sprintf("run \"lockstepctl device demote %s\" on %s", d.opts.Name, p.name), false)
+		}
+		if p.session != nil && !p.agreed && p.refused == "" {
+			return d.refuse("promote", "the handshake with "+p.name+" is under way", "", true)
+		}
+	}
+	if force {
+		return nil
+	}
+	if !d.quorum.Quorate {
+		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
+	}
+	if d.dstat == replication.UpToDate || d.remoteDataLocked() && (d.disk == nil || d.pullingLocked()) {
+		return nil
+	}
+	if d.dstat == replication.Consistent && d.cfg.Quorum.Kind == replication.QuorumOff {
+		return nil
+	}
+	return d.refuse("promote", fmt.Sprintf("this disk is %v and no peer with current data is in reach", d.dstat),
+		"see: lockstepctl device why "+d.opts.Name, true)
+}
+
+func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
+	if force && d.dstat.HasData() || d.dstat == replication.Consistent {
+		d.setDiskLocked(replication.UpToDate, "promoted")
+	}
+	d.setRoleLocked(replication.Primary)
+	d.primary = d.cfg.Self
+	d.stream = randomID()
+	// One numbering over all stints: the activity log tells by it what is stable.
+	start := max(d.window.head, d.received)
+	d.window.head, d.window.floor = start, start
+	d.flush.flowed = start
+	d.recent.reset()
+	for _, p := range d.peers {
+		if p != nil {
+			p.stable = start
+		}
+	}
+	d.needGen = d.needsGenLocked()
+	d.saveLocked(nil)
+	d.evaluateLocked(b)
+}
+
+// needsGenLocked: the first change starts a generation where a disk does not
+// take part whose slot does not say so yet; and always where nothing was ever
+// written, lest a disk made anew later look equal.
+func (d *Device) needsGenLocked() bool {
+	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
+		return true
+	}
+	for id := range d.disks.Without(d.cfg.Self).All() {
+		if p := d.peers[id]; d.gens.Bitmap[id] == replication.NoGen && (!p.agreed || p.repl != replication.Established) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Device) setRoleLocked(r replication.Role) {
+	if d.role == r {
+		return
+	}
+	d.role = r
+	d.since["role"] = time.Now()
+	d.eventLocked("role", nil, "this node is now %v", r)
+	d.touchLocked()
+}
+
+// changeFrameLocked takes a frame of a promotion.
+func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.Batch) {
+	switch t {
+	case wire.Prepare:
+		c.Yes, c.Again, c.Reason = d.voteLocked(p, c)
+		if c.Yes {
+			d.change.promised, d.change.promisedTo = c.Tx, p.id
+			d.change.until = time.Now().Add(2 * voteTimeout)
+		}
+		p.send(wire.Header{Type: wire.Vote}, c.Append(nil), nil, b)
+	case wire.Vote:
+		if c.Tx != d.change.tx || !d.change.wait.Has(p.id) {
+			return
+		}
+		d.change.wait = d.change.wait.Without(p.id)
+		if !c.Yes && d.change.no == "" {
+			d.change.no, d.change.again = c.Reason, c.Again
+		}
+		d.touchLocked()
+	case wire.Commit, wire.Abort:
+		if c.Tx == d.change.promised {
+			d.change.promised = 0
+			d.touchLocked()
+		}
+	}
+}
+
+// voteLocked says whether a peer may become primary, as far as this node knows.
+func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string) {
+	self := d.nodeName(d.cfg.Self)
+	switch {
+	case !p.agreed:
+		return false, true, self + " has not agreed with it yet"
+	case d.role == replication.Primary:
+		return false, false, "peer " + self + " is primary"
+	case d.primary >= 0 && d.primary != p.id:
+		return false, true, fmt.Sprintf("%s sees %s as primary", self, d.nodeName(d.primary))
+	case d.change.tx != 0 && d.cfg.Self < p.id:
+		return false, true, self + " is being promoted itself"
+	case d.change.promised != 0 && d.change.promisedTo != p.id && time.Now().Before(d.change.until):
+		return false, true, fmt.Sprintf("%s is being promoted", d.nodeName(d.change.promisedTo))
+	case !c.Force && d.dstat == replication.UpToDate && p.disk.HasData() && p.disk < replication.Consistent && !d.remoteFor(p):
+		return false, true, self + " has newer data"
+	}
+	if d.change.tx != 0 {
+		// The lower id goes first; ours tries again.
+		d.change.no, d.change.again = d.nodeName(p.id)+" is being promoted", true
+		d.touchLocked()
+	}
+	return true, false, ""
+}
+
+// remoteFor: a node whose own disk is behind may be primary through ours.
+func (d *Device) remoteFor(p *peer) bool {
+	return p.agreed && d.dstat == replication.UpToDate
+}
+
+func (d *Device) nodeName(id int) string {
+	for _, n := range d.opts.Nodes {
+		if n.ID == id {
+			return n.Name
+		}
+	}
+	return fmt.Sprintf("node %d", id)
+}
+
+// voteLostLocked: a peer is gone in the middle of a promotion.
+func (d *Device) voteLostLocked(p *peer, b *block.Batch) {
+	if d.change.wait.Has(p.id) {
+		d.change.wait = d.change.wait.Without(p.id)
+		d.touchLocked()
+	}
+	if d.change.promised != 0 && d.change.promisedTo == p.id {
+		d.change.promised = 0
+		d.touchLocked()
+	}
+	if d.genWait.Has(p.id) {
+		d.genWait = d.genWait.Without(p.id)
+		d.genSettleLocked(b)
+	}
+}
+
+// tickChangeLocked frees a vote whose owner never came back on it.
+func (d *Device) tickChangeLocked(now time.Time) {
+	if d.change.promised != 0 && now.After(d.change.until) {
+		d.change.promised = 0
+		d.touchLocked()
+	}
+}
+
+// Demote makes this node a secondary. It is refused while clients have the
+// device open.
+func (d *Device) Demote(ctx context.Context) error { return d.demote(ctx, false) }
+
+func (d *Device) demote(ctx context.Context, open bool) error {
+	d.mu.Lock()
+	if d.role != replication.Primary {
+		d.mu.Unlock()
+		return nil
+	}
+	if d.opens > 0 && !open {
+		n := d.opens
+		d.mu.Unlock()
+		return d.refuse("demote", fmt.Sprintf("%d NBD connections have it open", n), "disconnect the clients first", false)
+	}
+	d.mu.Unlock()
+	if err := d.wait(ctx, func() bool { return len(d.window.ops) == 0 || d.window.floor == d.window.head }); err != nil {
+		return fmt.Errorf("cannot demote %s: changes are still in flight: %w", d.opts.Name, err)
+	}
+	if err := d.flushAll(ctx); err != nil {
+		return fmt.Errorf("cannot demote %s: %w", d.opts.Name, err)
+	}
+	b := &block.Batch{}
+	d.mu.Lock()
+	if d.window.floor != d.window.head {
+		d.mu.Unlock()
+		return d.refuse("demote", "changes came in meanwhile", "try again", true)
+	}
+	d.setRoleLocked(replication.Secondary)
+	d.primary = -1
+	d.needGen, d.hold = false, 0
+	d.receives = 0
+	d.recent.reset()
+	d.evaluateLocked(b)
+	d.chooseSourceLocked(b)
+	d.mu.Unlock()
+	b.Finish()
+	if d.meta != nil {
+		if err := d.meta.WriteBitmaps(); err != nil {
+			return fmt.Errorf("demoted %s, but its bitmaps could not be written: %w", d.opts.Name, err)
+		}
+	}
+	return d.save()
+}
+
+// flushAll makes everything durable everywhere in reach.
+func (d *Device) flushAll(ctx context.Context) error {
+	w := &waiter{ch: make(chan struct{})}
+	r := &block.Request{Op: block.Flush, Done: w}
+	b := &block.Batch{}
+	d.mu.Lock()
+	d.flush.next = append(d.flush.next, flushWaiter{req: r})
+	d.flush.startLocked(d, b)
+	d.mu.Unlock()
+	b.Finish()
+	select {
+	case <-w.ch:
+		return r.Err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// waiter is a Completer for one request.
+type waiter struct{ ch chan struct{} }
+
+// Complete wakes who waits.
+func (w *waiter) Complete(*block.Request, *block.Batch) { close(w.ch) }
+
+// yieldLocked: another primary has quorum and this one has not. What is in
+// flight here was never answered and never will be: clients must come back.
+func (d *Device) yieldLocked(p *peer, b *block.Batch) {
+	d.eventLocked("role", p, "yielding the primary role to %s, which has quorum", p.name)
+	d.setRoleLocked(replication.Secondary)
+	d.primary = -1
+	d.hold, d.needGen, d.genAgain = 0, false, false
+	d.receives = 0
+	d.gate = gateShut
+	d.readable.Store(nil)
+	d.held = nil
+	for o := range d.window.all {
+		o.need, o.wait = 0, 0
+		o.finished = true
+		if !o.answered {
+			o.err, o.localOK, o.acked = block.ErrDropped, false, false
+			d.answerLocked(o, b)
+		}
+		d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
+		if !o.local {
+			d.retireLocked(o, b)
+		}
+	}
+	d.dropParkedLocked(b)
+}

@@ -1,0 +1,254 @@
+package device
+
+import (
+	"context"
+	"sync"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// remoteRead is a read, or a part of one, that a peer answers.
+type remoteRead struct {
+	id    uint64
+	req   *block.Request
+	group *group
+	off   int64
+	data  []byte
+	from  *peer
+	tried replication.NodeSet
+}
+
+// read answers from the local disk where it holds the current data, else from
+// a peer's.
+func (d *Device) read(r *block.Request, b *block.Batch) {
+	if ref := d.readable.Load(); ref != nil {
+		if _, err := ref.disk.ReadAt(r.Data, r.Off); err == nil {
+			d.reads.Add(1)
+			d.readBytes.Add(uint64(r.Len))
+			finish(r, nil, b)
+			return
+		} else {
+			d.mu.Lock()
+			d.diskFailedLocked("read", err)
+			d.mu.Unlock()
+		}
+	}
+	d.mu.Lock()
+	d.readLocked(r, b)
+	d.mu.Unlock()
+}
+
+// readLocked serves a read that the fast path could not.
+func (d *Device) readLocked(r *block.Request, b *block.Batch) {
+	switch {
+	case d.gate == gateSuspend:
+		d.parked = append(d.parked, r)
+	case d.gate == gateFail:
+		finish(r, block.ErrIO, b)
+	case d.role != replication.Primary:
+		finish(r, block.ErrDropped, b)
+	case d.readable.Load() != nil:
+		d.bulk.put(&op{d: d, kind: readHere, what: block.Read, req: r, disk: d.disk})
+	default:
+		d.readRemotelyLocked(r, b)
+	}
+}
+
+func (d *Device) readRemotelyLocked(r *block.Request, b *block.Batch) {
+	if r.Len == 0 {
+		finish(r, nil, b)
+		return
+	}
+	g := &group{req: r, left: int((r.Len + wire.MaxPayload - 1) / wire.MaxPayload)}
+	for at := int64(0); at < r.Len; at += wire.MaxPayload {
+		n := min(wire.MaxPayload, r.Len-at)
+		d.nextID++
+		rr := &remoteRead{id: d.nextID, req: r, group: g, off: r.Off + at, data: r.Data[at : at+n]}
+		d.askLocked(rr, b)
+	}
+}
+
+// askLocked sends a read to the next peer that has the data.
+func (d *Device) askLocked(rr *remoteRead, b *block.Batch) {
+	for id, p := range d.peers {
+		if p == nil || !p.agreed || p.disk != replication.UpToDate || rr.tried.Has(id) {
+			continue
+		}
+		rr.from = p
+		rr.tried = rr.tried.With(id)
+		d.remote[rr.id] = rr
+		d.stats.RemoteReads++
+		p.send(wire.Header{Type: wire.ReadReq, Arg: [3]uint64{uint64(rr.off), rr.id, uint64(len(rr.data))}}, nil, nil, b)
+		return
+	}
+	rr.finishLocked(block.ErrIO, b)
+}
+
+func (rr *remoteRead) finishLocked(err error, b *block.Batch) {
+	g := rr.group
+	if err != nil && g.err == nil {
+		g.err = err
+	}
+	if g.left--; g.left == 0 {
+		finish(g.req, g.err, b)
+	}
+}
+
+// readsLostLocked asks others for what a lost peer was to answer.
+func (d *Device) readsLostLocked(p *peer, b *block.Batch) {
+	for id, rr := range d.remote {
+		if rr.from == p {
+			delete(d.remote, id)
+			d.askLocked(rr, b)
+		}
+	}
+}
+
+func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
+	rr := d.remote[f.Arg[1]]
+	if rr == nil || rr.from != p {
+		return
+	}
+	delete(d.remote, rr.id)
+	if f.Flags&wire.FlagError != 0 || len(f.Payload) != len(rr.data) {
+		d.askLocked(rr, b)
+		return
+	}
+	copy(rr.data, f.Payload)
+	rr.finishLocked(nil, b)
+}
+
+// readRequestedLocked queues a peer's read: it may have to wait for the disk,
+// which the link's reader must not.
+func (d *Device) readRequestedLocked(p *peer, f *wire.Frame) {
+	off, length := int64(f.Arg[0]), int64(f.Arg[2])
+	o := &op{d: d, kind: readThere, what: block.Read, from: p, seq: f.Arg[1], disk: d.disk, ext: block.Extent{Off: off, Len: length}}
+	if off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length || d.disk == nil || d.dstat != replication.UpToDate {
+		o.err = block.ErrInvalid
+	}
+	d.bulk.put(o)
+}
+
+// bulkQueue is the work that reads much from the local disk for others: peers'
+// reads and resync. It has its own goroutines so that links are not held up.
+type bulkQueue struct {
+	mu     sync.Mutex
+	cond   *sync.Cond
+	ops    []*op
+	closed bool
+}
+
+// bulkWorkers is how many such reads go on at once.
+const bulkWorkers = 2
+
+func (q *bulkQueue) init() { q.cond = sync.NewCond(&q.mu) }
+
+func (q *bulkQueue) put(o *op) {
+	q.mu.Lock()
+	q.ops = append(q.ops, o)
+	q.mu.Unlock()
+	q.cond.Signal()
+}
+
+func (q *bulkQueue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	q.cond.Broadcast()
+}
+
+func (q *bulkQueue) get() *op {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.ops) == 0 && !q.closed {
+		q.cond.Wait()
+	}
+	if q.closed {
+		return nil
+	}
+	o := q.ops[0]
+	q.ops[0] = nil
+	q.ops = q.ops[1:]
+	return o
+}
+
+func (q *bulkQueue) run(_ context.Context, d *Device) {
+	var wg sync.WaitGroup
+	for range bulkWorkers {
+		wg.Go(func() {
+			for o := q.get(); o != nil; o = q.get() {
+				b := &block.Batch{}
+				d.bulkRead(o, b)
+				b.Finish()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// bulkRead serves one op of the queue.
+func (d *Device) bulkRead(o *op, b *block.Batch) {
+	switch o.kind {
+	case syncRead:
+		d.syncRead(o, b)
+	case readHere:
+		d.localRead(o, b)
+	default:
+		d.peerRead(o, b)
+	}
+}
+
+// localRead serves a read that was parked.
+func (d *Device) localRead(o *op, b *block.Batch) {
+	_, err := o.disk.ReadAt(o.req.Data, o.req.Off)
+	if err == nil {
+		finish(o.req, nil, b)
+		return
+	}
+	d.mu.Lock()
+	d.diskFailedLocked("read", err)
+	d.readRemotelyLocked(o.req, b)
+	d.mu.Unlock()
+}
+
+// peerRead answers a peer's read.
+func (d *Device) peerRead(o *op, b *block.Batch) {
+	h := wire.Header{Type: wire.ReadReply, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
+	var buf *block.Buf
+	var data []byte
+	err := o.err
+	if err == nil {
+		buf = d.buffers.Get()
+		data = buf.B[:o.ext.Len]
+		_, err = o.disk.ReadAt(data, o.ext.Off)
+	}
+	d.mu.Lock()
+	if err != nil {
+		if o.err == nil {
+			d.diskFailedLocked("read", err)
+		}
+		h.Flags, data = wire.FlagError, nil
+	}
+	if data == nil {
+		o.from.send(h, nil, nil, b)
+	} else {
+		o.from.send(h, data, buf, b)
+	}
+	d.mu.Unlock()
+	if buf != nil {
+		buf.Release()
+	}
+}
+
+// Extents tells which parts of a range hold data, for consumers that copy. A
+// disk that does not hold the current data says nothing about holes.
+func (d *Device) Extents(off, length int64, most int) ([]store.DataExtent, error) {
+	ref := d.readable.Load()
+	if ref == nil {
+		return []store.DataExtent{{Extent: block.Extent{Off: off, Len: length}}}, nil
+	}
+	return ref.disk.Extents(off, length, most)
+}

@@ -1,0 +1,142 @@
+package device
+
+import (
+	"encoding/binary"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+func putLen(dst []byte, n int64) { binary.LittleEndian.PutUint64(dst, uint64(n)) }
+
+// peerChangeLocked takes a change of the primary's on a replica.
+func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
+	off, seq := int64(f.Arg[0]), f.Arg[1]
+	length := int64(len(f.Payload))
+	what := block.Write
+	if f.Type == wire.Zero {
+		if len(f.Payload) != 8 {
+			return
+		}
+		length = int64(binary.LittleEndian.Uint64(f.Payload))
+		what = block.WriteZeroes
+		if f.Flags&wire.FlagTrim != 0 {
+			what = block.Trim
+		}
+	}
+	if off < 0 || length <= 0 || off > d.cfg.Size || length > d.cfg.Size-off || !d.followsLocked(p) {
+		p.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{seq}}, nil, nil, b)
+		return
+	}
+	o := d.newOpLocked()
+	o.kind, o.what, o.from, o.seq = peerChange, what, p, seq
+	o.ext = block.Extent{Off: off, Len: length}
+	if f.Flags&wire.FlagNoHole != 0 {
+		o.flags |= block.NoHole
+	}
+	if what == block.Write {
+		o.data, o.buf = f.Payload, f.Buf
+		if o.buf != nil {
+			o.buf.Retain()
+		}
+	}
+	if seq > d.received {
+		d.received = seq
+		d.tagsReachedLocked(b)
+	}
+	d.floorLocked(p, f.Arg[2])
+	d.recent.add(seq, o.ext)
+	// Marked when it arrives, not when it is applied: the order against
+	// changes of the set of receivers is that of the link.
+	d.missLocked(d.missesLocked(p), o.ext)
+	if f.Flags&wire.FlagRecvAck != 0 {
+		p.send(wire.Header{Type: wire.RecvAck, Arg: [3]uint64{seq, 1}}, nil, nil, b)
+	}
+	d.stats.PeerWrites++
+	d.beginLocked(o, b)
+}
+
+// followsLocked reports whether changes from p are taken: it is, or is about
+// to be known as, the primary, and we agreed on what our data is.
+func (d *Device) followsLocked(p *peer) bool {
+	return d.disk != nil && d.dstat.HasData() && d.role != replication.Primary && (p.agreed || p.hs.sent)
+}
+
+// missesLocked is who, with a disk, does not receive what p sends as primary.
+func (d *Device) missesLocked(p *peer) replication.NodeSet {
+	return d.disks &^ replication.NodeSet(p.state.Receives) &^ p.bit() &^ replication.Of(d.cfg.Self)
+}
+
+// issuePeerLocked applies a primary's change here.
+func (d *Device) issuePeerLocked(o *op, b *block.Batch) {
+	if !o.local {
+		d.peerDoneLocked(o, block.ErrIO, b)
+		return
+	}
+	d.loaded.Add(1)
+	b.Defer(o)
+}
+
+func (d *Device) peerDoneLocked(o *op, err error, b *block.Batch) {
+	if err != nil {
+		o.from.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{o.seq}}, nil, nil, b)
+	} else if o.from.session != nil {
+		o.from.acks.addLocked(o.seq, b)
+	}
+	d.retireLocked(o, b)
+	d.flush.appliedLocked(d, b)
+}
+
+// receiversLocked takes the primary's word on who gets its writes from here
+// on, and who is in sync with it.
+func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
+	p.state.Receives = uint32(h.Arg[0])
+	p.state.InSync = uint32(h.Arg[1])
+	if h.Arg[2] != 0 && h.Arg[2] != d.stream {
+		d.followLocked(p, h.Arg[2])
+	}
+	d.settleLocked(p, b)
+}
+
+// followLocked begins to follow a new stint of a primary.
+func (d *Device) followLocked(p *peer, stream uint64) {
+	d.primary = p.id
+	d.stream, d.received, d.floor = stream, 0, 0
+	d.recent.reset()
+}
+
+// settleLocked uses that being in sync is an equivalence: what is in sync with
+// p, with which we are in sync, is in sync with us, so marks against it are
+// void. Only the primary's word counts while there is one, because only it
+// orders the word against writes.
+func (d *Device) settleLocked(p *peer, b *block.Batch) {
+	in := replication.NodeSet(p.state.InSync)
+	if d.meta == nil || d.dstat != replication.UpToDate || !in.Has(d.cfg.Self) || !p.agreed || p.repl != replication.Established {
+		return
+	}
+	if d.primary >= 0 && d.primary != p.id {
+		return
+	}
+	changed := false
+	for id := range in.All() {
+		q := d.peers[id]
+		if q == nil || q == p || q.diskless {
+			continue
+		}
+		if d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen {
+			continue
+		}
+		d.meta.Bitmap(id).ClearAll()
+		d.gens = d.gens.FinishSync(id)
+		q.continuous = true
+		if q.agreed && (q.repl == replication.PausedSyncS || q.repl == replication.PausedSyncT) {
+			d.setReplLocked(q, replication.Established)
+		}
+		changed = true
+	}
+	if changed {
+		d.saveGensLater()
+		d.evaluateLocked(b)
+	}
+}

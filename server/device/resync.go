@@ -1,0 +1,624 @@
+package device
+
+import (
+	"bytes"
+	"encoding/binary"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// A resync is driven by its target. It marks itself inconsistent, sends its
+// bitmap, gets the source's in return, and then asks for what either marks,
+// piece by piece, while it takes the primary's writes as they come. It holds a
+// piece's range against those writes from the request to the write, so the
+// reply (which has everything the source had applied when it was asked) never
+// lands on something newer.
+//
+// The source takes its mark off when it reads a piece and puts it back if the
+// target is lost; the target takes its own off when the piece is on stable
+// storage. So at every instant a stable mark on one of the two covers it.
+
+// syncState is a resync with one peer. The device's mutex guards it.
+type syncState struct {
+	full    bool
+	pulling bool  // this node is the target, and p is its source
+	ready   bool  // both bitmaps are joined: pieces may be asked for
+	cursor  int64 // in units
+	ops     map[uint64]*op
+	fresh   []block.Extent // written, not yet on stable storage
+	freshN  int64
+	syncing bool // fresh is being made durable
+
+	sent map[uint64]block.Extent // source: asked for, not confirmed
+
+	total, done int64
+	began       time.Time
+	rate        float64 // bytes per second, a moving average
+	lastDone    int64
+	allowance   int64
+	lastWrites  uint64
+	busy        bool // the application writes
+}
+
+// Pieces and windows. Eight pieces in flight fill a loopback and a 10 Gbit/s
+// link with 1 ms of delay; while the application writes, two leave it room.
+const (
+	syncPiece      = 512 << 10
+	syncPieces     = 8
+	syncPiecesBusy = 2
+	syncStable     = 32 << 20 // how much is written before it is made durable
+	bitsPayload    = 48 << 10
+)
+
+func (d *Device) enterSourceLocked(p *peer, dec replication.Decision) {
+	d.setReplLocked(p, replication.PausedSyncS)
+	p.sync = syncState{full: dec.Full()}
+	bm := d.meta.Bitmap(p.id)
+	switch {
+	case dec.Full():
+		bm.SetAll()
+	case dec.CopySlot >= 0:
+		for e := range d.meta.Bitmap(dec.CopySlot).Runs(0) {
+			bm.Set(e)
+		}
+	}
+	if d.gens.Bitmap[p.id] == replication.NoGen {
+		d.gens.Bitmap[p.id] = d.gens.Current
+		d.saveLocked(nil)
+	}
+}
+
+// pullingLocked reports whether this disk is being resynced.
+func (d *Device) pullingLocked() bool {
+	for _, p := range d.peers {
+		if p != nil && p.sync.pulling {
+			return true
+		}
+	}
+	return false
+}
+
+// chooseSourceLocked begins to pull from the best peer that has what this disk
+// lacks.
+func (d *Device) chooseSourceLocked(b *block.Batch) {
+	if d.disk == nil || d.closing {
+		return
+	}
+	var now, best *peer
+	for _, p := range d.peers {
+		switch {
+		case p == nil:
+		case p.sync.pulling:
+			now = p
+		case p.agreed && p.repl == replication.PausedSyncT && d.sourceLocked(p) && (best == nil || p.role == replication.Primary):
+			best = p
+		}
+	}
+	if best == nil || now != nil && (best.role != replication.Primary || now.role == replication.Primary) {
+		return
+	}
+	if now != nil {
+		// The primary is back: it orders its own writes against the resync.
+		d.syncPartLocked(now, b)
+		d.setReplLocked(now, replication.PausedSyncT)
+	}
+	d.beginPullLocked(best)
+}
+
+// sourceLocked reports whether p will do as a source: the primary; or, where
+// its own disk cannot, or there is none, any other. A node that hears of a
+// primary only from others waits for contact with it.
+func (d *Device) sourceLocked(p *peer) bool {
+	if p.role == replication.Primary || d.role == replication.Primary {
+		return true
+	}
+	if d.primary >= 0 {
+		q := d.peers[d.primary]
+		return q != nil && q.disk != replication.UpToDate && p.disk == replication.UpToDate
+	}
+	for _, q := range d.peers {
+		if q != nil && q.agreed && q.state.Primary != wire.NoNode {
+			return false
+		}
+	}
+	return p.disk >= replication.Consistent
+}
+
+// beginPullLocked: the disk becomes a mixture, durably, before anything of the
+// source's is written to it.
+func (d *Device) beginPullLocked(p *peer) {
+	s := p.session
+	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
+	d.setReplLocked(p, replication.SyncTarget)
+	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
+	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
+	d.voidLogLocked(p)
+	// What differs from the source differs from all that are in sync with it.
+	for e := range d.meta.Bitmap(p.id).Runs(0) {
+		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
+	}
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err == nil && p.session == s && p.sync.pulling && p.agreed {
+			d.announceLocked(b)
+			d.work.do(func() { d.sendBits(p, s) })
+		}
+	})
+}
+
+// voidLogLocked: marks that stem from this replica's own activity log are void
+// against the very primary whose writes it was applying, if that has run on
+// since: it marked all that this node may lack, and this node has nothing that
+// it has not.
+func (d *Device) voidLogLocked(p *peer) {
+	if p.role != replication.Primary || d.logStream == 0 || p.hs.theirs.Stream != d.logStream || d.beforeLog[p.id] == nil {
+		return
+	}
+	bm := d.meta.Bitmap(p.id)
+	bm.ClearAll()
+	for _, e := range d.beforeLog[p.id] {
+		bm.Set(e)
+	}
+	d.beforeLog[p.id] = nil
+}
+
+// sendBits sends our bitmap for a peer, a frame at a time, and marks the last.
+func (d *Device) sendBits(p *peer, s Session) {
+	at := uint64(0)
+	for {
+		b := &block.Batch{}
+		d.mu.Lock()
+		if p.session != s || !p.agreed || d.meta == nil {
+			d.mu.Unlock()
+			return
+		}
+		from, payload, last := at, []byte(nil), true
+		for e := range d.meta.Bitmap(p.id).Runs(int64(at)) {
+			off, n := uint64(e.Off)/block.Unit, uint64(e.Len)/block.Unit
+			payload = wire.AppendRun(payload, off-at, n)
+			at = off + n
+			if len(payload) >= bitsPayload {
+				last = false
+				break
+			}
+		}
+		h := wire.Header{Type: wire.Bits, Arg: [3]uint64{0, from}}
+		if last {
+			h.Arg[0] = 1
+		}
+		p.send(h, payload, nil, b)
+		d.mu.Unlock()
+		b.Finish()
+		if last {
+			return
+		}
+	}
+}
+
+// bitsReceivedLocked joins the peer's bitmap with ours.
+func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
+	if !p.agreed || d.meta == nil {
+		return
+	}
+	bm := d.meta.Bitmap(p.id)
+	_, err := wire.Runs(payload, h.Arg[1], d.cfg.Size, func(e block.Extent) { bm.Set(e) })
+	if !d.decodedLocked(p, h.Type, err) || h.Arg[0] != 1 {
+		return
+	}
+	if p.sync.pulling {
+		d.joinedLocked(p)
+		return
+	}
+	if p.repl != replication.PausedSyncS && p.repl != replication.SyncSource {
+		return
+	}
+	d.serveLocked(p, b)
+}
+
+// serveLocked begins to be the source: from here on the target gets the
+// writes that come, and our bitmap says what it lacks of those before.
+func (d *Device) serveLocked(p *peer, b *block.Batch) {
+	if p.sync.sent == nil {
+		p.sync.sent = map[uint64]block.Extent{}
+		p.sync.began = time.Now()
+	}
+	d.setReplLocked(p, replication.SyncSource)
+	d.evaluateLocked(b)
+	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
+	s := p.session
+	d.work.do(func() { d.sendBits(p, s) })
+}
+
+// joinedLocked: the target has both bitmaps; once they are stable it pulls.
+func (d *Device) joinedLocked(p *peer) {
+	s, meta := p.session, d.meta
+	d.work.do(func() {
+		err := meta.WriteBitmaps()
+		b := &block.Batch{}
+		d.mu.Lock()
+		if err != nil {
+			d.diskFailedLocked("metadata write", err)
+		} else if p.session == s && p.sync.pulling {
+			p.sync.ready = true
+			p.sync.cursor = 0
+			left := d.meta.Bitmap(p.id).Count() * block.Unit
+			p.sync.total = p.sync.done + left
+			d.eventLocked("resync", p, "resync from %s: %d bytes", p.name, left)
+			d.pumpLocked(p, b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+// pumpLocked asks for as many pieces as the window lets.
+func (d *Device) pumpLocked(p *peer, b *block.Batch) {
+	sy := &p.sync
+	if !sy.ready || sy.syncing || d.meta == nil {
+		return
+	}
+	limit := syncPieces
+	if sy.busy {
+		limit = syncPiecesBusy
+	}
+	for len(sy.ops) < limit && (d.cfg.ResyncRate == 0 || sy.allowance > 0) && sy.freshN < syncStable {
+		e, ok := d.meta.Bitmap(p.id).Next(sy.cursor, syncPiece/block.Unit)
+		if !ok {
+			break
+		}
+		sy.cursor = e.End() / block.Unit
+		sy.allowance -= e.Len
+		o := d.newOpLocked()
+		o.kind, o.ext, o.from = syncPull, e, p
+		d.nextID++
+		o.seq = d.nextID
+		sy.ops[o.seq] = o
+		d.beginLocked(o, b)
+	}
+	if len(sy.ops) > 0 {
+		return
+	}
+	_, more := d.meta.Bitmap(p.id).Next(sy.cursor, 1)
+	if sy.freshN >= syncStable || !more {
+		d.makeStableLocked(p)
+	}
+}
+
+// pullLocked asks the source for a piece whose range is now held.
+func (d *Device) pullLocked(o *op, b *block.Batch) {
+	p := o.from
+	if p.sync.ops[o.seq] != o {
+		d.releaseLocked(o, b) // the resync ended while the op waited
+		return
+	}
+	var tag [8]byte
+	if d.primary >= 0 && d.primary != p.id && d.primary != d.cfg.Self {
+		// A third node writes to both: the source must have what we have.
+		binary.LittleEndian.PutUint64(tag[:], d.received)
+	}
+	o.granted = true
+	p.send(wire.Header{Type: wire.SyncReq, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, tag[:], nil, b)
+}
+
+// syncRequestedLocked takes a target's request for a piece.
+func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
+	off, length := int64(f.Arg[0]), int64(f.Arg[2])
+	if off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length || off%block.Unit != 0 || length%block.Unit != 0 ||
+		d.disk == nil || p.repl != replication.SyncSource || len(f.Payload) != 8 {
+		h := wire.Header{Type: wire.SyncData, Flags: wire.FlagError, Arg: f.Arg}
+		p.send(h, nil, nil, b)
+		return
+	}
+	o := d.newOpLocked()
+	o.kind, o.from, o.seq, o.disk = syncRead, p, f.Arg[1], d.disk
+	o.ext = block.Extent{Off: off, Len: length}
+	o.session = p.session
+	o.tag = binary.LittleEndian.Uint64(f.Payload)
+	if o.tag > d.received && d.primary >= 0 && d.primary != d.cfg.Self {
+		d.tagged = append(d.tagged, o)
+		return
+	}
+	d.beginLocked(o, b)
+}
+
+// tagsReachedLocked starts source reads that waited for the primary's writes.
+func (d *Device) tagsReachedLocked(b *block.Batch) {
+	if len(d.tagged) == 0 {
+		return
+	}
+	wait := d.tagged
+	d.tagged = nil
+	for _, o := range wait {
+		if o.tag > d.received && d.primary >= 0 {
+			d.tagged = append(d.tagged, o)
+			continue
+		}
+		d.beginLocked(o, b)
+	}
+}
+
+// syncRead reads a piece for a target; its range is held, so what it reads and
+// where the reply stands among the writes on the link agree.
+func (d *Device) syncRead(o *op, b *block.Batch) {
+	buf := d.buffers.Get()
+	data := buf.B[:o.ext.Len]
+	_, err := o.disk.ReadAt(data, o.ext.Off)
+	zero := err == nil && allZero(data)
+	d.mu.Lock()
+	p := o.from
+	h := wire.Header{Type: wire.SyncData, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
+	switch {
+	case err != nil:
+		h.Flags = wire.FlagError
+		p.send(h, nil, nil, b)
+		d.diskFailedLocked("read", err)
+	case p.session != o.session || p.repl != replication.SyncSource || d.meta == nil:
+	default:
+		p.sync.sent[o.seq] = o.ext
+		d.meta.Bitmap(p.id).Clear(o.ext)
+		if zero {
+			h.Flags = wire.FlagTrim
+			d.stats.ResyncZeroBytes += uint64(o.ext.Len)
+			p.send(h, nil, nil, b)
+		} else {
+			d.stats.ResyncBytes += uint64(o.ext.Len)
+			p.send(h, data, buf, b)
+		}
+	}
+	d.releaseLocked(o, b)
+	d.mu.Unlock()
+	buf.Release()
+}
+
+var zeroes [64 << 10]byte
+
+func allZero(p []byte) bool {
+	for len(p) > 0 {
+		n := min(len(p), len(zeroes))
+		if !bytes.Equal(p[:n], zeroes[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
+// syncDataLocked writes a piece that the source sent.
+func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
+	o := p.sync.ops[f.Arg[1]]
+	if o == nil || !o.granted || o.local {
+		return
+	}
+	if f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len {
+		delete(p.sync.ops, o.seq)
+		d.releaseLocked(o, b)
+		p.sync.ready = false // the source says more by its state
+		d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
+		return
+	}
+	o.what = block.Trim
+	if f.Flags&wire.FlagTrim == 0 {
+		o.what = block.Write
+		o.data, o.buf = f.Payload, f.Buf
+		if o.buf != nil {
+			o.buf.Retain()
+		}
+	}
+	o.disk = d.disk
+	if o.disk == nil {
+		delete(p.sync.ops, o.seq)
+		d.releaseLocked(o, b)
+		return
+	}
+	o.local = true
+	d.loaded.Add(1)
+	b.Defer(o)
+}
+
+// pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
+func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {
+	p := o.from
+	h := wire.Header{Type: wire.SyncAck, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
+	if err != nil {
+		h.Flags = wire.FlagError
+	}
+	if p.sync.ops[o.seq] == o {
+		delete(p.sync.ops, o.seq)
+		if err == nil {
+			p.sync.fresh = append(p.sync.fresh, o.ext)
+			p.sync.freshN += o.ext.Len
+			p.sync.done += o.ext.Len
+		}
+		p.send(h, nil, nil, b)
+	}
+	d.releaseLocked(o, b)
+	if p.sync.pulling && err == nil {
+		d.pumpLocked(p, b)
+	}
+}
+
+// syncAckedLocked: the target has, or has not, written a piece.
+func (d *Device) syncAckedLocked(p *peer, f *wire.Frame, _ *block.Batch) {
+	e, ok := p.sync.sent[f.Arg[1]]
+	if !ok {
+		return
+	}
+	delete(p.sync.sent, f.Arg[1])
+	if f.Flags&wire.FlagError != 0 && d.meta != nil {
+		d.meta.Bitmap(p.id).Set(e)
+		return
+	}
+	p.sync.done += e.Len
+}
+
+// makeStableLocked makes the pieces written so far durable, takes their marks
+// off, and goes on, or ends.
+func (d *Device) makeStableLocked(p *peer) {
+	sy := &p.sync
+	if sy.syncing {
+		return
+	}
+	sy.syncing = true
+	fresh, s, disk := sy.fresh, p.session, d.disk
+	sy.fresh, sy.freshN = nil, 0
+	d.work.do(func() {
+		err := disk.Sync()
+		b := &block.Batch{}
+		d.mu.Lock()
+		if err != nil {
+			d.diskFailedLocked("flush", err)
+		}
+		if err == nil && d.meta != nil && p.session == s && p.sync.pulling {
+			bm := d.meta.Bitmap(p.id)
+			for _, e := range fresh {
+				bm.Clear(e)
+			}
+			p.sync.syncing = false
+			d.pulledLocked(p, b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+// pulledLocked goes on after a part was made durable.
+func (d *Device) pulledLocked(p *peer, b *block.Batch) {
+	bm := d.meta.Bitmap(p.id)
+	if bm.Count() > 0 {
+		if _, more := bm.Next(p.sync.cursor, 1); !more {
+			p.sync.cursor = 0
+		}
+		d.pumpLocked(p, b)
+		return
+	}
+	p.sync.ready = false
+	p.send(wire.Header{Type: wire.SyncDone}, nil, nil, b)
+}
+
+// syncDoneReceivedLocked ends a resync: first at the source, which may have
+// more by now, then at the target, which takes over what the source's
+// generations have become.
+func (d *Device) syncDoneReceivedLocked(p *peer, b *block.Batch) {
+	switch {
+	case p.repl == replication.SyncSource:
+		d.sourceDoneLocked(p)
+	case p.sync.pulling:
+		d.targetDoneLocked(p)
+	}
+	_ = b
+}
+
+func (d *Device) sourceDoneLocked(p *peer) {
+	s := p.session
+	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
+		d.work.do(func() { d.sendBits(p, s) })
+		return
+	}
+	d.gens = d.gens.FinishSync(p.id)
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err != nil || p.session != s || p.repl != replication.SyncSource {
+			return
+		}
+		facts := d.factsLocked(p)
+		f := wireFacts(&facts)
+		f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
+		p.sync = syncState{}
+		p.continuous = true
+		d.crashed = false
+		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
+		d.setReplLocked(p, replication.Established)
+		d.eventLocked("resync", p, "resync of %s is complete", p.name)
+		d.evaluateLocked(b)
+	})
+}
+
+func (d *Device) targetDoneLocked(p *peer) {
+	f := p.doneFacts
+	if f == nil {
+		return
+	}
+	p.doneFacts = nil
+	src := factsOf(p.id, f)
+	if d.role != replication.Primary { // which makes generations itself
+		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
+	}
+	d.gens = d.gens.FinishSync(p.id)
+	d.crashed = false
+	from := p.sync
+	p.sync = syncState{}
+	p.continuous = true
+	d.setReplLocked(p, replication.Established)
+	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
+	d.eventLocked("resync", p, "resync from %s is complete: %d bytes in %v", p.name, from.done, time.Since(from.began).Round(time.Millisecond))
+	s := p.session
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err != nil || p.session != s {
+			return
+		}
+		d.evaluateLocked(b)
+		d.regardOthersLocked(p, b)
+		d.chooseSourceLocked(b)
+	})
+}
+
+// regardOthersLocked: peers from which this node was to be resynced as well
+// are settled by the one it was resynced from, or compared again.
+func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
+	d.settleLocked(p, b)
+	var again replication.NodeSet
+	for _, q := range d.peers {
+		if q != nil && q != p && q.agreed && (q.repl == replication.PausedSyncT || !q.diskless && unsettled(q.decision.Action)) {
+			again = again.With(q.id)
+		}
+	}
+	if again != 0 {
+		d.rehelloLocked(again, b)
+	}
+}
+
+// unsettled: the decision was to wait for a complete disk.
+func unsettled(a replication.Action) bool {
+	return a == replication.NoDisk || a == replication.PeerOutdated || a == replication.SelfOutdated
+}
+
+// syncPartLocked ends a resync that has not completed. What was not confirmed
+// is marked again.
+func (d *Device) syncPartLocked(p *peer, b *block.Batch) {
+	sy := p.sync
+	p.sync = syncState{full: sy.full}
+	for _, e := range sy.sent {
+		if d.meta != nil {
+			d.meta.Bitmap(p.id).Set(e)
+		}
+	}
+	for _, o := range sy.ops {
+		if o.granted && !o.local {
+			d.releaseLocked(o, b)
+		}
+	}
+}
+
+// tickSyncLocked paces the resync.
+func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
+	for _, p := range d.peers {
+		if p == nil || !p.agreed {
+			continue
+		}
+		sy := &p.sync
+		if sy.began.IsZero() {
+			continue
+		}
+		writes := d.stats.PeerWrites + d.stats.Writes
+		sy.busy, sy.lastWrites = writes != sy.lastWrites, writes
+		sy.rate += (float64(sy.done-sy.lastDone)*10 - sy.rate) / 10
+		sy.lastDone = sy.done
+		if r := d.cfg.ResyncRate; r > 0 {
+			sy.allowance = min(sy.allowance+r/10, r/5)
+		}
+		if sy.pulling {
+			d.pumpLocked(p, b)
+		}
+	}
+}

@@ -1,0 +1,430 @@
+package device
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// evaluateLocked draws the conclusions from the present state: quorum, what
+// this disk's data is worth, who is sent changes, what is let in and what is
+// answered; tells the peers; and goes on with what waited. It is called after
+// every change of state and changes nothing when there is nothing to conclude.
+func (d *Device) evaluateLocked(b *block.Batch) {
+	d.censusLocked()
+	d.upgradeLocked()
+	d.censusLocked()
+	d.receiversChangedLocked(b)
+	d.gateLocked()
+	d.announceLocked(b)
+	if d.hold&holdGeneration != 0 && !d.genBusy && d.quorum.Quorate {
+		d.startGenLocked()
+	}
+	d.releaseHeldLocked(b)
+	d.flush.settleLocked(d, b)
+	d.kickLocked(b)
+}
+
+// censusLocked counts who is in reach and applies the quorum policy.
+func (d *Device) censusLocked() {
+	c := replication.Census{Had: d.quorum.Quorate}
+	switch {
+	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Consistent:
+		c.UpToDate++
+	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Inconsistent:
+		c.Present++
+	case d.peersHaveDisk(d.cfg.Self):
+		c.Outdated++
+	}
+	for _, p := range d.peers {
+		if p != nil {
+			d.countPeerLocked(p, &c)
+		}
+	}
+	v := d.cfg.Quorum.Quorum(c)
+	if v.Quorate != d.quorum.Quorate {
+		d.since["quorum"] = time.Now()
+		word := "lost"
+		if v.Quorate {
+			word = "gained"
+		}
+		d.eventLocked("quorum", nil, "quorum %s: %s", word, v.Why)
+		d.touchLocked()
+	}
+	d.quorum = v
+	if d.role == replication.Primary && !v.Quorate && d.cfg.OnNoQuorum == SuspendIO {
+		d.hold |= holdNoQuorum
+	} else {
+		d.hold &^= holdNoQuorum
+	}
+}
+
+func (d *Device) peersHaveDisk(id int) bool { return d.disks.Has(id) }
+
+func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
+	switch {
+	case p.diskless && p.agreed:
+		c.TiebreakersPresent++
+	case p.diskless:
+		c.TiebreakersMissing++
+	case p.agreed && (p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established):
+		c.UpToDate++
+	case p.agreed && p.disk.HasData():
+		c.Present++
+	case p.agreed:
+		c.Outdated++
+	default:
+		c.Unknown++
+	}
+}
+
+// upgradeLocked: a consistent disk is the current one when those who could
+// know better are in reach and do not.
+func (d *Device) upgradeLocked() {
+	if d.dstat != replication.Consistent || !d.quorum.Quorate {
+		return
+	}
+	for _, p := range d.peers {
+		if p == nil || p.diskless {
+			continue
+		}
+		if p.session != nil && !p.agreed && p.refused == "" {
+			return // it is about to tell
+		}
+		if !p.agreed && d.cfg.Quorum.Kind == replication.QuorumOff {
+			return // without quorum only everybody's word will do, or an administrator's
+		}
+	}
+	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
+	d.saveLocked(nil)
+}
+
+func (d *Device) setDiskLocked(s replication.DiskState, why string) {
+	if d.dstat == s {
+		return
+	}
+	old := d.dstat
+	d.dstat = s
+	d.since["disk"] = time.Now()
+	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)
+	d.touchLocked()
+}
+
+// receiversChangedLocked adds those peers to the set that is sent changes that
+// have come to belong to it. Leaving the set is excludeLocked's.
+func (d *Device) receiversChangedLocked(b *block.Batch) {
+	if d.role != replication.Primary {
+		d.receives = 0
+		return
+	}
+	for _, p := range d.peers {
+		if p == nil || d.receives.Has(p.id) || !d.receivesLocked(p) {
+			continue
+		}
+		d.receives = d.receives.With(p.id)
+		p.stable = d.window.head
+		p.told = false
+		d.announceLocked(b) // who receives, before what is received
+		d.resendLocked(p, b)
+	}
+}
+
+func (d *Device) receivesLocked(p *peer) bool {
+	if !p.agreed || p.diskless || !p.disk.HasData() {
+		return false
+	}
+	switch p.repl {
+	case replication.SyncSource:
+		return true
+	case replication.Established:
+		return p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
+	case replication.SyncTarget, replication.PausedSyncT:
+		return p.disk == replication.UpToDate // it has what this disk lacks
+	}
+	return false
+}
+
+// resendLocked sends a peer that came back what is held for want of quorum:
+// what will be answered is then on more than one disk.
+func (d *Device) resendLocked(p *peer, b *block.Batch) {
+	if len(d.held) == 0 {
+		return
+	}
+	for _, o := range d.held {
+		o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
+		d.sendChangeLocked(o, p.bit(), b)
+	}
+}
+
+// gateLocked decides what becomes of requests.
+func (d *Device) gateLocked() {
+	data := d.dstat == replication.UpToDate && d.disk != nil || d.remoteDataLocked()
+	g := gateOpen
+	switch {
+	case d.role != replication.Primary || d.closing:
+		g = gateShut
+	case d.quorum.Quorate && data:
+	case d.cfg.OnNoQuorum == FailIO:
+		g = gateFail
+	default:
+		g = gateSuspend
+	}
+	if g != d.gate {
+		d.gate = g
+		d.touchLocked()
+	}
+	d.setReadableLocked(g == gateOpen && d.dstat == replication.UpToDate && d.disk != nil)
+}
+
+func (d *Device) setReadableLocked(yes bool) {
+	switch {
+	case !yes:
+		d.readable.Store(nil)
+	case d.readable.Load() == nil:
+		d.readable.Store(&diskRef{d.disk})
+	}
+}
+
+// remoteDataLocked reports whether a peer can serve what this disk cannot.
+func (d *Device) remoteDataLocked() bool {
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.disk == replication.UpToDate {
+			return true
+		}
+	}
+	return false
+}
+
+// inSyncLocked is who, as far as this node knows, is in sync with it.
+func (d *Device) inSyncLocked() replication.NodeSet {
+	var s replication.NodeSet
+	if d.dstat == replication.UpToDate {
+		s = s.With(d.cfg.Self)
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
+			s = s.With(p.id)
+		}
+	}
+	return s
+}
+
+// announceLocked tells every peer of our state, where it has not heard it.
+func (d *Device) announceLocked(b *block.Batch) {
+	st := wire.DeviceState{
+		Role: uint8(d.role), Disk: uint8(d.dstat), Current: uint64(d.gens.Current),
+		Receives: uint32(d.receives), InSync: uint32(d.inSyncLocked()), Primary: wire.NoNode,
+	}
+	if d.role == replication.Primary {
+		st.Stream = d.stream
+		st.Primary = uint8(d.cfg.Self)
+	} else if d.primary >= 0 {
+		st.Primary = uint8(d.primary)
+	}
+	if d.quorum.Quorate {
+		st.Flags |= wire.DevFlagQuorate
+	}
+	if d.pullingLocked() {
+		st.Flags |= wire.DevFlagSyncing
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed {
+			st.Sees |= uint32(p.bit())
+		}
+	}
+	for _, p := range d.peers {
+		if p == nil || !p.agreed || p.told && p.lastSt == st {
+			continue
+		}
+		// On the data link first: it orders the set against the changes.
+		if !p.told || p.lastSt.Receives != st.Receives || p.lastSt.InSync != st.InSync || p.lastSt.Stream != st.Stream {
+			p.send(wire.Header{Type: wire.Receivers, Arg: [3]uint64{uint64(st.Receives), uint64(st.InSync), st.Stream}}, nil, nil, b)
+		}
+		p.lastSt, p.told = st, true
+		p.send(wire.Header{Type: wire.DevState}, st.Append(nil), nil, b)
+	}
+}
+
+// stateReceivedLocked takes a peer's announcement.
+func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batch) {
+	if !p.agreed {
+		return
+	}
+	// These two are ordered by the data link and come with it.
+	st.Receives, st.InSync = p.state.Receives, p.state.InSync
+	p.state = st
+	d.peerRoleLocked(p, replication.Role(st.Role), b)
+	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
+	d.evaluateLocked(b)
+	d.chooseSourceLocked(b)
+}
+
+func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
+	if r == p.role {
+		return
+	}
+	p.role = r
+	d.eventLocked("role", p, "%s is now %v", p.name, r)
+	d.touchLocked()
+	switch {
+	case r == replication.Primary:
+		if d.primary != p.id || p.state.Stream != d.stream {
+			d.followLocked(p, p.state.Stream)
+			d.saveLocked(nil)
+		}
+	case d.primary == p.id:
+		d.primary = -1
+		d.recent.reset() // it demoted in order: everything is everywhere
+	}
+}
+
+func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch) {
+	// What we concluded in the handshake may be ahead of what the peer has
+	// said of itself so far.
+	if s == replication.Consistent && p.disk == replication.UpToDate && p.repl == replication.Established {
+		return
+	}
+	if s == p.disk {
+		return
+	}
+	was := p.disk
+	p.disk = s
+	d.eventLocked("disk", p, "disk of %s: %v -> %v", p.name, was, s)
+	d.touchLocked()
+	if was.HasData() && !s.HasData() {
+		d.syncPartLocked(p, b)
+		d.setReplLocked(p, replication.Established)
+		if d.receives.Has(p.id) {
+			d.receives = d.receives.Without(p.id)
+			d.excludeLocked(p, was == replication.UpToDate, "its disk is "+s.String(), b)
+			d.flush.lostLocked(d, p, b)
+		}
+	}
+	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
+		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+		d.saveLocked(nil)
+	}
+}
+
+// saveLocked makes the present generations and flags durable, on the worker,
+// then calls then with the mutex held.
+func (d *Device) saveLocked(then func(error, *block.Batch)) {
+	d.work.do(func() {
+		b := &block.Batch{}
+		err := d.save()
+		d.mu.Lock()
+		if then != nil {
+			then(err, b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+func (d *Device) saveGensLater() { d.saveLocked(nil) }
+
+// save writes the superblock as state is now.
+func (d *Device) save() error {
+	d.mu.Lock()
+	meta := d.meta
+	sb := d.superblockLocked()
+	d.mu.Unlock()
+	if meta == nil {
+		return nil
+	}
+	if err := meta.Update(sb); err != nil {
+		d.mu.Lock()
+		d.diskFailedLocked("metadata write", err)
+		d.mu.Unlock()
+		return fmt.Errorf("device %s: cannot write metadata: %w", d.opts.Name, err)
+	}
+	return nil
+}
+
+// superblockLocked captures what is to be written.
+func (d *Device) superblockLocked() func(*store.Superblock) {
+	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
+	members := uint32(d.disks)
+	return func(sb *store.Superblock) {
+		putGens(sb, &gens)
+		set := func(f store.Flags, on bool) {
+			if on {
+				sb.Flags |= f
+			} else {
+				sb.Flags &^= f
+			}
+		}
+		if dstat.HasData() {
+			set(store.Consistent, dstat != replication.Inconsistent)
+			if dstat != replication.Consistent { // which is to know nothing new
+				set(store.WasUpToDate, dstat == replication.UpToDate)
+			}
+		}
+		set(store.PrimaryInd, role == replication.Primary)
+		set(store.CrashedPrimary, crashed)
+		set(store.JustCreated, gens.Current == replication.DayOne)
+		sb.Members = members
+		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
+	}
+}
+
+func gensOf(sb *store.Superblock) replication.Gens {
+	g := replication.Gens{Current: replication.Gen(sb.Current)}
+	for i := range g.Bitmap {
+		g.Bitmap[i] = replication.Gen(sb.Bitmap[i])
+		g.History[i] = replication.Gen(sb.History[i])
+	}
+	return g
+}
+
+func putGens(sb *store.Superblock, g *replication.Gens) {
+	sb.Current = uint64(g.Current)
+	for i := range g.Bitmap {
+		sb.Bitmap[i] = uint64(g.Bitmap[i])
+		sb.History[i] = uint64(g.History[i])
+	}
+}
+
+// diskFailedLocked detaches a disk that failed: its data is no longer to be
+// trusted, and the device goes on with the peers'.
+func (d *Device) diskFailedLocked(what string, err error) {
+	if d.disk == nil || d.closing {
+		return
+	}
+	d.lastErr = fmt.Sprintf("%s: %v", what, err)
+	d.eventLocked("io-error", nil, "disk failed on %s, detached: %v", what, err)
+	disk, meta := d.disk, d.meta
+	d.setDiskLocked(replication.Failed, d.lastErr)
+	d.readable.Store(nil)
+	d.disk = nil
+	d.work.do(func() {
+		// What is known of it is written as far as that is possible.
+		if meta != nil {
+			_ = meta.Update(func(sb *store.Superblock) { sb.Flags &^= store.WasUpToDate })
+		}
+		b := &block.Batch{}
+		d.mu.Lock()
+		d.meta = nil
+		d.setDiskLocked(replication.Diskless, "detached after an I/O error")
+		for _, p := range d.peers {
+			if p != nil && p.sync.pulling {
+				d.syncPartLocked(p, b)
+				d.setReplLocked(p, replication.Established)
+			}
+		}
+		d.needGen = d.needGen || d.role == replication.Primary
+		d.evaluateLocked(b)
+		d.mu.Unlock()
+		b.Finish()
+		d.loaded.Wait()
+		if meta != nil {
+			_ = meta.Abandon()
+		}
+		_ = disk.Close()
+	})
+}

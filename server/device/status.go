@@ -1,0 +1,275 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// Status is what the device is now, for people and scripts.
+type Status struct {
+	Name        string
+	Size        int64
+	Role        replication.Role
+	Disk        replication.DiskState
+	Quorum      replication.Verdict
+	Suspended   bool
+	Open        int
+	Peers       []PeerStatus
+	Gens        replication.Gens
+	Backing     string
+	Primary     string // the node that is primary, as far as known
+	InFlight    int
+	Protocol    replication.Protocol
+	Policy      replication.QuorumPolicy
+	OnNoQuorum  NoQuorumPolicy
+	Stats       Stats
+	LastError   string
+	Since       map[string]time.Time
+	HotExtents  int
+	ExtentBytes int64
+}
+
+// PeerStatus is the device on one peer.
+type PeerStatus struct {
+	Node      string
+	ID        int
+	Connected bool
+	Role      replication.Role
+	Disk      replication.DiskState
+	Repl      replication.ReplState
+	OutOfSync int64 // bytes
+	Resync    *Progress
+	Refused   string
+	Decision  replication.Decision
+	Since     time.Time
+	Gen       replication.Gen
+}
+
+// Progress is how far a resync has come, in bytes.
+type Progress struct {
+	Done, Total, Rate int64
+	Left              time.Duration
+}
+
+// Status returns a snapshot.
+func (d *Device) Status() Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := Status{
+		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
+		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&holdNoQuorum != 0),
+		Open:      d.opens, Gens: d.gens, InFlight: int(d.window.head - d.window.floor),
+		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
+		Stats: d.stats, Since: map[string]time.Time{},
+	}
+	for k, v := range d.since {
+		st.Since[k] = v
+	}
+	st.Stats.Reads, st.Stats.ReadBytes = d.reads.Load(), d.readBytes.Load()
+	if d.disk != nil {
+		st.Backing = d.disk.Path()
+	}
+	if d.primary >= 0 {
+		st.Primary = d.nodeName(d.primary)
+	}
+	if d.meta != nil {
+		ls := d.meta.AL().Stats()
+		st.HotExtents, st.ExtentBytes = ls.Hot, ls.ExtentBytes
+	}
+	for _, p := range d.peers {
+		if p != nil {
+			st.Peers = append(st.Peers, d.peerStatusLocked(p))
+		}
+	}
+	return st
+}
+
+func (d *Device) peerStatusLocked(p *peer) PeerStatus {
+	ps := PeerStatus{
+		Node: p.name, ID: p.id, Connected: p.agreed, Role: p.role, Disk: p.disk, Repl: p.repl,
+		Refused: p.refused, Decision: p.decision, Since: p.since, Gen: d.gens.Bitmap[p.id],
+	}
+	if !p.agreed {
+		ps.Role = replication.UnknownRole
+	}
+	if p.diskless && !p.agreed {
+		ps.Disk = replication.Diskless
+	}
+	if d.meta != nil && !p.diskless {
+		ps.OutOfSync = d.meta.Bitmap(p.id).Count() * block.Unit
+	}
+	if p.repl == replication.SyncSource || p.repl == replication.SyncTarget {
+		g := &Progress{Done: p.sync.done, Total: max(p.sync.total, p.sync.done), Rate: int64(p.sync.rate)}
+		if g.Rate > 0 {
+			g.Left = time.Duration(float64(g.Total-g.Done) / p.sync.rate * float64(time.Second))
+		}
+		ps.Resync = g
+	}
+	return ps
+}
+
+// tellClosedLocked tells the peers that the device is no longer served here.
+func (d *Device) tellClosedLocked(reason string) {
+	b := &block.Batch{}
+	for _, p := range d.peers {
+		if p != nil && p.agreed {
+			p.send(wire.Header{Type: wire.DevClosed}, []byte(reason), nil, b)
+		}
+	}
+	// Queued; the links send it on their own.
+	d.done.Go(b.Finish)
+}
+
+// OpenFor admits a client: with auto-promotion the first one makes this node
+// the primary, for which it may have to wait.
+func (d *Device) OpenFor(ctx context.Context) error {
+	d.mu.Lock()
+	d.opens++
+	primary := d.role == replication.Primary
+	auto := d.cfg.AutoPromote
+	d.mu.Unlock()
+	if primary {
+		return nil
+	}
+	err := error(d.refuse("open", "this node is secondary and auto_promote is off",
+		"run \"lockstepctl device promote "+d.opts.Name+"\" first", false))
+	if auto {
+		wctx, cancel := context.WithTimeout(ctx, d.opts.PromoteWait)
+		defer cancel()
+		err = d.Promote(wctx, false)
+	}
+	if err != nil {
+		d.Released(ctx)
+		return err
+	}
+	d.mu.Lock()
+	d.autoPromoted = d.autoPromoted || auto
+	d.touchLocked()
+	d.mu.Unlock()
+	return nil
+}
+
+// Released is the counterpart of OpenFor: the client is gone, and everything
+// it asked for is finished. The last one of an automatically promoted device
+// demotes it.
+func (d *Device) Released(ctx context.Context) {
+	d.mu.Lock()
+	d.opens--
+	last := d.opens == 0 && d.autoPromoted && d.role == replication.Primary && !d.closing
+	d.touchLocked()
+	d.mu.Unlock()
+	if !last {
+		return
+	}
+	if err := d.Demote(ctx); err != nil {
+		if r, ok := errors.AsType[*RefusedError](err); !ok || !r.Again {
+			d.log.Info("still primary after the last client left", "err", err)
+		}
+		return
+	}
+	d.mu.Lock()
+	d.autoPromoted = false
+	d.mu.Unlock()
+}
+
+// WaitFor blocks until the device is in a state that a script waits for:
+// "uptodate" (this disk), "connected" (every peer), "synced" (every disk up to
+// date), "primary", "secondary".
+func (d *Device) WaitFor(ctx context.Context, what string) error {
+	var cond func() bool
+	switch what {
+	case "uptodate":
+		cond = func() bool { return d.dstat == replication.UpToDate }
+	case "connected":
+		cond = func() bool { return d.everyPeer(func(p *peer) bool { return p.agreed }) }
+	case "synced", "":
+		cond = func() bool {
+			return (d.dstat == replication.UpToDate || d.dstat == replication.Diskless) && d.everyPeer(func(p *peer) bool {
+				return p.agreed && (p.diskless || p.disk == replication.UpToDate && p.repl == replication.Established)
+			})
+		}
+	case "primary":
+		cond = func() bool { return d.role == replication.Primary }
+	case "secondary":
+		cond = func() bool { return d.role == replication.Secondary }
+	default:
+		return fmt.Errorf("cannot wait for %q: want uptodate, connected, synced, primary or secondary", what)
+	}
+	return d.wait(ctx, cond)
+}
+
+func (d *Device) everyPeer(ok func(*peer) bool) bool {
+	for _, p := range d.peers {
+		if p != nil && !ok(p) {
+			return false
+		}
+	}
+	return true
+}
+
+// Why explains the device's state: what is so, since when, because of what,
+// and what would change it.
+type Why struct {
+	State         string
+	Since         time.Time
+	Because, Next []string
+}
+
+// Why explains.
+func (d *Device) Why() Why {
+	st := d.Status()
+	w := Why{State: fmt.Sprintf("%v, disk %v", st.Role, st.Disk), Since: st.Since["disk"]}
+	if st.Suspended {
+		w.State += ", I/O suspended"
+	}
+	w.Because = append(w.Because, "quorum ("+st.Policy.String()+"): "+st.Quorum.Why)
+	if !st.Quorum.Quorate {
+		w.Next = append(w.Next, "quorum returns when enough of the device's nodes are up: lockstepctl node list")
+	}
+	if st.LastError != "" {
+		w.Because = append(w.Because, "last error: "+st.LastError)
+	}
+	w.explainDisk(&st)
+	for i := range st.Peers {
+		w.explainPeer(&st, &st.Peers[i])
+	}
+	return w
+}
+
+func (w *Why) explainDisk(st *Status) {
+	switch st.Disk {
+	case replication.Consistent:
+		w.Because = append(w.Because, "the disk is consistent, but whether a peer has newer data is not known yet")
+		w.Next = append(w.Next, "it becomes UpToDate when enough peers are in reach to tell")
+	case replication.Outdated:
+		w.Because = append(w.Because, "newer data exists on a peer")
+		w.Next = append(w.Next, "it is resynced when a peer with current data is in reach")
+	case replication.Inconsistent:
+		w.Because = append(w.Because, "a resync of this disk has not completed")
+		w.Next = append(w.Next, "it goes on when its source is in reach")
+	}
+}
+
+func (w *Why) explainPeer(st *Status, p *PeerStatus) {
+	switch {
+	case p.Refused != "":
+		w.Because = append(w.Because, fmt.Sprintf("%s is refused: %s", p.Node, p.Refused))
+		if p.Decision.Action == replication.SplitBrain {
+			w.Next = append(w.Next, fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name))
+		}
+	case !p.Connected:
+		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %d bytes differ", p.Node, p.OutOfSync))
+		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
+	default:
+		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
+	}
+	if p.Resync != nil {
+		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %d of %d bytes, %v left", p.Node, p.Resync.Done, p.Resync.Total, p.Resync.Left.Round(time.Second)))
+	}
+}

@@ -1,0 +1,473 @@
+package device
+
+import (
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// gate says what becomes of a change that asks for admission.
+type gate uint8
+
+const (
+	gateShut    gate = iota // not primary: refused
+	gateOpen                // admitted
+	gateSuspend             // parked until the gate opens
+	gateFail                // fails: no quorum, and the policy says so
+)
+
+// holdReason says why changes that are finished are not answered yet.
+type holdReason uint8
+
+const (
+	holdNoQuorum   holdReason = 1 << iota // nobody may act on what a minority did
+	holdGeneration                        // the generation that tells what a lost peer missed is not durable yet
+)
+
+// Submit takes a request of the local consumer. r.Done.Complete is called
+// exactly once, possibly before Submit returns. Submit does not block, but for
+// reading from the local disk.
+func (d *Device) Submit(r *block.Request, b *block.Batch) {
+	r.Err = nil
+	if err := d.check(r); err != nil {
+		finish(r, err, b)
+		return
+	}
+	switch r.Op {
+	case block.Read:
+		d.read(r, b)
+	case block.Cache:
+		finish(r, nil, b)
+	case block.Flush:
+		d.mu.Lock()
+		d.admitFlushLocked(r, b)
+		d.mu.Unlock()
+	default:
+		d.mu.Lock()
+		if d.admitLocked(r, b) {
+			d.changeLocked(r, b)
+		}
+		d.mu.Unlock()
+	}
+}
+
+func finish(r *block.Request, err error, b *block.Batch) {
+	r.Err = err
+	r.Done.Complete(r, b)
+}
+
+// check refuses what no state of the device would make good.
+func (d *Device) check(r *block.Request) error {
+	switch r.Op {
+	case block.Flush:
+		return nil
+	case block.Read, block.Write:
+		if int64(len(r.Data)) != r.Len {
+			return block.ErrInvalid
+		}
+	case block.Trim, block.WriteZeroes, block.Cache:
+	default:
+		return block.ErrInvalid
+	}
+	if r.Off < 0 || r.Len < 0 {
+		return block.ErrInvalid
+	}
+	// The size is read without the mutex: it only grows while a client is there.
+	if r.Off > d.opts.Size || r.Len > d.opts.Size-r.Off {
+		if r.Op == block.Write || r.Op == block.WriteZeroes {
+			return block.ErrNoSpace
+		}
+		return block.ErrRange
+	}
+	return nil
+}
+
+// admitLocked lets a change in, parks it, or refuses it.
+func (d *Device) admitLocked(r *block.Request, b *block.Batch) bool {
+	switch d.gate {
+	case gateOpen:
+		if !d.needGen {
+			return true
+		}
+		d.parked = append(d.parked, r)
+		if !d.genBusy {
+			d.startGenLocked()
+		}
+	case gateSuspend:
+		d.parked = append(d.parked, r)
+	case gateFail:
+		finish(r, block.ErrIO, b)
+	default:
+		// The client was let in as the primary's; it is no longer that.
+		finish(r, block.ErrDropped, b)
+	}
+	return false
+}
+
+// changeLocked starts an admitted change.
+func (d *Device) changeLocked(r *block.Request, b *block.Batch) {
+	switch {
+	case r.Len == 0:
+		finish(r, nil, b)
+	case r.Op == block.Write && r.Len > wire.MaxPayload:
+		d.splitLocked(r, wire.MaxPayload, b)
+	case r.Len > maxZero:
+		d.splitLocked(r, maxZero, b)
+	default:
+		o := d.appOpLocked(r, r.Off, r.Len, r.Data)
+		d.beginLocked(o, b)
+	}
+}
+
+func (d *Device) appOpLocked(r *block.Request, off, length int64, data []byte) *op {
+	o := d.newOpLocked()
+	o.kind, o.what, o.flags = appChange, r.Op, r.Flags
+	o.ext = block.Extent{Off: off, Len: length}
+	o.data, o.buf, o.req = data, r.Buf, r
+	if o.buf != nil {
+		o.buf.Retain()
+	}
+	return o
+}
+
+// maxZero is the longest trim that is done in one piece: what the activity
+// log takes at once has to hold a batch of them.
+const maxZero = 64 << 20
+
+// splitLocked cuts a change into pieces that a frame, or the activity log,
+// can take.
+func (d *Device) splitLocked(r *block.Request, piece int64, b *block.Batch) {
+	g := &group{req: r, left: int((r.Len + piece - 1) / piece)}
+	for at := int64(0); at < r.Len; at += piece {
+		n := min(piece, r.Len-at)
+		var data []byte
+		if r.Op == block.Write {
+			data = r.Data[at : at+n]
+		}
+		o := d.appOpLocked(r, r.Off+at, n, data)
+		o.group = g
+		d.beginLocked(o, b)
+	}
+}
+
+// beginLocked queues an op for its range; it starts when the range is free.
+func (d *Device) beginLocked(o *op, b *block.Batch) {
+	if d.ranges.add(o) {
+		d.startLocked(o, b)
+	}
+}
+
+// startLocked goes on with an op that has its range.
+func (d *Device) startLocked(o *op, b *block.Batch) {
+	switch o.kind {
+	case syncPull:
+		d.pullLocked(o, b)
+	case syncRead:
+		d.bulk.put(o)
+	default:
+		if !d.logLocked(o) {
+			d.al.put(o) // its extent must be hot on stable storage first
+			return
+		}
+		d.issueLocked(o, b)
+	}
+}
+
+// logLocked takes o's references in the activity log where one is kept. It
+// reports false where that needs I/O.
+func (d *Device) logLocked(o *op) bool {
+	if o.logged || d.meta == nil || !d.keepsLogLocked(o) {
+		return true
+	}
+	o.logged = d.meta.AL().TryBegin(o.ext)
+	return o.logged
+}
+
+// keepsLogLocked: a primary always keeps an activity log. A replica needs one
+// only where a third disk may have to be reconciled with it when both it and
+// the primary are gone.
+func (d *Device) keepsLogLocked(o *op) bool {
+	return o.kind == appChange || d.disks.Len() > 2
+}
+
+// issueLocked sends a change to the local disk and to those peers that take
+// part.
+func (d *Device) issueLocked(o *op, b *block.Batch) {
+	o.local, o.disk = d.disk != nil && d.dstat.HasData(), d.disk
+	if o.kind == peerChange {
+		d.issuePeerLocked(o, b)
+		return
+	}
+	if d.role != replication.Primary {
+		o.err = block.ErrDropped
+		o.local = false
+		d.answerLocked(o, b)
+		d.retireLocked(o, b)
+		return
+	}
+	d.window.push(o)
+	o.wait = d.receives
+	o.miss = d.disks.Without(d.cfg.Self) &^ d.receives
+	if d.cfg.Protocol != replication.ProtocolA {
+		o.need = o.wait
+	}
+	d.recent.add(o.seq, o.ext)
+	d.missLocked(o.miss, o.ext)
+	d.sendChangeLocked(o, o.wait, b)
+	d.countLocked(o)
+	if o.local {
+		d.loaded.Add(1)
+		b.Defer(o)
+		return
+	}
+	d.progressLocked(o, b)
+}
+
+func (d *Device) countLocked(o *op) {
+	if o.what == block.Write {
+		d.stats.Writes++
+		d.stats.WriteBytes += uint64(o.ext.Len)
+	} else {
+		d.stats.Trims++
+	}
+}
+
+// missLocked marks a range as out of sync with every node of set. The marks
+// are in memory; until they are written the activity log covers them.
+func (d *Device) missLocked(set replication.NodeSet, e block.Extent) {
+	if d.meta == nil || set == 0 {
+		return
+	}
+	for id := range set.All() {
+		if id != d.cfg.Self {
+			d.meta.Bitmap(id).Set(e)
+		}
+	}
+}
+
+// sendChangeLocked queues the change for every node of to.
+func (d *Device) sendChangeLocked(o *op, to replication.NodeSet, b *block.Batch) {
+	if to == 0 {
+		return
+	}
+	h := wire.Header{Type: wire.Write, Arg: [3]uint64{uint64(o.ext.Off), o.seq, d.window.floor}}
+	data, buf := o.data, o.buf
+	var length [8]byte
+	switch o.what {
+	case block.Write:
+		if d.cfg.Protocol == replication.ProtocolB {
+			h.Flags |= wire.FlagRecvAck
+		}
+	default:
+		h.Type = wire.Zero
+		putLen(length[:], o.ext.Len)
+		data, buf = length[:], nil
+		h.Flags |= zeroFlags(o)
+	}
+	for id := range to.All() {
+		p := d.peers[id]
+		hh := h
+		hh.Dev = p.handle
+		p.session.Send(&hh, data, buf, b)
+	}
+}
+
+func zeroFlags(o *op) (f uint16) {
+	if o.what == block.Trim {
+		f |= wire.FlagTrim
+	}
+	if o.flags&block.NoHole != 0 {
+		f |= wire.FlagNoHole
+	}
+	return f
+}
+
+// localIO performs the local part of a change, without the mutex.
+func (d *Device) localIO(o *op, b *block.Batch) {
+	err := d.perform(o)
+	d.mu.Lock()
+	d.localDoneLocked(o, err, b)
+	d.mu.Unlock()
+	d.loaded.Done()
+}
+
+func (d *Device) perform(o *op) error {
+	disk := o.disk
+	switch o.what {
+	case block.Write:
+		_, err := disk.WriteAt(o.data, o.ext.Off)
+		return err
+	case block.Trim:
+		return disk.Trim(o.ext.Off, o.ext.Len)
+	case block.WriteZeroes:
+		// A replica that cannot zero fast zeroes slowly: the answer must not
+		// depend on which disk is asked.
+		return disk.Zero(o.ext.Off, o.ext.Len, o.flags&^block.FastZero)
+	}
+	return block.ErrInvalid
+}
+
+func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
+	o.local = false
+	if err != nil {
+		d.diskFailedLocked(o.what.String(), err)
+	}
+	o.localOK = err == nil
+	switch o.kind {
+	case peerChange:
+		d.peerDoneLocked(o, err, b)
+		return
+	case syncPull:
+		d.pieceWrittenLocked(o, err, b)
+		return
+	}
+	if err != nil {
+		o.err = err
+	}
+	d.progressLocked(o, b)
+}
+
+// progressLocked answers a change, and retires it, as far as it has come.
+func (d *Device) progressLocked(o *op, b *block.Batch) {
+	if !o.finished && !o.local && o.need == 0 {
+		o.finished = true
+		d.answerOrHoldLocked(o, b)
+	}
+	if o.answered && !o.local && o.wait == 0 {
+		d.retireLocked(o, b)
+	}
+}
+
+// answerOrHoldLocked answers a finished change unless something must become
+// durable, or quorum return, before anybody may act on it.
+func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
+	if d.hold != 0 {
+		d.held = append(d.held, o)
+		return
+	}
+	if o.flags&block.FUA != 0 && !o.synced {
+		d.flush.behindLocked(d, o, b)
+		return
+	}
+	d.answerLocked(o, b)
+}
+
+// answerLocked tells the application. A change counts as done where any copy
+// took it; a copy that did not is out of sync by now.
+func (d *Device) answerLocked(o *op, b *block.Batch) {
+	o.answered = true
+	err := o.err
+	if o.localOK || o.acked {
+		err = nil
+	} else if err == nil {
+		err = block.ErrIO
+	}
+	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {
+		err = block.ErrIO // nobody may act on what a minority did
+	}
+	if o.req == nil {
+		return
+	}
+	if g := o.group; g != nil {
+		if err != nil && g.err == nil {
+			g.err = err
+		}
+		g.left--
+		if g.left == 0 {
+			finish(g.req, g.err, b)
+		}
+	} else {
+		finish(o.req, err, b)
+	}
+	o.req = nil
+}
+
+// retireLocked ends an op: nothing more is awaited of it.
+func (d *Device) retireLocked(o *op, b *block.Batch) {
+	if o.seq != 0 && o.kind == appChange {
+		d.window.done(o.seq)
+	}
+	if o.logged {
+		d.meta.AL().End(o.ext, o.seq)
+	}
+	d.releaseLocked(o, b)
+}
+
+// releaseLocked gives back o's range, buffer and memory, and starts who waited.
+func (d *Device) releaseLocked(o *op, b *block.Batch) {
+	if o.buf != nil {
+		o.buf.Release()
+	}
+	d.ready = d.ranges.remove(o, d.ready)
+	d.freeOpLocked(o)
+	if d.closing && len(d.ranges.ops) == 0 {
+		d.touchLocked()
+	}
+	d.runReadyLocked(b)
+}
+
+// runReadyLocked starts ops whose range has become free. Starting one may
+// free others; the outermost call takes them all in order.
+func (d *Device) runReadyLocked(b *block.Batch) {
+	if d.running {
+		return
+	}
+	d.running = true
+	for i := 0; i < len(d.ready); i++ {
+		o := d.ready[i]
+		d.ready[i] = nil
+		d.startLocked(o, b)
+	}
+	d.ready = d.ready[:0]
+	d.running = false
+}
+
+// releaseHeldLocked answers what was held, once nothing holds it.
+func (d *Device) releaseHeldLocked(b *block.Batch) {
+	if d.hold != 0 || len(d.held) == 0 {
+		return
+	}
+	held := d.held
+	d.held = nil
+	for _, o := range held {
+		// What was held while a peer was away may be awaited by it again.
+		if o.need != 0 {
+			o.finished = false
+			continue
+		}
+		d.answerOrHoldLocked(o, b)
+		if o.answered && !o.local && o.wait == 0 {
+			d.retireLocked(o, b)
+		}
+	}
+}
+
+// kickLocked admits what is parked, if the gate lets it.
+func (d *Device) kickLocked(b *block.Batch) {
+	if len(d.parked) == 0 || d.gate == gateSuspend {
+		return
+	}
+	parked := d.parked
+	d.parked = nil
+	for _, r := range parked {
+		switch r.Op {
+		case block.Read:
+			d.readLocked(r, b)
+		case block.Flush:
+			d.admitFlushLocked(r, b)
+		default:
+			if d.admitLocked(r, b) {
+				d.changeLocked(r, b)
+			}
+		}
+	}
+}
+
+// dropParkedLocked gives up on parked requests: their consumer must come back.
+func (d *Device) dropParkedLocked(b *block.Batch) {
+	parked := d.parked
+	d.parked = nil
+	for _, r := range parked {
+		finish(r, block.ErrDropped, b)
+	}
+}

@@ -1,0 +1,32 @@
+// Package messenger keeps this node connected with its peers. A node pair has
+// one session of two TCP (or TLS) connections: the data link for bulk and the
+// meta link for what is small and urgent. The node with the higher id dials.
+//
+// # What a session promises
+//
+// Frames of a link arrive in the order sent, none lost and none twice, also
+// across cuts: every frame has a number and is kept until it was acked; after
+// a cut the link is dialled anew, both sides say what they have, and the rest
+// is sent again. A cut shorter than the tick time with both processes alive is
+// invisible but for the pause. A session ends when the peer's process is gone,
+// when nothing came for the tick time, when a link did not come back within
+// it, or on request; then the Handler is told, with the frames that were not
+// acked at hand, before anything of a new session.
+//
+// # Who does what
+//
+// Each peer has one goroutine that owns its session's state and receives
+// everything that happens as functions in a mailbox (peer.go). Each connection
+// has a reader, which parses frames in place and calls the Handler inline, and
+// a writer, which sleeps unless the socket is full (link.go, stream.go).
+// Whoever has something to send and finds nobody writing writes it himself,
+// together with what others queue meanwhile. Pings come from the cluster
+// package's monitor, on a goroutine of their own.
+//
+// # Trust
+//
+// A connection holds no slot and changes nothing before it has proved the
+// cluster's cookie, both sides to one another, over both nonces and both
+// identities (handshake.go). Connections that have proved nothing are bounded
+// in number, per address and in all, and in time.
+package messenger

@@ -1,0 +1,455 @@
+package messenger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// Tuning of acknowledgements that no other frame carries.
+const (
+	ackEvery = 256 << 10             // bytes
+	ackDelay = 50 * time.Millisecond // after which an ack goes out by itself
+)
+
+// maxBarren is how many connections of a link in a row may end on a fault in
+// the protocol without a new frame having come, before the session is given
+// up: a frame that arrives damaged each time would otherwise be sent for ever.
+const maxBarren = 5
+
+// Session is one life of the connection with a peer. It outlives cuts, but
+// neither of the two processes.
+type Session struct {
+	id      uint64
+	p       *peer
+	ctx     context.Context // ends with the session
+	cancel  context.CancelFunc
+	links   [2]*link
+	version uint8
+	feats   uint64
+	remote  uint64 // incarnation of the peer's process
+	limit   [2]limit
+
+	// What the handshake agreed on; of the peer's goroutine.
+	dialer    bool
+	cookie    uint64 // chosen by the dialer
+	answer    uint64 // chosen by the acceptor; 0: not known yet
+	globalSeq uint64
+	promise   cluster.Promise // of the peer, at the handshake
+	up        bool
+	began     time.Time
+	upAt      time.Time
+	relinking bool // both links are being dialled anew on purpose
+
+	dead     atomic.Bool
+	ending   atomic.Bool  // somebody asked for the end already
+	heard    atomic.Int64 // Instant of the last bytes received
+	sentMeta atomic.Int64 // Instant of the last bytes sent on the meta link
+	rtt      atomic.Int64
+	ackTimer *time.Timer
+	ackArmed atomic.Bool
+}
+
+// limit bounds what is kept for a link.
+type limit struct {
+	bytes  int64
+	frames int
+}
+
+func (p *peer) newSession(cookie uint64) *Session {
+	m := p.m
+	ctx, cancel := context.WithCancel(p.ctx)
+	s := &Session{
+		id: m.lastSession.Add(1), p: p, ctx: ctx, cancel: cancel,
+		version: wire.MaxVersion, cookie: cookie, began: time.Now(),
+		limit: [2]limit{
+			wire.Data: {m.opt.MaxDataQueue, m.opt.MaxQueuedFrames},
+			wire.Meta: {m.opt.MaxMetaQueue, m.opt.MaxQueuedFrames},
+		},
+	}
+	s.links[wire.Data], s.links[wire.Meta] = newLink(s, wire.Data), newLink(s, wire.Meta)
+	for _, l := range s.links {
+		l.arena.pool = m.metaPool
+	}
+	s.ackTimer = time.AfterFunc(time.Hour, s.ackDue)
+	s.ackTimer.Stop()
+	return s
+}
+
+// PeerID is the id of the node at the other end.
+func (s *Session) PeerID() int { return s.p.id }
+
+// PeerName is the name of the node at the other end.
+func (s *Session) PeerName() string { return s.p.name() }
+
+// ID tells the session from all others of this process's life.
+func (s *Session) ID() uint64 { return s.id }
+
+// Incarnation returns the numbers of the two processes' lives.
+func (s *Session) Incarnation() (local, remote uint64) { return s.p.m.incarnation, s.remote }
+
+// Version is the negotiated version of the protocol.
+func (s *Session) Version() uint8 { return s.version }
+
+// Features are the feature bits that both sides have.
+func (s *Session) Features() uint64 { return s.feats }
+
+// Queued is how many bytes are kept for the peer on a link: not sent yet, or
+// not acked yet.
+func (s *Session) Queued(l wire.Link) int64 { return s.links[l].queued.Load() }
+
+// RTT is the last measured time of a ping's way there and back; 0: none yet.
+func (s *Session) RTT() time.Duration { return time.Duration(s.rtt.Load()) }
+
+// Alive reports whether the session has not ended. It may be stale at once.
+func (s *Session) Alive() bool { return !s.dead.Load() }
+
+// Send queues one frame on the link that its type belongs to, and fills in
+// Version, Seq, acks, Len and CRC. It never blocks. Frames of one link arrive
+// in the order in which they were sent.
+//
+// buf owns payload's memory and is retained until the peer has acked the
+// frame; without buf, payload is copied. The link is touched in b and sent
+// when b finishes; without b it is sent at once. After the end of the session
+// Send does nothing.
+func (s *Session) Send(h *wire.Header, payload []byte, buf *block.Buf, b *block.Batch) {
+	s.send(h, payload, buf, b, false)
+}
+
+// SendSummed is Send for a payload whose checksum is in h.CRC already, because
+// it was received with it or sent to another peer before.
+func (s *Session) SendSummed(h *wire.Header, payload []byte, buf *block.Buf, b *block.Batch) {
+	s.send(h, payload, buf, b, true)
+}
+
+func (s *Session) send(h *wire.Header, payload []byte, buf *block.Buf, b *block.Batch, sum bool) {
+	if s.dead.Load() {
+		return
+	}
+	if most, ok := h.Type.MaxPayload(); !ok || len(payload) > int(most) {
+		s.end(Reason{ReasonEnded, fmt.Sprintf("this node tried to send a %v frame of %d bytes", h.Type, len(payload))})
+		return
+	}
+	l := s.links[h.Type.Link()]
+	l.enqueue(h, payload, buf, sum)
+	if b != nil {
+		b.Touch(l)
+	} else {
+		l.flush(maxRounds)
+	}
+}
+
+// Unacked yields the frames of a link that the peer has not acked, oldest
+// first. It is for use within SessionDown: nothing is sent then any more, and
+// nothing is dropped before SessionDown returns.
+func (s *Session) Unacked(l wire.Link) iter.Seq2[*wire.Header, []byte] {
+	return s.links[l].q.unacked()
+}
+
+// End ends the session because its owner wants it to. It returns at once and
+// may be called from anywhere.
+func (s *Session) End(text string) { s.end(Reason{ReasonEnded, text}) }
+
+// end asks the peer's goroutine to end the session; the first reason counts.
+func (s *Session) end(r Reason) {
+	if s.ending.CompareAndSwap(false, true) {
+		s.p.post(func() { s.p.endSession(s, r) })
+	}
+}
+
+func (s *Session) overflow(k wire.Link) {
+	lim := s.limit[k]
+	s.end(Reason{ReasonOverflow, fmt.Sprintf("the peer does not take what it is sent: its %v queue is over %d MiB or %d frames", k, lim.bytes>>20, lim.frames)})
+}
+
+// stampAcks fills in what this side has received.
+func (s *Session) stampAcks(h *wire.Header) {
+	d, m := s.links[wire.Data], s.links[wire.Meta]
+	h.AckData, h.AckMeta = d.received.Load(), m.received.Load()
+	if d.told.Load() < h.AckData {
+		d.told.Store(h.AckData)
+	}
+	if m.told.Load() < h.AckMeta {
+		m.told.Store(h.AckMeta)
+	}
+}
+
+// Activity implements cluster.Peer. Where a reader is kept from its socket, by
+// a disk that hangs or by memory that is all in use, the peer is heard all the
+// same: by what arrives in the socket.
+func (s *Session) Activity() cluster.Activity {
+	now := s.p.m.clock()
+	for _, l := range s.links {
+		if l.busy.Load() && now-cluster.Instant(s.heard.Load()) > quietWhileBusy && l.arrived() {
+			s.heard.Store(int64(now))
+		}
+	}
+	return cluster.Activity{Received: cluster.Instant(s.heard.Load()), Sent: cluster.Instant(s.sentMeta.Load())}
+}
+
+// quietWhileBusy is the silence from which on a busy link's socket is asked.
+const quietWhileBusy = 50 * time.Millisecond
+
+// arrived reports whether more waits in the link's socket than when last asked.
+func (l *link) arrived() bool {
+	l.mu.Lock()
+	st := l.st
+	l.mu.Unlock()
+	if st == nil {
+		return false
+	}
+	n := int64(st.unread())
+	return l.waiting.Swap(n) < n
+}
+
+// Ping implements cluster.Peer.
+func (s *Session) Ping(p cluster.Promise) {
+	s.links[wire.Meta].hurry(func(u *urgent) { u.ping, u.promise = true, p })
+}
+
+// Silent implements cluster.Peer.
+func (s *Session) Silent(d time.Duration) {
+	s.end(Reason{ReasonTimeout, fmt.Sprintf("nothing was heard for %v", d.Round(time.Millisecond))})
+}
+
+// ackDue sends the acks that nothing else has carried meanwhile.
+func (s *Session) ackDue() {
+	s.ackArmed.Store(false)
+	if s.owesAck() && !s.dead.Load() {
+		s.sendAck()
+	}
+}
+
+func (s *Session) owesAck() bool {
+	d, m := s.links[wire.Data], s.links[wire.Meta]
+	return d.received.Load() > d.told.Load() || m.received.Load() > m.told.Load()
+}
+
+func (s *Session) sendAck() { s.links[wire.Meta].hurry(func(u *urgent) { u.ack = true }) }
+
+// reading is the state of a reader goroutine.
+type reading struct {
+	l       *link
+	st      *stream
+	in      receiver
+	batch   block.Batch
+	frame   wire.Frame
+	epoch   uint64    // the connection's number
+	most    int64     // slabs that may be held
+	acks    [2]uint64 // the highest that the frames of one read carried
+	unacked int       // bytes received since an ack was last sent
+}
+
+// reader is the goroutine that reads one connection of the link, and reports
+// its end.
+func (l *link) reader(st *stream, epoch uint64) {
+	pool := l.s.p.in[l.kind]
+	r := reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
+	err := r.loop()
+	l.busy.Store(false)
+	r.in.close()
+	l.mu.Lock()
+	if st.err != nil {
+		err = st.err
+	}
+	l.mu.Unlock()
+	st.close(true)
+	l.s.p.post(func() { l.s.p.linkDown(l, st, err) })
+}
+
+func (r *reading) loop() error {
+	s := r.l.s
+	spin := time.Duration(0)
+	for {
+		p, err := r.space()
+		if err != nil {
+			return err
+		}
+		r.l.busy.Store(false)
+		n, err := r.st.read(p, spin)
+		if err != nil {
+			return err
+		}
+		r.l.busy.Store(true)
+		r.l.waiting.Store(0)
+		r.in.w += n
+		s.heard.Store(int64(s.p.m.clock()))
+		frames, err := r.frames()
+		r.batch.Finish()
+		if err != nil {
+			return err
+		}
+		if err := r.settle(n); err != nil {
+			return err
+		}
+		spin = 0
+		if frames <= 1 && n <= smallRead {
+			spin = s.p.m.spin(r.l.kind)
+		}
+	}
+}
+
+// errStopped ends a reader that waits for memory when its connection is closed.
+var errStopped = errors.New("the connection was closed while the reader waited for memory")
+
+// space is where to read to. While handlers hold as much as they may of what
+// this peer sent, the link is not read, and so the peer not heard on it: it
+// keeps what it has to send. Other peers, and the meta link, go on.
+func (r *reading) space() ([]byte, error) {
+	if !r.in.wants() || r.in.pool.Out() < r.most {
+		return r.in.space(), nil
+	}
+	r.l.throttled.Add(1)
+	if !r.in.pool.Wait(r.most, r.st.closed) {
+		return nil, errStopped
+	}
+	return r.in.space(), nil
+}
+
+// smallRead is the most that one small frame brings. Only after such a read
+// is another one likely to come within the time of a spin.
+const smallRead = 16 << 10
+
+// frames handles all that is complete.
+func (r *reading) frames() (int, error) {
+	for n := 0; ; n++ {
+		ok, err := r.in.next(&r.frame, r.l.s.version)
+		if !ok || err != nil {
+			return n, err
+		}
+		if err := r.verify(&r.frame); err != nil {
+			return n, err
+		}
+		if err := r.one(&r.frame); err != nil {
+			return n, err
+		}
+	}
+}
+
+// verify checks the frame's MAC where the session signs.
+func (r *reading) verify(f *wire.Frame) error {
+	checks := r.l.checks
+	if signed := f.Flags&wire.FlagMAC != 0; signed != (checks != nil) {
+		return errMAC
+	}
+	if checks == nil {
+		return nil
+	}
+	connection := r.epoch
+	if f.Seq > 0 {
+		connection = 0
+	}
+	f.Flags &^= wire.FlagMAC
+	return checks.check(r.in.mac, r.in.header, f.Payload, connection)
+}
+
+// one handles one frame.
+func (r *reading) one(f *wire.Frame) error {
+	l := r.l
+	s := l.s
+	r.acks[wire.Data] = max(r.acks[wire.Data], f.AckData)
+	r.acks[wire.Meta] = max(r.acks[wire.Meta], f.AckMeta)
+	l.recvFrames.Add(1)
+	if f.Seq == 0 {
+		return s.control(l, f, &r.batch)
+	}
+	if f.Type.Link() != l.kind || f.Type < wire.TickSet {
+		return fmt.Errorf("%w: %v on the %v link", errUnexpected, f.Type, l.kind)
+	}
+	switch have := l.received.Load(); {
+	case f.Seq <= have:
+		return nil // sent again after a cut, though it had arrived
+	case f.Seq > have+1:
+		return fmt.Errorf("%w: frame %d of the %v link came after %d", errGap, f.Seq, l.kind, have)
+	}
+	// Taken in before it is handled, so that the answers carry its ack.
+	l.received.Store(f.Seq)
+	if s.dead.Load() {
+		return nil
+	}
+	if f.Type == wire.TickSet {
+		s.p.m.tickAsked(s, &f.Header)
+		return nil
+	}
+	s.p.m.opt.Handler.HandleFrame(s, f, &r.batch)
+	return nil
+}
+
+var (
+	errUnexpected = errors.New("frame out of place")
+	errGap        = errors.New("frames are missing")
+)
+
+// protocolFault reports whether a connection ended because of what came over
+// it, rather than because it was cut.
+func protocolFault(err error) bool {
+	for _, e := range [...]error{errUnexpected, errGap, errAck, errMAC, wire.ErrMagic, wire.ErrVersion, wire.ErrType, wire.ErrFlags, wire.ErrLength, wire.ErrCRC, wire.ErrPayload} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// control handles a frame outside the stream.
+func (s *Session) control(l *link, f *wire.Frame, b *block.Batch) error {
+	if l.kind != wire.Meta {
+		return fmt.Errorf("%w: %v outside the stream of the data link", errUnexpected, f.Type)
+	}
+	switch f.Type {
+	case wire.Ping:
+		p := cluster.Promise{Tick: time.Duration(min(f.Arg[1], 1<<32)) * time.Millisecond, Pings: int(min(f.Arg[2], 1<<16))}
+		s.p.m.mon.Promised(s.p.id, p)
+		l.mu.Lock()
+		l.urgent.pong, l.urgent.echo = true, f.Arg[0]
+		l.mu.Unlock()
+		b.Touch(l)
+	case wire.Pong:
+		if d := s.p.m.clock() - cluster.Instant(f.Arg[0]); d > 0 && d < time.Hour {
+			s.rtt.Store(int64(d))
+		}
+	case wire.SessAck:
+	case wire.Goodbye:
+		var bye wire.GoodbyeMsg
+		if err := bye.Decode(f.Payload); err != nil {
+			return err
+		}
+		s.p.post(func() { s.p.goodbye(s, bye) })
+	default:
+		return fmt.Errorf("%w: %v outside the stream", errUnexpected, f.Type)
+	}
+	return nil
+}
+
+// settle hands the acks of a read's frames to the queues, and sees to it that
+// ours go out.
+func (r *reading) settle(n int) error {
+	s := r.l.s
+	r.l.recvBytes.Add(uint64(n))
+	for k := range r.acks {
+		if seq := r.acks[k]; seq > 0 {
+			r.acks[k] = 0
+			if err := s.links[k].ack(seq); err != nil {
+				return err
+			}
+		}
+	}
+	r.unacked += n
+	switch {
+	case !s.owesAck():
+		r.unacked = 0
+	case r.unacked > ackEvery:
+		r.unacked = 0
+		s.sendAck()
+	case s.ackArmed.CompareAndSwap(false, true):
+		s.ackTimer.Reset(ackDelay)
+	}
+	return nil
+}

@@ -1,0 +1,237 @@
+package messenger
+
+import (
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// errAgain tells that the socket is full.
+var errAgain = errors.New("the socket takes no more at present")
+
+// stream is one connection of a link. Sockets are read and written by system
+// calls of our own on their non-blocking descriptors: so a read may spin for a
+// moment before it parks, and whoever has something to send can try without
+// ever waiting. Other connections (TLS, pipes in tests) go through Read and
+// Write.
+type stream struct {
+	c   net.Conn
+	raw syscall.RawConn // nil: use Read and Write
+
+	// Of the goroutine that reads.
+	rd rawRead
+
+	// Of whoever holds the right to write.
+	wr   rawWrite
+	segs [][]byte
+	flat []byte // gathers segments where there is no raw
+
+	wake chan struct{} // capacity 1: the right to write passes to the writer goroutine
+
+	// The link's lock guards these.
+	writing bool  // somebody holds the right to write, and looks again before giving it up
+	gone    bool  // the writer goroutine has ended
+	err     error // why nothing more will be sent
+
+	closeOnce sync.Once
+	closed    chan struct{}
+	done      sync.WaitGroup // the reader and the writer goroutine
+}
+
+type rawRead struct {
+	fn   func(fd uintptr) bool
+	p    []byte
+	n    int
+	err  error
+	spin time.Duration
+}
+
+type rawWrite struct {
+	fn    func(fd uintptr) bool
+	block bool
+	n     int
+	err   error
+	iov   []unix.Iovec
+	msg   unix.Msghdr
+}
+
+func newStream(c net.Conn) *stream {
+	st := &stream{c: c, wake: make(chan struct{}, 1), closed: make(chan struct{})}
+	switch c := c.(type) {
+	case *net.TCPConn:
+		st.raw, _ = c.SyscallConn()
+	case *net.UnixConn:
+		st.raw, _ = c.SyscallConn()
+	}
+	st.rd.fn = st.recv
+	st.wr.fn = st.send
+	return st
+}
+
+// read fills p with what there is, at least one byte. Before it parks it spins
+// for that long.
+func (st *stream) read(p []byte, spin time.Duration) (int, error) {
+	if st.raw == nil {
+		return st.c.Read(p)
+	}
+	r := &st.rd
+	r.p, r.n, r.err, r.spin = p, 0, nil, spin
+	if err := st.raw.Read(r.fn); err != nil {
+		return 0, err
+	}
+	if r.n == 0 && r.err == nil {
+		r.err = io.EOF
+	}
+	return r.n, r.err
+}
+
+// recv is called by the runtime's poller; false parks the goroutine until the
+// socket is readable.
+func (st *stream) recv(fd uintptr) bool {
+	r := &st.rd
+	var deadline time.Time
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(r.p))), uintptr(len(r.p)), unix.MSG_DONTWAIT, 0, 0)
+		switch e {
+		case 0:
+			r.n = int(n)
+			return true
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+		default:
+			r.err = e
+			return true
+		}
+		if r.spin <= 0 {
+			return false
+		}
+		now := time.Now()
+		if deadline.IsZero() {
+			deadline = now.Add(r.spin)
+		} else if now.After(deadline) {
+			r.spin = 0 // the poller calls again when it woke up: it has not to spin then
+			return false
+		}
+		runtime.Gosched()
+	}
+}
+
+// write sends segs, as much as the socket takes; where block is set it waits
+// until it takes something. errAgain comes with n == 0 only.
+func (st *stream) write(block bool) (int, error) {
+	if st.raw == nil {
+		return st.writeFlat()
+	}
+	w := &st.wr
+	w.iov = w.iov[:0]
+	for _, s := range st.segs {
+		w.iov = append(w.iov, unix.Iovec{Base: unsafe.SliceData(s), Len: uint64(len(s))})
+	}
+	w.msg = unix.Msghdr{Iov: unsafe.SliceData(w.iov), Iovlen: uint64(len(w.iov))}
+	w.block, w.n, w.err = block, 0, nil
+	if err := st.raw.Write(w.fn); err != nil {
+		return 0, err
+	}
+	return w.n, w.err
+}
+
+// send is called by the runtime's poller; false parks the goroutine until the
+// socket is writable.
+func (st *stream) send(fd uintptr) bool {
+	w := &st.wr
+	for {
+		n, _, e := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&w.msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch e {
+		case 0:
+			w.n = int(n)
+			return true
+		case unix.EINTR:
+		case unix.EAGAIN:
+			if w.block {
+				return false
+			}
+			w.err = errAgain
+			return true
+		default:
+			w.err = e
+			return true
+		}
+	}
+}
+
+// writeFlat sends the segments through one Write per 64 KiB: a TLS record for
+// every header would cost more than the copy.
+func (st *stream) writeFlat() (int, error) {
+	const chunk = 64 << 10
+	st.flat = st.flat[:0]
+	for _, s := range st.segs {
+		room := chunk - len(st.flat)
+		if len(s) > room {
+			st.flat = append(st.flat, s[:room]...)
+			break
+		}
+		st.flat = append(st.flat, s...)
+	}
+	return st.c.Write(st.flat)
+}
+
+// unread is how many bytes wait in the socket; 0 where that cannot be known.
+func (st *stream) unread() int {
+	n := 0
+	if st.raw != nil {
+		_ = st.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	}
+	return n
+}
+
+// close ends the connection, and with it the reader and the writer. hard drops
+// what the kernel still holds to be sent: it must not linger.
+func (st *stream) close(hard bool) {
+	st.closeOnce.Do(func() {
+		close(st.closed)
+		if hard {
+			if tc, ok := st.c.(*net.TCPConn); ok {
+				_ = tc.SetLinger(0) // best effort: the close below counts
+			}
+		}
+		_ = st.c.Close() // the connection is given up whatever Close says
+	})
+}
+
+// tune sets the options of a fresh connection. All are best effort: a
+// connection without them works, more slowly.
+func tune(c net.Conn, sendBuffer int, userTimeout time.Duration) {
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = t.NetConn()
+	}
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	_ = tc.SetNoDelay(true)
+	if sendBuffer > 0 {
+		_ = tc.SetWriteBuffer(sendBuffer)
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+	})
+}
+
+// hungUp reports whether the error of a read means that the peer closed the
+// connection in the way that the end of its process does.
+func hungUp(err error) bool { return errors.Is(err, io.EOF) }
+
+// refused reports whether nobody listens at the peer's address.
+func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }

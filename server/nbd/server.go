@@ -1,0 +1,259 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockstepd/lockstep/server/block"
+)
+
+// Limits bound what clients can take. A zero field means its default.
+type Limits struct {
+	Connections   int           // at a time; those beyond are closed at once; default 1024
+	Handshake     time.Duration // from connecting to GO, not counting the wait for the backend; default 30 s
+	Options       int           // before GO; default 4096
+	Inflight      int           // requests in flight per connection; default 1024
+	InflightBytes int64         // of their payloads; default 64 MiB; one request larger than this may be alone
+	Slabs         int           // of 1 MiB that writes in flight may hold per connection; default 8
+	// Spin is how long a reader polls for the next request before it sleeps,
+	// where requests come one at a time; default 20 µs, negative for none.
+	Spin time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	def(&l.Connections, 1024)
+	def(&l.Handshake, 30*time.Second)
+	def(&l.Options, 4096)
+	def(&l.Inflight, 1024)
+	def(&l.InflightBytes, 64<<20)
+	def(&l.Slabs, 8)
+	def(&l.Spin, 20*time.Microsecond)
+	return l
+}
+
+func def[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Options make a Server.
+type Options struct {
+	Backend Backend      // required
+	Logger  *slog.Logger // default: none
+	Limits  Limits
+}
+
+// Server serves a Backend. Its methods may be called concurrently.
+type Server struct {
+	backend Backend
+	log     *slog.Logger
+	limits  Limits
+	slabs   *block.Pool
+	bufs    *bufs
+	epoch   time.Time
+	exports exports
+
+	// mu guards the fields below.
+	mu        sync.Mutex
+	closed    bool
+	conns     map[*conn]struct{} // every connection, from accept to the end
+	listeners map[net.Listener]struct{}
+	accepted  uint64
+	refused   uint64
+	changed   sync.Cond // on mu: a connection ended
+	passed    []Passed  // connections stopped for HandOver
+}
+
+// NewServer returns a server that serves nothing yet.
+func NewServer(o Options) *Server {
+	s := &Server{
+		backend:   o.Backend,
+		log:       o.Logger,
+		limits:    o.Limits.withDefaults(),
+		slabs:     block.NewPool(slabSize),
+		bufs:      newBufs(),
+		epoch:     time.Now(),
+		conns:     make(map[*conn]struct{}),
+		listeners: make(map[net.Listener]struct{}),
+	}
+	s.changed.L = &s.mu
+	s.exports.init()
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}
+
+// now is the server's clock, in nanoseconds.
+func (s *Server) now() int64 { return int64(time.Since(s.epoch)) }
+
+// ErrClosed is returned by Serve and Resume after Close or HandOver.
+var ErrClosed = errors.New("nbd: server closed")
+
+// Serve accepts connections from ln and serves them until ctx ends, the server
+// is closed or handed over, or ln fails. It closes ln, and returns when all
+// that it started has ended: nil if it was asked to stop.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	if !s.addListener(ln) {
+		_ = ln.Close()
+		return ErrClosed
+	}
+	defer s.removeListener(ln)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	defer stop()
+
+	var conns sync.WaitGroup
+	err := s.accept(ctx, ln, &conns)
+	if ctx.Err() != nil || s.isClosed() {
+		err = nil
+	}
+	if !s.isClosed() {
+		cancel() // connections end with their listener, unless Close or HandOver see to it
+	}
+	conns.Wait()
+	return err
+}
+
+// accept accepts until ln fails for good. Running out of descriptors is waited
+// out: connections that end give some back.
+func (s *Server) accept(ctx context.Context, ln net.Listener, conns *sync.WaitGroup) error {
+	const least, most = 5 * time.Millisecond, time.Second
+	pause := least
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = least
+			s.start(ctx, nc, conns)
+		case exhausted(err) && ctx.Err() == nil:
+			s.log.Warn("accepting NBD clients failed, trying again", "addr", ln.Addr(), "err", err, "pause", pause)
+			if !sleep(ctx, pause) {
+				return err
+			}
+			pause = min(2*pause, most)
+		default:
+			return fmt.Errorf("accept NBD clients on %s: %w", ln.Addr(), err)
+		}
+	}
+}
+
+// exhausted reports whether err passes when other connections end, or was the
+// client's.
+func exhausted(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (s *Server) start(ctx context.Context, nc net.Conn, conns *sync.WaitGroup) {
+	c, err := s.add(nc)
+	if err != nil {
+		_ = nc.Close()
+		s.log.Warn("NBD client refused", "addr", nc.RemoteAddr(), "err", err)
+		return
+	}
+	conns.Go(func() {
+		defer s.remove(c)
+		stop := context.AfterFunc(ctx, func() { c.kill(errShutdown) })
+		defer stop()
+		c.serve(ctx)
+	})
+}
+
+// add admits a connection.
+func (s *Server) add(nc net.Conn) (*conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted++
+	switch {
+	case s.closed:
+		return nil, ErrClosed
+	case len(s.conns) >= s.limits.Connections:
+		s.refused++
+		return nil, fmt.Errorf("there are %d connections, which is the limit", len(s.conns))
+	}
+	c := newConn(s, nc, s.accepted)
+	s.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.changed.Broadcast()
+}
+
+func (s *Server) addListener(ln net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.listeners[ln] = struct{}{}
+	return true
+}
+
+func (s *Server) removeListener(ln net.Listener) {
+	_ = ln.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, ln)
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// shut closes the listeners for good and returns the connections there are.
+func (s *Server) shut() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for ln := range s.listeners {
+		_ = ln.Close() // unblocks its Serve; closing does not wait
+	}
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	slices.SortFunc(conns, func(a, b *conn) int { return int(a.client.ID) - int(b.client.ID) })
+	return conns
+}
+
+// Close drops every connection and has Serve return. Requests in flight get no
+// answer, so that clients that reconnect ask again. It does not wait: Serve
+// does.
+func (s *Server) Close() {
+	for _, c := range s.shut() {
+		c.kill(errShutdown)
+	}
+}

@@ -1,0 +1,344 @@
+package replication
+
+import "fmt"
+
+// Facts is what one node tells another about a device before they agree on
+// anything. Decide takes the facts of both.
+type Facts struct {
+	Node int
+	Role Role
+	Disk DiskState
+	Size int64
+	Gens Gens
+	// Dirty is how many units this node's bitmap for the other node marks.
+	Dirty int64
+	// Crashed: this node was primary when it stopped uncleanly, and has not
+	// been in sync with anybody since.
+	Crashed bool
+	// Continuous: this node's process has been running, with its disk, since
+	// it was last in sync with the other.
+	Continuous bool
+	// Stream names the primary's stint whose writes this node last took part
+	// in, and Received how far it got.
+	Stream   uint64
+	Received uint64
+	// Discard: an administrator wants this node's changes thrown away.
+	Discard bool
+	// Quorate: this node had quorum when it spoke.
+	Quorate bool
+}
+
+// Action is what two nodes do about a device.
+type Action uint8
+
+// The actions, as seen from the node for which Decide was asked.
+const (
+	InSync       Action = iota + 1 // nothing differs
+	SourceBits                     // I send what either bitmap marks
+	TargetBits                     // I receive what either bitmap marks
+	SourceFull                     // I send everything
+	TargetFull                     // I receive everything
+	NoDisk                         // one of us has no data: agree, sync nothing
+	PeerOutdated                   // nothing to sync from a mixture, and the peer is behind it
+	SelfOutdated                   // likewise, and I am behind
+	SplitBrain                     // both moved on from a common past
+	Unrelated                      // no common past
+	Refuse                         // the two cannot work together on this device
+)
+
+var actionNames = [...]string{"", "in-sync", "source-bitmap", "target-bitmap", "source-full", "target-full", "no-disk", "peer-outdated", "self-outdated", "split-brain", "unrelated", "refuse"}
+
+func (a Action) String() string {
+	if int(a) < len(actionNames) {
+		return actionNames[a]
+	}
+	return fmt.Sprintf("Action(%d)", uint8(a))
+}
+
+// Mirror is the action of the other side.
+func (a Action) Mirror() Action {
+	switch a {
+	case SourceBits:
+		return TargetBits
+	case TargetBits:
+		return SourceBits
+	case SourceFull:
+		return TargetFull
+	case TargetFull:
+		return SourceFull
+	case PeerOutdated:
+		return SelfOutdated
+	case SelfOutdated:
+		return PeerOutdated
+	}
+	return a
+}
+
+// Decision is an action and why.
+type Decision struct {
+	Action Action
+	Rule   string // stable name of the rule that decided
+	Why    string // one sentence
+	// CopySlot is the node whose bitmap the source uses for the target in
+	// place of the target's own slot; -1: the target's own.
+	CopySlot int
+}
+
+func (d Decision) String() string { return d.Action.String() + " (" + d.Rule + "): " + d.Why }
+
+// Sync reports whether data is to be moved.
+func (d Decision) Sync() bool { return d.Action >= SourceBits && d.Action <= TargetFull }
+
+// Source reports whether the asking node sends.
+func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == SourceFull }
+
+// Full reports whether everything is to be moved.
+func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
+
+// Decide says what me and peer do about the device they share. It is
+// symmetric: Decide(a, b).Action == Decide(b, a).Action.Mirror(), so both
+// sides come to the same end without a further word. First match wins.
+//
+// A dirty bit is never dropped: where the generations are equal and either
+// bitmap is not empty the answer is a resync (the case in which LINBIT/drbd#145
+// loses data).
+func Decide(me, peer *Facts) Decision {
+	d := decide(me, peer)
+	if d.CopySlot == 0 && d.Rule != ruleCopy {
+		d.CopySlot = -1
+	}
+	return d
+}
+
+const ruleCopy = "other-slot"
+
+func decide(me, peer *Facts) Decision {
+	if d, ok := precondition(me, peer); ok {
+		return d
+	}
+	if me.Role == Primary && peer.Role == Primary {
+		return twoPrimaries(me, peer)
+	}
+	if d, ok := dayOne(me, peer); ok {
+		return d
+	}
+	if me.Gens.Current == peer.Gens.Current {
+		return equal(me, peer)
+	}
+	d := ancestry(me, peer)
+	if d.Action == SplitBrain || d.Action == Unrelated {
+		return discard(me, peer, d)
+	}
+	return fromMixture(me, peer, d)
+}
+
+func precondition(me, peer *Facts) (Decision, bool) {
+	if !me.Disk.HasData() || !peer.Disk.HasData() {
+		return Decision{Action: NoDisk, Rule: "no-disk", Why: "at least one side has no disk, so there is nothing to compare"}, true
+	}
+	if me.Size != peer.Size {
+		return Decision{Action: Refuse, Rule: "size", Why: fmt.Sprintf("the device is %d bytes here and %d there", me.Size, peer.Size)}, true
+	}
+	return Decision{}, false
+}
+
+// twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
+// to one that has it. Two that both believe in themselves have diverged
+// whatever their generations say.
+func twoPrimaries(me, peer *Facts) Decision {
+	split := Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary"}
+	if me.Quorate == peer.Quorate {
+		return discard(me, peer, split)
+	}
+	m, p := *me, *peer
+	if me.Quorate {
+		p.Role = Secondary
+	} else {
+		m.Role = Secondary
+	}
+	d := decide(&m, &p)
+	if d.Sync() && d.Source() != me.Quorate {
+		return split
+	}
+	d.Why = "the primary without quorum yields; " + d.Why
+	return d
+}
+
+// dayOne handles disks that were never written: a fresh one joins whatever
+// exists; two fresh ones are equal without looking.
+func dayOne(me, peer *Facts) (Decision, bool) {
+	mine, theirs := me.Gens.Current, peer.Gens.Current
+	switch {
+	case mine == NoGen && theirs == NoGen:
+		return Decision{Action: NoDisk, Rule: "both-unknown", Why: "neither side's disk is known to hold this device's data"}, true
+	case mine == NoGen:
+		return Decision{Action: TargetFull, Rule: "unknown", Why: "nothing is known of this disk's data"}, true
+	case theirs == NoGen:
+		return Decision{Action: SourceFull, Rule: "unknown", Why: "nothing is known of the data of the peer's disk"}, true
+	case mine == theirs:
+		return Decision{}, false
+	case mine == DayOne && !peer.Gens.Knows(DayOne):
+		return Decision{Action: TargetFull, Rule: "fresh", Why: "this disk is new"}, true
+	case theirs == DayOne && !me.Gens.Knows(DayOne):
+		return Decision{Action: SourceFull, Rule: "fresh", Why: "the peer's disk is new"}, true
+	}
+	return Decision{}, false
+}
+
+// equal: one generation; what differs, if anything, is in the bitmaps.
+func equal(me, peer *Facts) Decision {
+	mi, pi := me.Disk == Inconsistent, peer.Disk == Inconsistent
+	switch {
+	case mi && pi:
+		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
+	case pi:
+		return Decision{Action: SourceBits, Rule: "peer-inconsistent", Why: "same generation, and the peer's resync was interrupted"}
+	case mi:
+		return Decision{Action: TargetBits, Rule: "self-inconsistent", Why: "same generation, and this disk's resync was interrupted"}
+	}
+	if me.Dirty == 0 && peer.Dirty == 0 && !me.Crashed && !peer.Crashed {
+		return Decision{Action: InSync, Rule: "equal", Why: "same generation, and neither side knows of a difference"}
+	}
+	src, why := direction(me, peer)
+	if me.Dirty == 0 && peer.Dirty == 0 {
+		return Decision{Action: InSync, Rule: "equal-clean", Why: "same generation, and no write was under way when a side stopped"}
+	}
+	if src == me.Node {
+		return Decision{Action: SourceBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+	}
+	return Decision{Action: TargetBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+}
+
+// direction chooses who sends among two of one generation that differ in
+// blocks whose writes were never acknowledged by all.
+func direction(me, peer *Facts) (source int, why string) {
+	pick := func(mine bool, why string) (int, string) {
+		if mine {
+			return me.Node, why
+		}
+		return peer.Node, why
+	}
+	switch {
+	case me.Role == Primary || peer.Role == Primary:
+		return pick(me.Role == Primary, "the primary's data is what its application saw")
+	case me.Disk == UpToDate && peer.Disk < Consistent, peer.Disk == UpToDate && me.Disk < Consistent:
+		return pick(me.Disk == UpToDate, "the other side is outdated")
+	case me.Crashed != peer.Crashed && (me.Continuous || peer.Continuous):
+		// The survivor kept what a power cut may have taken from the other's cache.
+		return pick(peer.Crashed, "the survivor of the crashed primary has everything that was acknowledged")
+	case me.Crashed != peer.Crashed:
+		return pick(me.Crashed, "both stopped, and the primary's data is what its application saw")
+	case me.Stream == peer.Stream && me.Received != peer.Received:
+		return pick(me.Received > peer.Received, "it received more of the lost primary's writes")
+	case me.Continuous != peer.Continuous:
+		return pick(me.Continuous, "it kept running while the other stopped")
+	}
+	return pick(me.Node < peer.Node, "nothing tells them apart, so the lower node id sends")
+}
+
+// ancestry compares generations that differ.
+func ancestry(me, peer *Facts) Decision {
+	m, p := &me.Gens, &peer.Gens
+	switch {
+	case p.Bitmap[me.Node] == m.Current:
+		return Decision{Action: TargetBits, Rule: "peer-moved-on", Why: "the peer moved on from this disk's generation and kept a bitmap of it"}
+	case m.Bitmap[peer.Node] == p.Current:
+		return Decision{Action: SourceBits, Rule: "moved-on", Why: "this node moved on from the peer's generation and kept a bitmap of it"}
+	}
+	mOld, pOld := p.Knows(m.Current), m.Knows(p.Current)
+	switch {
+	case mOld && pOld:
+		return Decision{Action: SplitBrain, Rule: "crossed", Why: "each side remembers the other's generation as its past"}
+	case mOld:
+		if slot := slotOf(p, m.Current); slot >= 0 {
+			return Decision{Action: TargetBits, Rule: ruleCopy, CopySlot: slot, Why: "the peer kept a bitmap since this disk's generation, for another node"}
+		}
+		return Decision{Action: TargetFull, Rule: "peer-history", Why: "this disk's generation is in the peer's past, and no bitmap reaches back to it"}
+	case pOld:
+		if slot := slotOf(m, p.Current); slot >= 0 {
+			return Decision{Action: SourceBits, Rule: ruleCopy, CopySlot: slot, Why: "this node kept a bitmap since the peer's generation, for another node"}
+		}
+		return Decision{Action: SourceFull, Rule: "history", Why: "the peer's generation is in this disk's past, and no bitmap reaches back to it"}
+	case commonPast(m, p):
+		return Decision{Action: SplitBrain, Rule: "diverged", Why: "both sides were written since they were last in sync"}
+	}
+	return Decision{Action: Unrelated, Rule: "unrelated", Why: "the two disks have no generation in common"}
+}
+
+func slotOf(gs *Gens, g Gen) int {
+	for id, b := range gs.Bitmap {
+		if b == g {
+			return id
+		}
+	}
+	return -1
+}
+
+func commonPast(a, b *Gens) bool {
+	for _, g := range a.History {
+		if g != NoGen && b.Knows(g) {
+			return true
+		}
+	}
+	for _, g := range a.Bitmap {
+		if g != NoGen && b.Knows(g) {
+			return true
+		}
+	}
+	return false
+}
+
+// fromMixture corrects a direction that would copy from a mixture: it then
+// says who is outdated, and both wait for a complete disk.
+func fromMixture(me, peer *Facts, d Decision) Decision {
+	if !d.Sync() {
+		return d
+	}
+	src := peer
+	if d.Source() {
+		src = me
+	}
+	if src.Disk != Inconsistent {
+		return d
+	}
+	other := me
+	if d.Source() {
+		other = peer
+	}
+	if other.Disk == Inconsistent {
+		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
+	}
+	if d.Source() {
+		return Decision{Action: PeerOutdated, Rule: d.Rule + "-mixture", Why: "the peer is behind this disk, whose own resync has not completed"}
+	}
+	return Decision{Action: SelfOutdated, Rule: d.Rule + "-mixture", Why: "this disk is behind the peer's, whose own resync has not completed"}
+}
+
+// discard resolves a divergence where an administrator has said whose changes
+// go.
+func discard(me, peer *Facts, d Decision) Decision {
+	if me.Discard == peer.Discard || d.Action == Unrelated && !me.Discard && !peer.Discard {
+		return d
+	}
+	loser := peer
+	if me.Discard {
+		loser = me
+	}
+	if loser.Role == Primary {
+		d.Why += "; the side whose changes are to be discarded must be secondary first"
+		return d
+	}
+	bits := me.Gens.Bitmap[peer.Node] != NoGen && me.Gens.Bitmap[peer.Node] == peer.Gens.Bitmap[me.Node]
+	out := Decision{Rule: "discard", Why: "an administrator chose to discard one side's changes"}
+	switch {
+	case me.Discard && bits:
+		out.Action = TargetBits
+	case me.Discard:
+		out.Action = TargetFull
+	case bits:
+		out.Action = SourceBits
+	default:
+		out.Action = SourceFull
+	}
+	return out
+}

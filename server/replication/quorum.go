@@ -1,0 +1,109 @@
+package replication
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// QuorumPolicy is how many of a device's disks must be in reach before its
+// data is changed.
+type QuorumPolicy struct {
+	Kind QuorumKind
+	N    int // for QuorumCount
+}
+
+// QuorumKind is the kind of a QuorumPolicy.
+type QuorumKind uint8
+
+// The kinds.
+const (
+	QuorumOff QuorumKind = iota
+	QuorumMajority
+	QuorumAll
+	QuorumCount
+)
+
+// ParseQuorum reads "off", "majority", "all" or a number.
+func ParseQuorum(s string) (QuorumPolicy, error) {
+	switch s {
+	case "off":
+		return QuorumPolicy{}, nil
+	case "majority":
+		return QuorumPolicy{Kind: QuorumMajority}, nil
+	case "all":
+		return QuorumPolicy{Kind: QuorumAll}, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > MaxNodes {
+		return QuorumPolicy{}, fmt.Errorf("quorum %q: want off, majority, all or a number of nodes", s)
+	}
+	return QuorumPolicy{Kind: QuorumCount, N: n}, nil
+}
+
+func (p QuorumPolicy) String() string {
+	switch p.Kind {
+	case QuorumOff:
+		return "off"
+	case QuorumMajority:
+		return "majority"
+	case QuorumAll:
+		return "all"
+	}
+	return strconv.Itoa(p.N)
+}
+
+// need is how many of n voters make quorum.
+func (p QuorumPolicy) need(n int) int {
+	switch p.Kind {
+	case QuorumMajority:
+		return n/2 + 1
+	case QuorumAll:
+		return n
+	case QuorumCount:
+		return p.N
+	}
+	return 0
+}
+
+// Census counts the disks of a device as one node sees them.
+type Census struct {
+	UpToDate int // in reach, with the current data (this node's own included)
+	Present  int // in reach, without it
+	Outdated int // out of reach, and known on stable storage to be outdated
+	Unknown  int // out of reach; may be working
+	// Tiebreakers are the device's diskless nodes.
+	TiebreakersPresent, TiebreakersMissing int
+	// Had: there was quorum until now. A tiebreaker keeps quorum, never gives it.
+	Had bool
+}
+
+// Verdict is whether there is quorum, and why.
+type Verdict struct {
+	Quorate bool
+	Why     string
+}
+
+// Quorum applies the policy. A node that is known to be outdated cannot be
+// somebody's majority, so where all that are missing are known to be, those
+// that remain decide among themselves (last man standing).
+func (p QuorumPolicy) Quorum(c Census) Verdict {
+	if p.Kind == QuorumOff {
+		return Verdict{true, "quorum is off"}
+	}
+	here := c.UpToDate + c.Present
+	voters := here + c.Outdated + c.Unknown
+	if c.Unknown == 0 && p.Kind == QuorumMajority {
+		voters = here
+	}
+	need := p.need(voters)
+	switch {
+	case c.UpToDate == 0:
+		return Verdict{false, "no disk with current data is in reach"}
+	case here >= need:
+		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, %d needed", here, voters, need)}
+	case p.Kind == QuorumMajority && voters%2 == 0 && here == need-1 && c.Had &&
+		c.TiebreakersPresent > c.TiebreakersMissing:
+		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and a tiebreaker keeps the quorum there was", here, voters)}
+	}
+	return Verdict{false, fmt.Sprintf("%d of %d disks in reach, %d needed", here, voters, need)}
+}

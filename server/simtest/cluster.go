@@ -1,0 +1,460 @@
+// Package simtest runs many nodes of a device in one process, over a network
+// and disks that fail on demand, in virtual time. A test builds a Cluster in a
+// testing/synctest bubble, writes, cuts, kills and restarts, and compares what
+// clients were told with what the disks hold.
+package simtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// Options describe a cluster.
+type Options struct {
+	Nodes    int
+	Diskless replication.NodeSet
+	Size     int64
+	Protocol replication.Protocol
+	Quorum   replication.QuorumPolicy
+	FailIO   bool
+	// Delay is the longest that a frame is under way.
+	Delay time.Duration
+	Seed  uint64
+	// Extents sizes the activity log: small ones evict.
+	Extents     int
+	ExtentBytes int64
+	Log         *slog.Logger
+}
+
+// Cluster is a device on several nodes.
+type Cluster struct {
+	opts  Options
+	Nodes []*Node
+
+	mu  sync.Mutex
+	rng *rand.Rand
+	cut map[[2]int]bool
+}
+
+// Node is one node. Dev is nil while it is down.
+type Node struct {
+	c    *Cluster
+	ID   int
+	Name string
+	Dev  *device.Device
+	Disk *storetest.Image
+	Meta *storetest.Image
+
+	mu       sync.Mutex
+	events   []device.Event
+	sessions map[int]*session
+}
+
+// New makes a cluster whose nodes are down.
+func New(o Options) *Cluster {
+	if o.Protocol == 0 {
+		o.Protocol = replication.ProtocolC
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Cluster{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 1)), cut: map[[2]int]bool{}}
+	for i := range o.Nodes {
+		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
+		if !o.Diskless.Has(i) {
+			n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		}
+		c.Nodes = append(c.Nodes, n)
+	}
+	return c
+}
+
+// StartAll starts every node and connects all that are not cut.
+func (c *Cluster) StartAll() error {
+	for _, n := range c.Nodes {
+		if err := n.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start boots a node on its images.
+func (n *Node) Start() error {
+	o := device.Options{
+		Config: device.Config{
+			Name: "r0", Handle: uint32(n.ID + 1), Size: n.c.opts.Size, Self: n.ID,
+			Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum,
+		},
+		Log: n.c.opts.Log.With("node", n.Name),
+		Event: func(e device.Event) {
+			n.mu.Lock()
+			n.events = append(n.events, e)
+			n.mu.Unlock()
+		},
+	}
+	if n.c.opts.FailIO {
+		o.OnNoQuorum = device.FailIO
+	}
+	for _, m := range n.c.Nodes {
+		o.Nodes = append(o.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
+	}
+	dev, err := n.open(o)
+	if err != nil {
+		return err
+	}
+	dev.Start()
+	n.Dev = dev
+	for _, m := range n.c.Nodes {
+		n.c.connect(n, m)
+	}
+	return nil
+}
+
+func (n *Node) open(o device.Options) (*device.Device, error) {
+	if n.Disk == nil {
+		return device.New(o)
+	}
+	size, err := n.Meta.File().Size()
+	if err != nil {
+		return nil, err
+	}
+	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
+	return device.Assemble(o, n.Disk.Disk("disk"), size == 0, bk, func(mo store.MetaOptions) (*store.Meta, error) {
+		if size == 0 {
+			if err := store.FormatMeta(n.Meta.File(), mo); err != nil {
+				return nil, err
+			}
+		}
+		return store.OpenMetaFile(n.Meta.File(), "meta", mo)
+	})
+}
+
+// Stop ends a node in order.
+func (n *Node) Stop(ctx context.Context) error {
+	dev := n.Dev
+	err := dev.Close(ctx)
+	n.Dev = nil
+	n.c.disconnect(n, "shut down")
+	return err
+}
+
+// Kill ends a node's process at once: what it had written to its disks is in
+// the page cache and stays.
+func (n *Node) Kill() { n.crash(storetest.Crash{}) }
+
+// PowerCut ends a node's machine: of what was not synced, a share is lost.
+func (n *Node) PowerCut(lost float64) {
+	n.crash(storetest.Crash{Seed: n.c.rand(), Lost: lost})
+}
+
+func (n *Node) crash(how storetest.Crash) {
+	if n.Dev == nil {
+		return
+	}
+	disk, meta := n.Disk, n.Meta
+	if disk != nil {
+		n.Disk, n.Meta = disk.CrashClone(how), meta.CrashClone(how)
+		disk.Crash()
+		meta.Crash()
+	}
+	dev := n.Dev
+	n.Dev = nil
+	n.c.disconnect(n, "killed")
+	dev.Abandon()
+}
+
+func (c *Cluster) rand() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rng.Uint64()
+}
+
+func (c *Cluster) delay() time.Duration {
+	if c.opts.Delay == 0 {
+		return 0
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Duration(c.rng.Int64N(int64(c.opts.Delay)))
+}
+
+func pair(a, b int) [2]int { return [2]int{min(a, b), max(a, b)} }
+
+// Cut takes the link between two nodes down, Heal up again.
+func (c *Cluster) Cut(a, b int) {
+	c.mu.Lock()
+	c.cut[pair(a, b)] = true
+	c.mu.Unlock()
+	c.drop(c.Nodes[a], c.Nodes[b], "cut")
+}
+
+// Heal undoes Cut.
+func (c *Cluster) Heal(a, b int) {
+	c.mu.Lock()
+	delete(c.cut, pair(a, b))
+	c.mu.Unlock()
+	c.connect(c.Nodes[a], c.Nodes[b])
+}
+
+// Isolate cuts a node off from all others; Rejoin undoes it.
+func (c *Cluster) Isolate(a int) {
+	for _, n := range c.Nodes {
+		if n.ID != a {
+			c.Cut(a, n.ID)
+		}
+	}
+}
+
+// Rejoin undoes Isolate.
+func (c *Cluster) Rejoin(a int) {
+	for _, n := range c.Nodes {
+		if n.ID != a {
+			c.Heal(a, n.ID)
+		}
+	}
+}
+
+// connect makes a session between two nodes that are up and not cut.
+func (c *Cluster) connect(a, b *Node) {
+	c.mu.Lock()
+	cut := c.cut[pair(a.ID, b.ID)]
+	c.mu.Unlock()
+	if a == b || a.Dev == nil || b.Dev == nil || cut {
+		return
+	}
+	a.mu.Lock()
+	have := a.sessions[b.ID] != nil
+	a.mu.Unlock()
+	if have {
+		return
+	}
+	sa, sb := newSession(c, a, b), newSession(c, b, a)
+	sa.other, sb.other = sb, sa
+	for n, s := range map[*Node]*session{a: sa, b: sb} {
+		n.mu.Lock()
+		n.sessions[s.to.ID] = s
+		n.mu.Unlock()
+	}
+	sa.start()
+	sb.start()
+	a.Dev.SessionUp(sa)
+	b.Dev.SessionUp(sb)
+}
+
+// drop ends the session of two nodes; each learns of it on its own.
+func (c *Cluster) drop(a, b *Node, reason string) {
+	var wg sync.WaitGroup
+	for _, n := range [][2]*Node{{a, b}, {b, a}} {
+		n[0].mu.Lock()
+		s := n[0].sessions[n[1].ID]
+		delete(n[0].sessions, n[1].ID)
+		n[0].mu.Unlock()
+		if s == nil {
+			continue
+		}
+		dev := n[0].Dev
+		s.end()
+		wg.Go(func() {
+			s.wait()
+			if dev != nil {
+				dev.SessionDown(s, reason)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (c *Cluster) disconnect(n *Node, reason string) {
+	for _, m := range c.Nodes {
+		if m != n {
+			c.drop(n, m, reason)
+		}
+	}
+}
+
+// session is one side of a contact: what from sends to to.
+type session struct {
+	c        *Cluster
+	from, to *Node
+	other    *session
+	links    [2]*simLink
+	wg       sync.WaitGroup
+}
+
+type simFrame struct {
+	h       wire.Header
+	payload []byte
+}
+
+// simLink is one direction of one link: frames in order, with a delay each.
+type simLink struct {
+	mu     sync.Mutex
+	cond   *sync.Cond
+	q      []simFrame
+	closed bool
+}
+
+func newSession(c *Cluster, from, to *Node) *session {
+	s := &session{c: c, from: from, to: to}
+	for i := range s.links {
+		l := &simLink{}
+		l.cond = sync.NewCond(&l.mu)
+		s.links[i] = l
+	}
+	return s
+}
+
+// PeerID implements device.Session.
+func (s *session) PeerID() int { return s.to.ID }
+
+// Send implements device.Session. The frame goes through the codec, so what
+// arrives is what a wire would carry.
+func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
+	hh := *h
+	hh.Version = wire.MaxVersion
+	hh.Len = uint32(len(payload))
+	var raw [wire.HeaderSize]byte
+	hh.Put(raw[:])
+	f := simFrame{payload: append([]byte(nil), payload...)}
+	if err := f.h.Decode(raw[:], 0); err != nil {
+		panic(fmt.Sprintf("a frame that no peer would take: %v", err))
+	}
+	l := s.links[h.Type.Link()]
+	l.mu.Lock()
+	if !l.closed {
+		l.q = append(l.q, f)
+	}
+	l.mu.Unlock()
+	l.cond.Signal()
+}
+
+func (s *session) start() {
+	for _, l := range s.links {
+		s.wg.Go(func() { s.deliver(l) })
+	}
+}
+
+// end stops delivery in both directions of this side.
+func (s *session) end() {
+	for _, side := range []*session{s, s.other} {
+		for _, l := range side.links {
+			l.mu.Lock()
+			l.closed = true
+			l.q = nil
+			l.mu.Unlock()
+			l.cond.Broadcast()
+		}
+	}
+}
+
+// wait returns when nothing more is delivered to this side.
+func (s *session) wait() { s.other.wg.Wait() }
+
+func (s *session) deliver(l *simLink) {
+	b := &block.Batch{}
+	for {
+		l.mu.Lock()
+		for len(l.q) == 0 && !l.closed {
+			l.cond.Wait()
+		}
+		if l.closed {
+			l.mu.Unlock()
+			return
+		}
+		f := l.q[0]
+		l.q = l.q[1:]
+		l.mu.Unlock()
+		if d := s.c.delay(); d > 0 {
+			time.Sleep(d)
+		}
+		l.mu.Lock()
+		closed := l.closed
+		l.mu.Unlock()
+		if closed {
+			return
+		}
+		s.handle(&f, b)
+	}
+}
+
+func (s *session) handle(f *simFrame, b *block.Batch) {
+	dev := s.to.Dev
+	if dev == nil {
+		return
+	}
+	if f.h.Type == wire.DevHello {
+		var facts wire.DeviceFacts
+		if err := facts.Decode(f.payload); err != nil {
+			panic(err)
+		}
+		dev.HelloReceived(s.other, facts)
+		return
+	}
+	if f.h.Dev != dev.Handle() {
+		return
+	}
+	dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
+	b.Finish()
+}
+
+// ErrUnanswered means that a request was not answered in time.
+var ErrUnanswered = errors.New("not answered")
+
+// Do performs one request on a node and waits for its answer.
+func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64, data []byte, length int64) error {
+	dev := n.Dev
+	if dev == nil {
+		return ErrUnanswered
+	}
+	w := make(completion, 1)
+	r := &block.Request{Op: op, Flags: flags, Off: off, Len: length, Data: data, Done: w}
+	if data != nil {
+		r.Len = int64(len(data))
+	}
+	b := &block.Batch{}
+	dev.Submit(r, b)
+	b.Finish()
+	select {
+	case <-w:
+		return r.Err
+	case <-ctx.Done():
+		return ErrUnanswered
+	}
+}
+
+type completion chan struct{}
+
+// Complete implements block.Completer.
+func (c completion) Complete(*block.Request, *block.Batch) { c <- struct{}{} }
+
+// Describe prints what every node thinks, for failure messages.
+func (c *Cluster) Describe() string {
+	var sb strings.Builder
+	for _, n := range c.Nodes {
+		if n.Dev == nil {
+			fmt.Fprintf(&sb, "%s down\n", n.Name)
+			continue
+		}
+		st := n.Dev.Status()
+		fmt.Fprintf(&sb, "%s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, st.Role, st.Disk,
+			st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
+		for _, p := range st.Peers {
+			fmt.Fprintf(&sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
+		}
+	}
+	return sb.String()
+}
