@@ -183,7 +183,7 @@ func (d *document) expression(base int, n *unstable.Node) {
 		if d.now == nil {
 			return
 		}
-		if end := d.keyValue(base, n, d.now, d.path); end > d.now.end {
+		if end := d.lineEnd(d.keyValue(base, n, d.now, d.path)); end > d.now.end {
 			d.now.end = end
 		}
 	}
@@ -232,13 +232,21 @@ func (d *document) enter(base int, n *unstable.Node, array bool) {
 		d.now = d.openTable(t, last)
 	}
 	if d.now != nil {
-		d.now.end = last.end
-		if i := bytes.IndexByte(d.data[last.end:], '\n'); i >= 0 {
-			d.now.end += i
-		} else {
-			d.now.end = len(d.data)
-		}
+		d.now.end = d.lineEnd(last.end)
 	}
+}
+
+// lineEnd is the end of the line that off is in: behind a comment, before the
+// line end's characters.
+func (d *document) lineEnd(off int) int {
+	end := len(d.data)
+	if i := bytes.IndexByte(d.data[off:], '\n'); i >= 0 {
+		end = off + i
+	}
+	if end > off && d.data[end-1] == '\r' {
+		end--
+	}
+	return end
 }
 
 // descend goes into a table by name, making it where it does not exist.
