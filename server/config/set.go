@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,6 +31,9 @@ func (c *Config) With(env Env, settings ...Setting) (*Config, error) {
 		next.set(s, faults, &bad)
 	}
 	if len(faults.faults) == 0 {
+		if !slices.ContainsFunc(settings, namesFile) {
+			env = nil // the secret and the certificates stay what they are
+		}
 		validate(next, faults, bad, env)
 	}
 	if err := faults.err(); err != nil {
@@ -39,6 +43,20 @@ func (c *Config) With(env Env, settings ...Setting) (*Config, error) {
 		return nil, faults.err()
 	}
 	return next, nil
+}
+
+// namesFile reports whether a setting names a file whose content matters.
+func namesFile(s Setting) bool {
+	return s.Key == "cluster.secret_file" || strings.HasPrefix(s.Key, "cluster.tls.")
+}
+
+// Contents is a digest of the files that the configuration names and whose
+// content is part of it: the secret and the certificates.
+func (c *Config) Contents() []byte {
+	h := sha256.New()
+	h.Write(c.Cluster.Secret.b)
+	h.Write(c.Cluster.TLS.content[:])
+	return h.Sum(nil)
 }
 
 // set puts one setting into the configuration.
