@@ -3,6 +3,7 @@ package reload
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/lockstepd/lockstep/server/config"
 )
@@ -77,14 +78,15 @@ type RefusedError struct {
 
 // Error is a line for each change that stands in the way, with its place.
 func (e *RefusedError) Error() string {
-	text := "the configuration was not applied"
+	var text strings.Builder
+	text.WriteString("the configuration was not applied")
 	for _, c := range e.Changes {
-		text += "\n" + c.Where() + ": " + c.String()
+		text.WriteString("\n" + c.Where() + ": " + c.String())
 	}
 	if e.Restart {
-		text += "\nrestart the daemon to apply it, or apply the rest with --partial"
+		text.WriteString("\nrestart the daemon to apply it, or apply the rest with --partial")
 	}
-	return text
+	return text.String()
 }
 
 // ApplyError is the failure to put a change into effect. Everything was

@@ -26,7 +26,8 @@ type Options struct {
 	// Store keeps the overlay over restarts; nil forgets it.
 	Store Store
 	// Observe is told of every revision that was committed and of every
-	// configuration that was not. It must not wait, nor call the Engine.
+	// configuration that was not. It must not wait; it may read the Engine, not
+	// change it.
 	Observe func(Outcome)
 }
 
