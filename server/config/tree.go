@@ -86,7 +86,6 @@ func parse(data []byte, faults *faultList) *document {
 	for base, tries := 0, 0; base < len(data) && tries < maxSyntaxFaults; tries++ {
 		base = d.run(base)
 	}
-	d.gate()
 	return d
 }
 
@@ -137,9 +136,11 @@ func startsKey(line []byte) bool {
 }
 
 // gate lets the library's own reading, which knows every rule of TOML, find
-// what the tree did not.
+// what the tree did not. It comes last, for files without any other fault:
+// its time grows with the square of the keys of a table, which only the
+// schema bounds.
 func (d *document) gate() {
-	if d.broken {
+	if len(d.faults.faults) > 0 {
 		return
 	}
 	var all map[string]any
@@ -149,15 +150,15 @@ func (d *document) gate() {
 	}
 	de, ok := errors.AsType[*toml.DecodeError](err)
 	if !ok {
-		d.broken = true
 		d.faults.add(Pos{}, "", strings.TrimPrefix(err.Error(), "toml: "), "")
 		return
 	}
 	line, col := de.Position()
-	if !d.faults.has(line) {
-		d.broken = true
-		d.faults.add(Pos{line, col}, strings.Join(de.Key(), "."), strings.TrimPrefix(de.Error(), "toml: "), "see https://toml.io for the syntax")
+	key := strings.Join(de.Key(), ".")
+	if key != "" {
+		key = printable(key)
 	}
+	d.faults.add(Pos{line, col}, key, strings.TrimPrefix(de.Error(), "toml: "), "see https://toml.io for the syntax")
 }
 
 // pos turns an offset into line and column.
