@@ -2,7 +2,7 @@
 GO      ?= go
 PREFIX  ?= /usr/local
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X github.com/lockstepd/lockstep/server.version=$(VERSION)
+LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
 
 .PHONY: help run test race bench fuzz lint fmt build install clean clients tidy

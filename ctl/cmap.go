@@ -75,7 +75,7 @@ func (a *app) showKey(o render.Options, raw json.RawMessage) (string, error) {
 // changes may have been missed, since keys have no history.
 func (a *app) track(ctx context.Context, args []string) error {
 	params, _ := prefixParams(args)
-	s := stream{
+	s := subscription{
 		method: "cmap/track", params: func() any { return params },
 		on: func(method string, raw json.RawMessage) (bool, error) {
 			switch method {

@@ -35,9 +35,27 @@ func (a *app) completion(offer completer) cobra.CompletionFunc {
 	}
 }
 
+// completeFlags makes the values of flags complete; those of a flag that does
+// not exist are a mistake of ours that a test would show.
+func (a *app) completeFlags(c *cobra.Command, words map[string]completer) {
+	for name, offer := range words {
+		_ = c.RegisterFlagCompletionFunc(name, a.completion(func(ctx context.Context, a *app, _ []string, prefix string) []string {
+			return offer(ctx, a, nil, prefix)
+		}))
+	}
+}
+
+// words offers some words, whatever was given before.
+func words(list ...string) completer {
+	return func(context.Context, *app, []string, string) []string { return list }
+}
+
+// eventTypes are the types of events that there are always.
+var eventTypes = words("nodeup", "nodedown", "role", "disk", "replication", "quorum", "resync", "config", "service", "split-brain")
+
 // listed asks the daemon and picks a name from each entry; nothing on failure.
 func listed[T any](ctx context.Context, a *app, method string, params any, name func(T) string) []string {
-	c, err := a.Dial(ctx, a.target(), a.rundir(), nil)
+	c, err := a.Dial(ctx, a.address(), nil)
 	if err != nil {
 		return nil
 	}
@@ -124,7 +142,7 @@ func (a *app) completionCommand() *cobra.Command {
 		long: completionLong, args: []string{"SHELL", "bash, zsh or fish"},
 		do:       "make the completion for %s",
 		example:  "lockstepctl completion bash > /etc/bash_completion.d/lockstepctl",
-		complete: func(context.Context, *app, []string, string) []string { return []string{"bash", "zsh", "fish"} },
+		complete: words("bash", "zsh", "fish"),
 		run: func(_ context.Context, args []string) error {
 			switch args[0] {
 			case "bash":

@@ -13,13 +13,16 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/lockstepd/lockstep/ctl/render"
+	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
 // Client is a connection to the daemon, as commands use it.
@@ -37,10 +40,17 @@ type Client interface {
 // reads the connection; until it returns nothing more is read.
 type Notify func(method string, params json.RawMessage)
 
-// Dial connects to a target: a socket path, or a program's name in the rundir.
-// Its errors are what errUnreachable and errTimeout stand for. notify is nil
-// where no notifications are asked for.
-type Dial func(ctx context.Context, target, rundir string, notify Notify) (Client, error)
+// Target is what to connect to.
+type Target struct {
+	// Name is a socket's path, the name of a program whose pidfile is in Rundir,
+	// or that of a stream, such as ssl:HOST:PORT.
+	Name, Rundir string
+	TLS          stream.Files // for ssl:
+}
+
+// Dial connects to a target. A target that can't be reached is an
+// *rpc.UnreachableError. notify is nil where no notifications are asked for.
+type Dial func(ctx context.Context, t Target, notify Notify) (Client, error)
 
 // Terminal is an output that is a terminal.
 type Terminal interface {
@@ -50,6 +60,8 @@ type Terminal interface {
 
 // Env is the world as a command sees it.
 type Env struct {
+	// Release is the version of this program, if it was built as a release.
+	Release  string
 	In       io.Reader
 	Out, Err io.Writer
 	Getenv   func(string) string
@@ -93,6 +105,7 @@ type app struct {
 // options are the flags that every command takes.
 type options struct {
 	target  string
+	tls     stream.Files
 	timeout float64
 	format  string
 	pretty  bool
@@ -101,10 +114,22 @@ type options struct {
 	version bool
 }
 
-// patience is how long an ordinary command waits for its answer, without -T:
-// longer than the daemon lets a command run, so that its own word on the matter
-// is heard if it has one.
-const patience = 20 * time.Second
+// How long a command waits for its answer, without -T: longer than the daemon
+// lets it run, so that its own word on the matter is heard if it has one.
+// Commands that need peers' consent, drain I/O or rebuild are slow.
+const (
+	patience     = 20 * time.Second
+	slowPatience = 75 * time.Second
+)
+
+// patienceFor is how long to wait for the answer to a command.
+func patienceFor(method string) time.Duration {
+	switch noun, _, _ := strings.Cut(method, "/"); noun {
+	case "device", "config", "service":
+		return slowPatience
+	}
+	return patience
+}
 
 // deadline gives ctx the time limit of -T, else the usual one; usual 0 is none.
 func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Context, context.CancelFunc) {
@@ -117,32 +142,23 @@ func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Contex
 	return context.WithTimeoutCause(ctx, usual, errTimeout{usual})
 }
 
-// target is what to connect to.
+// target is the name of what to connect to.
 func (a *app) target() string {
-	if a.opts.target != "" {
-		return a.opts.target
-	}
-	if t := a.Getenv("LOCKSTEP_TARGET"); t != "" {
-		return t
-	}
-	return program
+	return cmp.Or(a.opts.target, a.Getenv("LOCKSTEP_TARGET"), program)
+}
+
+// address is what to connect to, and how.
+func (a *app) address() Target {
+	return Target{Name: a.target(), Rundir: cmp.Or(a.Getenv("LOCKSTEP_RUNDIR"), "/run/lockstep"), TLS: a.opts.tls}
 }
 
 // program is whom we talk to when nobody else is named.
 const program = "lockstepd"
 
-// rundir is where the daemon's pidfile and socket are.
-func (a *app) rundir() string {
-	if d := a.Getenv("LOCKSTEP_RUNDIR"); d != "" {
-		return d
-	}
-	return "/run/lockstep"
-}
-
 // call sends one request on a connection of its own and returns the result as
 // it came.
 func (a *app) call(ctx context.Context, method string, params any) (json.RawMessage, error) {
-	ctx, cancel := a.deadline(ctx, patience)
+	ctx, cancel := a.deadline(ctx, patienceFor(method))
 	defer cancel()
 	c, err := a.dial(ctx, nil)
 	if err != nil {
@@ -158,7 +174,7 @@ func (a *app) call(ctx context.Context, method string, params any) (json.RawMess
 
 // callText is call in the dialect that answers with text.
 func (a *app) callText(ctx context.Context, method string, args ...string) (string, error) {
-	ctx, cancel := a.deadline(ctx, patience)
+	ctx, cancel := a.deadline(ctx, patienceFor(method))
 	defer cancel()
 	c, err := a.dial(ctx, nil)
 	if err != nil {

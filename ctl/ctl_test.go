@@ -15,6 +15,7 @@ func TestWhatEachCommandSends(t *testing.T) {
 		{"node connect", `node/connect {}`},
 		{"node connect beta", `node/connect {"node":"beta"}`},
 		{"node disconnect beta", `node/disconnect {"node":"beta"}`},
+		{"node disconnect --persist beta", `node/disconnect {"node":"beta","persist":true}`},
 		{"node reconnect beta", `node/reconnect {"node":"beta"}`},
 		{"tick get", `tick/get null`},
 		{"tick set 20", `tick/set {"seconds":20}`},

@@ -43,7 +43,8 @@ shown, or it is said how many were missed.`,
 			fs.Uint64Var(&f.after, "after", 0, "begin after the event with this `NUMBER`, as far as it is kept")
 			fs.Uint64Var(&f.count, "count", 0, "end after `N` events")
 		},
-		run: func(ctx context.Context, _ []string) error { return a.events(ctx, f) },
+		flagWords: map[string]completer{"type": eventTypes, "node": completeNodes, "device": completeDevices},
+		run:       func(ctx context.Context, _ []string) error { return a.events(ctx, f) },
 	})
 }
 
@@ -78,7 +79,7 @@ func (a *app) events(ctx context.Context, f eventFilter) error {
 		shown++
 		return shown != f.count, a.show(method, raw, as(render.Event))
 	}
-	return a.follow(ctx, stream{
+	return a.follow(ctx, subscription{
 		method: "events/subscribe",
 		params: func() any { return api.Subscribe{Types: f.types, After: last} },
 		begun:  begin, resumed: begin, on: on,

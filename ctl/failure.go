@@ -2,9 +2,11 @@ package ctl
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/lockstepd/lockstep/ctl/render"
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
 // cleanError is an error's text, safe for a terminal.
@@ -30,7 +33,7 @@ const startPause = 50 * time.Millisecond
 func (a *app) dial(ctx context.Context, notify Notify) (Client, error) {
 	begun := time.Now()
 	for {
-		c, err := a.Dial(ctx, a.target(), a.rundir(), notify)
+		c, err := a.Dial(ctx, a.address(), notify)
 		if err == nil {
 			return c, nil
 		}
@@ -49,7 +52,15 @@ func (a *app) starting(err error) bool {
 	if a.isPath() {
 		return false // what a path leads to is not known to be alive
 	}
-	return errors.Is(err, syscall.ECONNREFUSED) || missingSocket(err)
+	return errors.Is(err, syscall.ECONNREFUSED) && a.ofLivePID(err) || missingSocket(err)
+}
+
+// ofLivePID reports whether the error is about the socket of the process that
+// holds the pidfile: that one's name has the pid in it. The socket whose name
+// does not change may have been left behind.
+func (a *app) ofLivePID(err error) bool {
+	u, ok := errors.AsType[*rpc.UnreachableError](err)
+	return ok && u.Path != "" && filepath.Base(u.Path) != a.target()+".ctl"
 }
 
 // missingSocket reports whether the pidfile names a live daemon whose socket is
@@ -61,6 +72,12 @@ func missingSocket(err error) bool {
 
 // isPath reports whether the target is a socket, not a program's name.
 func (a *app) isPath() bool { return strings.ContainsAny(a.target(), "/:") }
+
+// isStream reports whether the target is reached over the network.
+func (a *app) isStream() bool {
+	class, _, ok := strings.Cut(a.target(), ":")
+	return ok && class != "unix" && !strings.Contains(class, "/")
+}
 
 // unreachable words a failure to connect: what is wrong and what to do.
 func (a *app) unreachable(ctx context.Context, err error) error {
@@ -78,14 +95,20 @@ func (a *app) unreachable(ctx context.Context, err error) error {
 
 // diagnose says why the daemon can't be reached, and the next step.
 func (a *app) diagnose(err error) string {
-	why := cause(err)
+	why := strings.TrimPrefix(cause(err), a.target()+": ")
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return why + "; run this as root, or as a member of a group that [control] admin_groups or read_groups names"
 	case a.starting(err):
 		return "it runs and does not listen yet (" + why + "); it is starting, or was started with another --unixctl: try again, or name its socket with -t PATH"
-	case a.isPath() && errors.Is(err, syscall.ECONNREFUSED):
+	case a.isPath() && !a.isStream() && errors.Is(err, syscall.ECONNREFUSED):
 		return "nobody listens on that socket; the daemon is starting, or it died and left the socket behind: try again, or start it"
+	case errors.Is(err, stream.ErrNoIdentity):
+		return "TLS needs to know who you are and whom to trust; give --certificate, --private-key and --ca-cert"
+	case isType[*tls.CertificateVerificationError](err):
+		return why + "; see whether --ca-cert is the one that signed the daemon's certificate"
+	case a.isStream():
+		return why + "; see whether it listens there ([control] listen), or name another address with -t"
 	case a.isPath():
 		return why + "; start the daemon, or name another socket with -t PATH"
 	}
@@ -93,18 +116,18 @@ func (a *app) diagnose(err error) string {
 		why, program, program)
 }
 
-// cause is an error without the repetition of what was tried.
+// cause is an error without the repetition of what was tried: the file or the
+// socket that it is about, and the reason.
 func cause(err error) string {
+	path := ""
 	if u, ok := errors.AsType[*rpc.UnreachableError](err); ok && u.Cause != nil {
-		err = u.Cause
-		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ECONNREFUSED) {
-			if errno, ok := errors.AsType[syscall.Errno](err); ok && u.Path != "" {
-				return fmt.Sprintf("%s: %v", u.Path, errno)
-			}
-		}
+		err, path = u.Cause, u.Path
 	}
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Sprintf("%s: %v", p.Path, p.Err)
+	}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok && path != "" {
+		return fmt.Sprintf("%s: %v", path, errno)
 	}
 	return err.Error()
 }
@@ -114,7 +137,7 @@ func (a *app) failed(ctx context.Context, c Client, err error) error {
 	if limit, ok := timeLimit(ctx); ok {
 		return a.late(limit)
 	}
-	if isUnknownMethod(err) {
+	if isForeign(err) {
 		return a.otherVersion(c, err)
 	}
 	if isType[*api.Error](err) || ctx.Err() != nil {
@@ -123,10 +146,11 @@ func (a *app) failed(ctx context.Context, c Client, err error) error {
 	return lostError{a.target(), err}
 }
 
-// isUnknownMethod reports whether the daemon does not have the command. The
-// dialect of Open vSwitch has no codes, so that its text has to tell.
-func isUnknownMethod(err error) bool {
-	return hasCode(err, api.CodeMethodNotFound) ||
+// isForeign reports whether the daemon does not have the command, or not with
+// these parameters. The dialect of Open vSwitch has no codes, so that its text
+// has to tell.
+func isForeign(err error) bool {
+	return hasCode(err, api.CodeMethodNotFound) || hasCode(err, api.CodeInvalidParams) ||
 		hasCode(err, api.CodeFailed) && strings.Contains(err.Error(), "is not a valid command")
 }
 
@@ -160,15 +184,15 @@ func (a *app) otherVersion(c Client, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	var v api.Version
-	if c.Call(ctx, "version", nil, &v) != nil || v.Version == Version() {
+	if c.Call(ctx, "version", nil, &v) != nil || v.Version == a.version() {
 		return err
 	}
 	return fmt.Errorf("%w; it is %s %s and this is lockstepctl %s: use the lockstepctl that came with it, or upgrade it",
-		err, v.Program, v.Version, Version())
+		err, v.Program, v.Version, a.version())
 }
 
 // notUnderstood words an answer that does not fit what this program knows.
 func (a *app) notUnderstood(method string, err error) error {
 	return fmt.Errorf("the answer of %s to %s does not fit this lockstepctl %s (%w); compare with: lockstepctl version, or see the answer itself with -f json",
-		a.target(), method, Version(), err)
+		a.target(), method, a.version(), err)
 }

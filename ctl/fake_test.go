@@ -20,6 +20,8 @@ type daemon struct {
 	answers map[string]any
 	// texts answer CallText.
 	texts map[string]string
+	// hangs makes CallText wait for the end of its time.
+	hangs bool
 	// dials, if set, decides on each attempt to connect, counted from 1.
 	dials func(n int) error
 
@@ -37,7 +39,7 @@ type conn struct {
 	done   chan struct{}
 }
 
-func (d *daemon) dial(_ context.Context, target, rundir string, notify Notify) (Client, error) {
+func (d *daemon) dial(_ context.Context, _ Target, notify Notify) (Client, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dialed++
@@ -92,8 +94,12 @@ func (c *conn) Call(ctx context.Context, method string, params, result any) erro
 	return json.Unmarshal([]byte(answer), result)
 }
 
-func (c *conn) CallText(_ context.Context, method string, args ...string) (string, error) {
+func (c *conn) CallText(ctx context.Context, method string, args ...string) (string, error) {
 	c.d.note("%s %q", method, args)
+	if c.d.hangs {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
 	if s, ok := c.d.texts[method]; ok {
 		return s, nil
 	}
@@ -136,10 +142,14 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
+// testRelease is the version of the program in tests.
+const testRelease = "7.5"
+
 // env is a world of the tests, without terminal.
 func env(d *daemon, out, err io.Writer) Env {
 	return Env{
-		In: strings.NewReader(""), Out: out, Err: err, Dial: d.dial,
+		Release: testRelease,
+		In:      strings.NewReader(""), Out: out, Err: err, Dial: d.dial,
 		Getenv:     func(string) string { return "" },
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
 	}

@@ -45,13 +45,16 @@ func HelpText(c *cobra.Command) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s\n\nUsage: %s\n", c.CommandPath(), c.Short, Usage(c))
 	if c.Long != "" {
-		b.WriteString("\n" + c.Long + "\n")
+		b.WriteString("\n" + strings.Join(fold(c.Long, helpWidth), "\n") + "\n")
 	}
 	section(&b, "Commands", Commands(c))
 	section(&b, "Arguments", Arguments(c))
 	section(&b, "Flags", Flags(c.NonInheritedFlags(), c.HasParent()))
 	if c.HasParent() {
-		section(&b, "Flags of every command", Flags(c.Root().PersistentFlags(), false))
+		b.WriteString("\n" + strings.Join(fold(globalFlags(c.Root()), helpWidth), "\n") + "\n")
+	}
+	if !c.HasParent() {
+		section(&b, "Environment", Environment())
 	}
 	if !c.HasSubCommands() || !c.HasParent() {
 		section(&b, "Exit status", Exits(c))
@@ -136,6 +139,28 @@ func Flags(set *pflag.FlagSet, local bool) []Item {
 		items = append(items, Item{name, usage})
 	})
 	return items
+}
+
+// globalFlags names the flags that every command takes.
+func globalFlags(root *cobra.Command) string {
+	var names []string
+	for _, it := range Flags(root.PersistentFlags(), false) {
+		short, rest, _ := strings.Cut(it.Name, ", ")
+		if _, value, ok := strings.Cut(rest, " "); ok {
+			short += " " + value
+		}
+		names = append(names, short)
+	}
+	return fmt.Sprintf("Flags of every command: %s; see: %s --help", strings.Join(names, ", "), root.Name())
+}
+
+// Environment are the variables that the program reads.
+func Environment() []Item {
+	return []Item{
+		{"LOCKSTEP_TARGET", "what to talk to, where -t does not say"},
+		{"LOCKSTEP_RUNDIR", "where pidfiles and sockets are; /run/lockstep by default"},
+		{"NO_COLOR", "no colour, if it is set to anything"},
+	}
 }
 
 // Exits are the exit statuses of a command.

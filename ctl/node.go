@@ -2,8 +2,10 @@ package ctl
 
 import (
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/lockstepd/lockstep/ctl/render"
+	"github.com/lockstepd/lockstep/rpc/api"
 )
 
 const argNode = "a node's name, as in the configuration"
@@ -32,11 +34,24 @@ func (a *app) nodeCommands() *cobra.Command {
 		}),
 		a.linkCommand("connect", "connect to a peer, or to all",
 			"Connects to a peer that was disconnected, or that is waiting to be tried again."),
-		a.linkCommand("disconnect", "disconnect a peer, or all",
-			"Takes both links to a peer down. It stays disconnected until it is connected again.\nIts replicas fall behind meanwhile, and catch up afterwards."),
+		a.nodeDisconnect(),
 		a.linkCommand("reconnect", "drop the links to a peer, or to all, and connect again",
 			"Drops both links to a peer and connects again at once, with a fresh backoff."),
 	)
+}
+
+func (a *app) nodeDisconnect() *cobra.Command {
+	var persist bool
+	return a.command(verb{
+		use: "disconnect [NODE]", short: "disconnect a peer, or all",
+		long: "Takes both links to a peer down. It stays disconnected until it is connected again; with --persist, even across restarts of the daemon. Its replicas fall behind meanwhile, and catch up afterwards.",
+		args: []string{"NODE", argNode + "; every peer when left out"},
+		do:   "disconnect %s", example: "lockstepctl node disconnect beta", complete: completeNodes,
+		flags: func(f *pflag.FlagSet) { f.BoolVar(&persist, "persist", false, "stay disconnected across restarts") },
+		run: a.act("node/disconnect", func(args []string) (any, error) {
+			return api.NodeDisconnectParams{Node: arg(args, 0), Persist: persist}, nil
+		}),
+	})
 }
 
 // linkCommand is a verb on the links of a node, or of all.

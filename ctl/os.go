@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -13,12 +14,15 @@ import (
 
 	"github.com/lockstepd/lockstep/ctl/top"
 	"github.com/lockstepd/lockstep/rpc"
+	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
-// OS is the world of the process itself.
-func OS() Env {
+// OS is the world of the process itself. release is the version that the linker
+// gave it, or nothing.
+func OS(release string) Env {
 	env := Env{
-		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		Release: release,
+		In:      os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Getenv: os.Getenv, Dial: dialSocket,
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) {
 			return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -36,12 +40,28 @@ func OS() Env {
 }
 
 // dialSocket is the Dial of the process itself.
-func dialSocket(ctx context.Context, target, rundir string, notify Notify) (Client, error) {
-	c, err := rpc.Dial(ctx, target, rpc.DialOptions{Rundir: rundir, Notify: notify})
+func dialSocket(ctx context.Context, t Target, notify Notify) (Client, error) {
+	c, err := rpc.Dial(ctx, t.Name, rpc.DialOptions{
+		Rundir: t.Rundir, Notify: notify,
+		Open: func(ctx context.Context, name string) (net.Conn, error) { return openStream(ctx, name, t.TLS) },
+	})
 	if err != nil {
 		return nil, err // not c: a nil *rpc.Client in an interface is not nil
 	}
 	return c, nil
+}
+
+// openStream connects to a daemon on another host.
+func openStream(ctx context.Context, name string, files stream.Files) (net.Conn, error) {
+	var o stream.Options
+	if files.Cert != "" || files.Key != "" || files.CA != "" {
+		id, err := stream.NewIdentity(files)
+		if err != nil {
+			return nil, err
+		}
+		o.TLS = id
+	}
+	return stream.Open(ctx, name, o)
 }
 
 // tty is a standard stream that is a terminal.

@@ -83,6 +83,7 @@ func (a *app) root(args []string) *cobra.Command {
 	c.SetOut(a.Out)
 	c.SetErr(a.Err)
 	a.globalFlags(c.PersistentFlags())
+	a.completeFlags(c, map[string]completer{"format": words("text", "json")})
 	c.Flags().BoolVarP(&a.opts.version, "version", "V", false, "show the version of this program")
 	c.SetFlagErrorFunc(flagError)
 	c.SetHelpFunc(func(c *cobra.Command, _ []string) { a.help(c) })
@@ -100,12 +101,15 @@ Standard output carries the answer alone.`
 
 // globalFlags are what every command takes.
 func (a *app) globalFlags(f *pflag.FlagSet) {
-	f.StringVarP(&a.opts.target, "target", "t", "", "talk to `TARGET`: a socket's path, or a program's name that is looked up by its pidfile in the rundir (default: $LOCKSTEP_TARGET, else lockstepd)")
+	f.StringVarP(&a.opts.target, "target", "t", "", "talk to `TARGET`: a socket's path, a program's name that is looked up by its pidfile in the rundir, or ssl:HOST:PORT (default: $LOCKSTEP_TARGET, else lockstepd)")
 	f.Float64VarP(&a.opts.timeout, "timeout", "T", 0, "give up after this many `SECONDS`")
 	f.StringVarP(&a.opts.format, "format", "f", "text", "answer in this `FORMAT`: text or json")
 	f.BoolVar(&a.opts.pretty, "pretty", false, "lay out JSON for reading")
 	f.BoolVar(&a.opts.noColor, "no-color", false, "no colour, even on a terminal (so does NO_COLOR)")
 	f.BoolVarP(&a.opts.quiet, "quiet", "q", false, "no progress, no confirmations")
+	f.StringVar(&a.opts.tls.Cert, "certificate", "", "for ssl: targets, the `FILE` with our certificate")
+	f.StringVar(&a.opts.tls.Key, "private-key", "", "for ssl: targets, the `FILE` with the key of our certificate")
+	f.StringVar(&a.opts.tls.CA, "ca-cert", "", "for ssl: targets, the `FILE` with the certificate of whom we trust")
 	f.BoolP("help", "h", false, "show help")
 	f.SortFlags = false
 }
@@ -126,7 +130,7 @@ func (a *app) checkFlags(c *cobra.Command) error {
 // bare is the program without a command.
 func (a *app) bare(c *cobra.Command) error {
 	if a.opts.version {
-		return a.print("lockstepctl " + Version() + "\n")
+		return a.print("lockstepctl (lockstep) " + a.version() + "\n")
 	}
 	return usageError{"a command is needed, for example: lockstepctl status", c.CommandPath()}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -126,6 +127,7 @@ func (w *watcher) connection(ctx context.Context) error {
 	}
 	defer c.Close()
 	for {
+		before := w.revision
 		raw, err := w.next(ctx, c)
 		if err != nil {
 			return err
@@ -133,7 +135,9 @@ func (w *watcher) connection(ctx context.Context) error {
 		if err := w.draw(raw); err != nil {
 			return err
 		}
-		if w.screen && !sleep(ctx, refresh) {
+		// A wait that brought nothing new is not repeated at once: its answer may
+		// come at once again.
+		if (w.screen || w.revision == before) && !sleep(ctx, refresh) {
 			return ctx.Err()
 		}
 	}
@@ -172,7 +176,8 @@ func (w *watcher) draw(raw json.RawMessage) error {
 	case w.json():
 		return w.printJSON(raw)
 	case w.screen:
-		return w.print(clearScreen + render.Status(w.look(), w.only(s)))
+		o := w.look()
+		return w.print(clearScreen + fitting(render.Status(o, w.only(s)), o.Height))
 	}
 	return w.print(render.Status(w.look(), w.only(s)) + "\n")
 }
@@ -190,6 +195,13 @@ func (w *watcher) only(s api.Status) api.Status {
 		}
 	}
 	return s
+}
+
+// fitting is as much of a text as a screen takes, the last line left empty for
+// the cursor.
+func fitting(text string, height int) string {
+	lines := strings.SplitAfter(text, "\n")
+	return strings.Join(lines[:max(min(len(lines), height-1), 0)], "")
 }
 
 // clearScreen moves home and clears what is below, so that nothing flickers.

@@ -40,7 +40,9 @@ func (a *app) top(ctx context.Context, _ []string) error {
 	if a.OutTerm == nil || a.Keyboard == nil || a.json() {
 		return badArgument("top needs a terminal; for programs there is: lockstepctl -f json status --watch")
 	}
-	ctx, cancel := a.deadline(ctx, 0)
+	interrupted, stop := a.Interrupts(ctx)
+	defer stop()
+	ctx, cancel := a.deadline(interrupted, 0)
 	defer cancel()
 	first := a.glance(ctx, nil)
 	if first.err != nil {
@@ -55,7 +57,11 @@ func (a *app) top(ctx context.Context, _ []string) error {
 		return err
 	}
 	defer a.print(leaveScreen)
-	return a.screen(ctx, keyboard, first)
+	err = a.screen(ctx, keyboard, first)
+	if interrupted.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // screen is the loop of the full screen. Looks are taken by a goroutine of

@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,7 @@ type verb struct {
 	short string // one line, no full stop
 	long  string
 	args  []string // an argument and what it is, in turn
-	// do completes "cannot …" in errors; %s stands for the arguments.
+	// do completes "cannot …" in errors; %s stands for the first argument.
 	do      string
 	example string
 	exits   []int // codes beside the common ones
@@ -29,7 +30,9 @@ type verb struct {
 	// verbatim leaves what follows the first argument alone, dashes and all.
 	verbatim bool
 	complete completer
-	run      func(ctx context.Context, args []string) error
+	// flagWords complete the values of flags, by name.
+	flagWords map[string]completer
+	run       func(ctx context.Context, args []string) error
 }
 
 // Annotations of a cobra command, for help and manual.
@@ -64,15 +67,13 @@ func (a *app) command(v verb) *cobra.Command {
 	}
 	c.Flags().SetInterspersed(!v.verbatim)
 	c.ValidArgsFunction = a.completion(v.complete)
+	a.completeFlags(c, v.flagWords)
 	return c
 }
 
-// doing fills the arguments into the phrase for errors.
+// doing fills the first argument, what it is about, into the phrase for errors.
 func doing(phrase string, args []string) string {
-	if !strings.Contains(phrase, "%s") {
-		return phrase
-	}
-	return strings.TrimSpace(strings.Replace(phrase, "%s", strings.Join(args, " "), 1))
+	return strings.TrimSpace(strings.Replace(phrase, "%s", arg(args, 0), 1))
 }
 
 // arity reads the number of arguments out of a usage line; most is -1 for any.
@@ -144,7 +145,9 @@ func as[T any](show func(render.Options, T) string) shower {
 			return render.Answer(o, raw), nil
 		}
 		var v T
-		if err := json.Unmarshal(raw, &v); err != nil {
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.UseNumber() // a u64 in a value of any type keeps its digits
+		if err := dec.Decode(&v); err != nil {
 			return "", err
 		}
 		return show(o, v), nil

@@ -8,18 +8,16 @@ import (
 	"github.com/lockstepd/lockstep/ctl/render"
 )
 
-// version is set by the linker in a release.
-var version string
-
-// Version is the version of this program.
-func Version() string {
-	if version != "" {
-		return version
+// version is the version of this program: that of the release, else what the
+// build says of itself.
+func (e *Env) version() string {
+	if e.Release != "" {
+		return e.Release
 	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}
-	return "dev"
+	return "0.1.0"
 }
 
 func (a *app) versionCommand() *cobra.Command {

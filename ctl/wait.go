@@ -21,7 +21,6 @@ var waitStates = [...]string{api.WaitUpToDate, api.WaitConnected, api.WaitSynced
 
 func (a *app) deviceWait() *cobra.Command {
 	var state string
-	var timeout float64
 	return a.command(verb{
 		use: "wait DEVICE [STATE]", short: "wait until a device is in a state",
 		long: `Waits until the device is in the state, showing how far a resync is: as a bar on a
@@ -32,10 +31,9 @@ not the resync.`,
 			"STATE", `uptodate (this node's disk), connected (to every peer), synced (connected and nothing out of sync; the default), primary (here)`,
 		},
 		do: "wait for %s", example: "lockstepctl device wait r0 synced\nlockstepctl -T 60 -q device wait r0 uptodate && start-my-database",
-		complete: completeDeviceThenState,
+		complete: completeDeviceThenState, flagWords: map[string]completer{"for": words(waitStates[:]...)},
 		flags: func(f *pflag.FlagSet) {
 			f.StringVar(&state, "for", "", "the `STATE` to wait for, in place of the argument")
-			f.Float64Var(&timeout, "timeout", 0, "give up after this many `SECONDS`, as -T does")
 		},
 		run: func(ctx context.Context, args []string) error {
 			if s := arg(args, 1); s != "" && state != "" && s != state {
@@ -48,9 +46,6 @@ not the resync.`,
 			}
 			if !slices.Contains(waitStates[:], state) {
 				return badArgument(fmt.Sprintf("%q cannot be waited for; the states are %s", state, strings.Join(waitStates[:], ", ")))
-			}
-			if timeout > 0 {
-				a.opts.timeout = timeout
 			}
 			return a.wait(ctx, args[0], state)
 		},
@@ -80,17 +75,16 @@ func (a *app) longVerb(name, short, long string) *cobra.Command {
 			f.StringVar(&node, "node", "", "with this `NODE` only")
 			f.BoolVar(&noWait, "no-wait", false, "return as soon as it has begun")
 		},
+		flagWords: map[string]completer{"node": completeNodes},
 		run: func(ctx context.Context, args []string) error {
 			raw, err := a.call(ctx, "device/"+name, api.DevicePeerParams{Device: args[0], Node: node})
 			if err != nil {
 				return err
 			}
-			if !noWait {
-				if err := a.waitIdle(ctx, args[0], name); err != nil {
-					return err
-				}
+			if err := a.show("device/"+name, raw, a.confirmation); err != nil || noWait {
+				return err
 			}
-			return a.show("device/"+name, raw, a.confirmation)
+			return a.waitIdle(ctx, args[0], name)
 		},
 	})
 }

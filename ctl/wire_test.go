@@ -14,7 +14,7 @@ import (
 )
 
 // serve runs a real control socket with a few commands, and returns its path.
-func serve(t *testing.T) string {
+func serve(t testing.TB) string {
 	t.Helper()
 	reg, err := rpc.NewRegistry(commands()...)
 	if err != nil {
@@ -97,7 +97,7 @@ func TestAgainstARealSocket(t *testing.T) {
 		{"memory", 1, "", "it is lockstepd 9.9 and this is lockstepctl"},
 	} {
 		var out, err lockedBuffer
-		e := OS()
+		e := OS(testRelease)
 		e.Out, e.Err, e.OutTerm, e.ErrTerm, e.InTerm = &out, &err, nil, nil, false
 		code := Main(append([]string{"-t", path}, strings.Fields(c.line)...), e)
 		if code != c.code || !strings.Contains(out.String(), c.out) || !strings.Contains(err.String(), c.err) || c.out == "" && out.String() != "" {
@@ -126,7 +126,7 @@ func TestUnreachable(t *testing.T) {
 		{filepath.Join(dir, "no.ctl"), "no.ctl: no such file or directory; start the daemon, or name another socket with -t PATH"},
 	} {
 		var out, errs lockedBuffer
-		e := OS()
+		e := OS(testRelease)
 		e.Out, e.Err, e.OutTerm, e.ErrTerm = &out, &errs, nil, nil
 		e.Getenv = func(k string) string {
 			return map[string]string{"LOCKSTEP_RUNDIR": dir, "LOCKSTEP_TARGET": c.target}[k]

@@ -8,4 +8,7 @@ import (
 	"github.com/lockstepd/lockstep/ctl"
 )
 
-func main() { os.Exit(ctl.Main(os.Args[1:], ctl.OS())) }
+// release is set by the linker.
+var release string
+
+func main() { os.Exit(ctl.Main(os.Args[1:], ctl.OS(release))) }

@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"runtime/debug"
 
 	"github.com/lockstepd/lockstep/daemon"
+	"github.com/lockstepd/lockstep/server"
+	"github.com/lockstepd/lockstep/server/store"
 )
 
 // modules are the engine's modules in the log, known before they exist so
@@ -16,27 +21,52 @@ var modules = []string{
 	"store", "device", "nbd", "control", "events", "metrics", "rpc", "server",
 }
 
+// release is set by the linker.
+var release string
+
 // version is the program's version.
 func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+	if release != "" {
+		return release
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
 		return info.Main.Version
 	}
-	return "dev"
+	return "0.1.0"
 }
 
 // versionText is what --version prints; scripts take the last word of its first line.
 func versionText() string { return fmt.Sprintf("%s (lockstep) %s", program, version()) }
 
 // check validates the configuration for --check.
-func check(engineFlags, io.Writer, io.Writer) int { return daemon.ExitOK }
+func check(f engineFlags, stdout, stderr io.Writer) int {
+	if !server.Check(f.Config, f.NodeGiven(), stderr) {
+		return daemon.ExitConfig
+	}
+	fmt.Fprintf(stdout, "%s: ok\n", f.Config)
+	return daemon.ExitOK
+}
 
 // engineMain returns the function that runs as the daemon.
-func engineMain(engineFlags) daemon.Main {
+func engineMain(f engineFlags) daemon.Main {
 	return func(ctx context.Context, env *daemon.Env) error {
-		if err := env.Ready(); err != nil {
-			return err
+		o := server.Options{
+			Config: f.Config, Node: f.Node, StateDir: f.StateDir, RunDir: f.RunDir, Version: version(),
+			Logger: func(module string) *slog.Logger { return env.Logger(module) },
+			Listen: env.AdoptOrListen,
+			Ready:  env.Ready, Exit: env.Exit, Restart: env.Restart, Status: env.Status,
+			Vlog: env.Vlog(), Coverage: env.Coverage(), Memory: env.Memory(),
 		}
-		<-ctx.Done()
-		return nil
+		if env.ControlPath() != "" {
+			o.Control = func(open func(string) (net.Listener, error)) (net.Listener, error) { return env.Control(open) }
+		}
+		err := server.Main(ctx, o)
+		if _, ok := errors.AsType[*server.ConfigError](err); ok {
+			return &daemon.ConfigError{Err: err}
+		}
+		if l, ok := errors.AsType[*store.LockedError](err); ok {
+			return fmt.Errorf("already running: %w", l)
+		}
+		return err
 	}
 }

@@ -45,6 +45,17 @@ type engineFlags struct {
 	Config   string
 	Node     string
 	StateDir string
+	RunDir   string
+	given    bool // Node was named, not taken from the host
+}
+
+// NodeGiven is the node's name where the command line has it. A file can be
+// checked on a host that is none of its nodes.
+func (f engineFlags) NodeGiven() string {
+	if f.given {
+		return f.Node
+	}
+	return ""
 }
 
 func run(t *title.Title, args []string, stdout, stderr io.Writer) int {
@@ -109,7 +120,9 @@ func (o *options) resolve() error {
 		}
 		*path = abs
 	}
+	o.engine.RunDir = o.daemon.RunDir
 	if o.engine.Node != "" {
+		o.engine.given = true
 		return nil
 	}
 	host, err := os.Hostname()

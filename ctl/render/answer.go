@@ -1,10 +1,10 @@
 package render
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -13,7 +13,9 @@ import (
 // an array of objects as a table.
 func Answer(o Options, raw json.RawMessage) string {
 	var v any
-	if err := json.Unmarshal(raw, &v); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	if err := dec.Decode(&v); err != nil {
 		return CleanLines(string(raw)) + "\n"
 	}
 	switch v := v.(type) {
@@ -125,8 +127,8 @@ func scalar(v any) string {
 		return v
 	case bool:
 		return yesNo(v)
-	case float64:
-		return strconv.FormatFloat(v, 'f', -1, 64)
+	case json.Number:
+		return v.String()
 	}
 	raw, err := json.Marshal(v)
 	if err != nil {

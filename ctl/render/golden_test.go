@@ -107,7 +107,7 @@ func nodeDetail(i int) api.NodeDetail {
 		QueuedBytes: 128 << 10, Connects: 3, BackoffMS: 8000, RetryInMS: -1,
 	}
 	if d.State != "up" {
-		d.LastFrameMS, d.RetryInMS, d.Incarnation, d.Session = -1, 5300, "", ""
+		d.LastFrameMS, d.RetryInMS, d.Incarnation, d.Session, d.TickTimeMS, d.MaxPingCount = -1, 5300, "", "", 0, 0
 	}
 	return d
 }

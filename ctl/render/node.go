@@ -73,7 +73,7 @@ func Node(o Options, n api.NodeDetail) string {
 	p.add("data link", linkCell(n.Data))
 	p.add("meta link", linkCell(n.Meta))
 	p.addText("round trip", Micros(n.RTTUS))
-	p.addText("ticks", fmt.Sprintf("%s with %s, %d missed", Millis(n.TickTimeMS), plural(n.MaxPingCount, "ping"), n.MissedPings))
+	p.addText("ticks", ticks(n))
 	p.addText("last heard", lastHeard(n.LastFrameMS))
 	p.addText("incarnation", n.Incarnation)
 	p.addText("session", n.Session)
@@ -89,6 +89,14 @@ func Node(o Options, n api.NodeDetail) string {
 	var b strings.Builder
 	p.write(&b, o)
 	return b.String()
+}
+
+// ticks is what the peer has promised, once it has.
+func ticks(n api.NodeDetail) string {
+	if n.TickTimeMS <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s with %s, %d missed", Millis(n.TickTimeMS), plural(n.MaxPingCount, "ping"), n.MissedPings)
 }
 
 func lastHeard(ms int64) string {

@@ -69,12 +69,13 @@ func resyncKind(d api.Device) string {
 
 // standing is a device's state in words: "primary, UpToDate; beta: Off, unknown".
 func standing(d api.Device) string {
-	words := d.Role + ", " + d.Disk
+	var b strings.Builder
+	b.WriteString(d.Role + ", " + d.Disk)
 	for _, p := range d.Peers {
-		words += fmt.Sprintf("; %s: %s, %s", p.Node, p.Replication, p.Disk)
+		fmt.Fprintf(&b, "; %s: %s, %s", p.Node, p.Replication, p.Disk)
 		if p.OutOfSync > 0 {
-			words += ", " + Bytes(p.OutOfSync) + " out of sync"
+			b.WriteString(", " + Bytes(p.OutOfSync) + " out of sync")
 		}
 	}
-	return words
+	return b.String()
 }

@@ -3,10 +3,17 @@ package api
 // The params of commands that take any. Fields are in the order in which
 // positional arguments fill them; a field that may be left out is omitempty.
 
-// NodeParams name a node: "node/show", "node/why" need one; "node/connect",
-// "node/disconnect" and "node/reconnect" mean every peer without.
+// NodeParams name a node: "node/show", "node/why" need one; "node/connect" and
+// "node/reconnect" mean every peer without.
 type NodeParams struct {
 	Node string `json:"node,omitempty"`
+}
+
+// NodeDisconnectParams are the params of "node/disconnect"; every peer without
+// Node. Persist keeps the peer disconnected across restarts.
+type NodeDisconnectParams struct {
+	Node    string `json:"node,omitempty"`
+	Persist bool   `json:"persist,omitempty"`
 }
 
 // DeviceParams name a device: "status" (all when left out) and the device

@@ -2,10 +2,12 @@ package device
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
 )
 
 // alQueue holds changes whose extents are not hot. One goroutine makes many
@@ -54,8 +56,7 @@ func (q *alQueue) run(ctx context.Context, d *Device) {
 	}
 }
 
-// alBatch is how many changes share a transaction at most. Together with the
-// largest extent of a change it stays below what the log takes at once.
+// alBatch is how many changes share a transaction at most.
 const alBatch = 64
 
 // activate makes the extents of ops hot and lets the ops go on.
@@ -70,6 +71,11 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 			es[i] = o.ext
 		}
 		err = meta.AL().Activate(ctx, es)
+	}
+	if errors.Is(err, store.ErrTooManyExtents) && len(ops) > 1 {
+		d.activate(ctx, ops[:len(ops)/2])
+		d.activate(ctx, ops[len(ops)/2:])
+		return
 	}
 	if ctx.Err() != nil {
 		return // the device is closing; what was not let in never happened
@@ -93,11 +99,12 @@ func (d *Device) Pressure(uint64) {
 	d.work.do(func() {
 		b := &block.Batch{}
 		d.mu.Lock()
-		disk, meta, floor := d.disk, d.meta, d.floor
+		disk, meta, floor := d.disk, d.meta, d.shift+d.floor
 		primary := d.role == replication.Primary
 		if primary {
 			d.backgroundFlushLocked(b)
 		}
+		d.pressed = !primary // and again when the floor moves
 		d.mu.Unlock()
 		b.Finish()
 		if !primary && disk != nil && meta != nil && disk.Sync() == nil {

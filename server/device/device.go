@@ -123,10 +123,12 @@ type Device struct {
 	peers [replication.MaxNodes]*peer // nil: not a member
 	disks replication.NodeSet         // members with a disk, self included
 
-	stream   uint64 // of this node's stint as primary, or of the one it follows
-	received uint64 // last change of that stream that arrived here
-	floor    uint64 // every change of that stream up to here is everywhere
-	crashed  bool   // was primary when it stopped uncleanly
+	stream       uint64 // of this node's stint as primary, or of the one it follows
+	received     uint64 // last change of that stream that arrived here
+	floor        uint64 // every change of that stream up to here is everywhere
+	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
+	crashed      bool   // was primary when it stopped uncleanly
+	live         bool   // the disk has been up to date while this process held it
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64
@@ -139,18 +141,23 @@ type Device struct {
 	ready   []*op // whose range has become free
 	running bool  // runReadyLocked is at work on it
 
-	gate      gate
-	parked    []*block.Request // admitted when the gate opens
-	hold      holdReason       // why finished changes are not answered yet
-	held      []*op
-	needGen   bool // the next change must start a new generation
-	genBusy   bool // a new generation is being made durable
-	genAgain  bool // another is wanted after it
-	genNo     uint64
-	genOld    replication.Gen // what it follows
-	floorSent uint64
-	genWait   replication.NodeSet // nodes that have not confirmed it
-	receives  replication.NodeSet // nodes that are sent changes
+	gate       gate
+	parked     []*block.Request // admitted when the gate opens
+	hold       holdReason       // why finished changes are not answered yet
+	held       []*op
+	needGen    bool // the next change must start a new generation
+	genBusy    bool // a new generation is being made durable
+	genAgain   bool // another is wanted after it
+	genNo      uint64
+	genOld     replication.Gen // what it follows
+	genNew     replication.Gen // what is being announced
+	genAway    replication.NodeSet
+	committing bool // all have it, and are noting that
+	genHeld    bool // the primary itself is noting it
+	tentative  bool // a replica's current generation is not known to be in force
+	floorSent  uint64
+	genWait    replication.NodeSet // nodes that have not confirmed it
+	receives   replication.NodeSet // nodes that are sent changes
 
 	flush  flushState
 	remote map[uint64]*remoteRead
@@ -161,6 +168,8 @@ type Device struct {
 	change       changeState
 	opens        int
 	tagged       []*op               // source reads that wait for the primary's writes
+	pulls        bool                // some piece of a resync may be asked for
+	pressed      bool                // the activity log waits for changes to become stable
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	closing      bool
 	autoPromoted bool           // the last client's leaving demotes
@@ -249,6 +258,7 @@ func (d *Device) load() {
 	}
 	sb := d.meta.Superblock()
 	d.gens = gensOf(&sb)
+	d.tentative = len(sb.Ext) > 8 && sb.Ext[8] == 1
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
 	switch {
 	case sb.Flags&store.Consistent == 0:

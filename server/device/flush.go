@@ -244,7 +244,7 @@ func (d *Device) stableLocked() {
 	}
 	d.recent.trim(stable)
 	if d.meta != nil {
-		d.meta.AL().SetStable(stable)
+		d.meta.AL().SetStable(d.shift + stable)
 	}
 }
 
@@ -277,7 +277,7 @@ func (fl *flushState) appliedLocked(d *Device, b *block.Batch) {
 
 func (fl *flushState) answerAskedLocked(d *Device, a *askedFlush, err error, b *block.Batch) {
 	if err == nil && d.meta != nil && d.primary == a.p.id {
-		d.meta.AL().SetStable(a.floor)
+		d.meta.AL().SetStable(d.shift + a.floor)
 	}
 	if a.p.session != a.s {
 		return

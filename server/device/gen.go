@@ -7,9 +7,17 @@ import (
 )
 
 // startGenLocked begins a new generation: the set of disks that take part has
-// changed. It is durable here and on all that take part before the changes
-// that wait for it are let in or answered; else a crash could leave two disks
-// that differ in an answered change under one name.
+// changed. It comes into force in two steps, and only then are the changes
+// that wait for it let in or answered; else a crash could leave two disks that
+// differ in an answered change under one name, or two generations of which
+// nobody can tell which counts.
+//
+//  1. Every replica that takes part notes the generation as tentative, then
+//     the primary takes it over.
+//  2. Every replica notes that it is in force.
+//
+// A primary announces only while it has quorum, so of two generations that go
+// apart at most one ever came into force.
 func (d *Device) startGenLocked() {
 	if d.genBusy {
 		d.genAgain = true
@@ -18,77 +26,101 @@ func (d *Device) startGenLocked() {
 	if !d.quorum.Quorate || d.role != replication.Primary {
 		return // never by a minority; evaluateLocked comes back to it
 	}
-	d.genBusy = true
-	d.work.do(func() { d.makeGen() })
-}
-
-func (d *Device) makeGen() {
-	d.mu.Lock()
-	others := d.disks.Without(d.cfg.Self)
-	old, away := d.gens.Current, others&^d.receives
-	// Until all have confirmed, those that take part may be left in the old
-	// generation too: their slots say so.
-	d.genOld = old
-	next := d.gens.Bump(newGen(), others)
-	prev := d.gens
-	d.gens = next
-	stream := d.stream
-	d.mu.Unlock()
-
-	err := d.save()
-
 	b := &block.Batch{}
-	d.mu.Lock()
-	defer func() {
-		d.mu.Unlock()
-		b.Finish()
-	}()
-	if err != nil && d.disk != nil {
-		d.gens = prev
-		d.genBusy = false
-		return
-	}
-	if d.role != replication.Primary {
-		d.genBusy = false
-		return
-	}
-	d.stats.Generations++
+	d.genBusy, d.committing = true, false
 	d.genNo++
-	d.genWait = d.receives
-	g := wire.Generation{No: d.genNo, Old: uint64(old), New: uint64(next.Current), Away: uint32(away), Stream: stream}
+	d.genOld, d.genNew = d.gens.Current, newGen()
+	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
+	// Those in contact that do not take part note that they are outdated: else
+	// they could pass for current among themselves.
+	d.genWait = d.receives | d.withDataLocked()
+	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
 	if d.meta == nil {
 		g.Old = 0 // a diskless primary names no past
 	}
+	payload := g.Append(nil)
 	for id := range d.genWait.All() {
-		d.peers[id].send(wire.Header{Type: wire.NewGen}, g.Append(nil), nil, b)
+		d.peers[id].send(wire.Header{Type: wire.NewGen}, payload, nil, b)
 	}
-	d.eventLocked("generation", nil, "new generation %v", next.Current)
-	d.rehelloLocked(0, b)
-	d.genSettleLocked(b)
+	no := d.genNo
+	d.work.do(func() {
+		b.Finish()
+		nb := &block.Batch{}
+		d.mu.Lock()
+		if d.genNo == no {
+			d.genSettleLocked(nb)
+		}
+		d.mu.Unlock()
+		nb.Finish()
+	})
 }
 
-// genConfirmedLocked: a peer has the generation on stable storage.
-func (d *Device) genConfirmedLocked(p *peer, no uint64, b *block.Batch) {
-	if d.genBusy && no == d.genNo && d.genWait.Has(p.id) {
+// withDataLocked is who in contact has a disk with data.
+func (d *Device) withDataLocked() (s replication.NodeSet) {
+	for _, p := range d.peers {
+		if p != nil && p.agreed && !p.diskless && p.disk.HasData() {
+			s = s.With(p.id)
+		}
+	}
+	return s
+}
+
+// genConfirmedLocked: a peer has noted a step on stable storage.
+func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Batch) {
+	if d.genBusy && no == d.genNo && second == d.committing && d.genWait.Has(p.id) {
 		d.genWait = d.genWait.Without(p.id)
 		d.genSettleLocked(b)
 	}
 }
 
-// genSettleLocked ends the making of a generation when all have it.
+// genSettleLocked goes on when everybody who takes part has confirmed a step.
+// Who is lost meanwhile takes part no longer, and wants another generation
+// after this one.
 func (d *Device) genSettleLocked(b *block.Batch) {
-	d.genWait &= d.receives
-	if !d.genBusy || d.genWait != 0 {
+	d.genWait &= d.receives | d.withDataLocked()
+	if !d.genBusy || d.genWait != 0 || d.genHeld {
 		return
 	}
-	d.genBusy = false
-	for id := range d.receives.All() {
-		if d.gens.Bitmap[id] == d.genOld && d.peers[id].repl == replication.Established {
-			d.gens = d.gens.FinishSync(id)
-		}
-		d.peers[id].told = false // to say that all have it
+	switch {
+	case d.role != replication.Primary:
+		d.genBusy, d.committing = false, false
+	case !d.quorum.Quorate:
+		// Abandoned; it never came into force.
+		d.genBusy, d.committing = false, false
+		d.needGen, d.genAgain = true, false
+	case d.committing:
+		d.genDoneLocked(b)
+	default:
+		d.takeGenLocked()
 	}
-	d.saveLocked(nil)
+}
+
+// takeGenLocked is the end of the first step: the primary takes it over.
+func (d *Device) takeGenLocked() {
+	d.committing = true
+	d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives)
+	d.tentative = false
+	d.genHeld = true // nobody's confirmation ends it before we have it
+	no := d.genNo
+	d.saveLocked(func(err error, b *block.Batch) {
+		d.genHeld = false
+		if !d.genBusy || d.genNo != no || err != nil && d.disk != nil {
+			return
+		}
+		d.stats.Generations++
+		d.eventLocked("generation", nil, "new generation %v", d.genNew)
+		d.genWait = d.receives
+		for id := range d.genWait.All() {
+			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no}}, nil, nil, b)
+		}
+		d.rehelloLocked(0, b)
+		d.genSettleLocked(b)
+	})
+}
+
+// genDoneLocked: the generation is in force everywhere.
+func (d *Device) genDoneLocked(b *block.Batch) {
+	d.genBusy, d.committing = false, false
 	d.needGen = d.genAgain
 	if d.genAgain {
 		d.genAgain = false
@@ -102,23 +134,20 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 }
 
 // genReceivedLocked takes over the primary's new generation; it confirms when
-// it is durable.
+// it is durable. It is tentative until the primary says that all have it.
 func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
-	confirm := func(err error, b *block.Batch) {
-		if err == nil {
-			p.send(wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}}, nil, nil, b)
-			d.rehelloLocked(0, b)
+	if replication.NodeSet(g.Away).Has(d.cfg.Self) {
+		if d.dstat > replication.Outdated {
+			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
-	}
-	next := replication.Gen(g.New)
-	if d.gens.Current == next {
-		d.saveLocked(confirm)
+		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
-	if g.Old != 0 && d.gens.Current != replication.Gen(g.Old) && d.dstat != replication.Inconsistent {
+	next := replication.Gen(g.New)
+	if g.Old != 0 && d.gens.Current != replication.Gen(g.Old) && d.gens.Current != next && d.dstat != replication.Inconsistent {
 		d.log.Warn("the primary's generation does not follow this one's", "peer", p.name,
 			"here", d.gens.Current.String(), "its old", replication.Gen(g.Old).String())
 		b := &block.Batch{}
@@ -126,8 +155,29 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		d.work.do(b.Finish)
 		return
 	}
-	// Whether the others that take part have it is not known before the primary
-	// says who is in sync once more.
-	d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self).Without(p.id))
-	d.saveLocked(confirm)
+	if d.gens.Current != next {
+		d.gens = d.gens.Bump(next, replication.NodeSet(g.Away).Without(d.cfg.Self).Without(p.id)&d.disks)
+	}
+	d.tentative = true
+	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// genCommitLocked: all have the generation.
+func (d *Device) genCommitLocked(p *peer, no uint64) {
+	if d.meta == nil || !p.agreed {
+		return
+	}
+	d.tentative = false
+	d.confirmLocked(p, wire.Header{Type: wire.GenDone, Arg: [3]uint64{no}})
+}
+
+// confirmLocked answers the primary once our state is durable.
+func (d *Device) confirmLocked(p *peer, h wire.Header) {
+	s := p.session
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err == nil && p.session == s && p.agreed {
+			p.send(h, nil, nil, b)
+			d.rehelloLocked(0, b)
+		}
+	})
 }

@@ -69,6 +69,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 		d.partLocked(p, "a new handshake", b)
 	}
 	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
 	f := wireFacts(&p.hs.mine)
 	f.Name, f.No, f.Handle = d.opts.Name, no, d.opts.Handle
@@ -91,8 +92,12 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Continuous: p.continuous, Stream: d.stream, Received: d.received,
+		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
+		Primary: d.primary, Tentative: d.tentative,
+	}
+	if f.Primary == p.id {
+		f.Primary = replication.NoPrimary // the peer knows best
 	}
 	if d.role == replication.Primary {
 		f.Received = d.window.head
@@ -146,10 +151,6 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 func sameFacts(a, b *replication.Facts, primary bool) bool {
 	x, y := *a, *b
 	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
-	x.Continuous, y.Continuous = false, false
-	if x.Role != replication.Primary && y.Role != replication.Primary {
-		x.Quorate, y.Quorate = false, false
-	}
 	if primary {
 		x.Received, y.Received = 0, 0
 	}
@@ -190,12 +191,14 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 // prepareAgreementLocked makes durable what must be before the peer may rely
 // on our agreement, then agrees.
 func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *block.Batch) {
-	yield := d.role == replication.Primary && p.hs.theirs.Role == replication.Primary && !p.hs.mine.Quorate
-	behind := dec.Sync() && !dec.Source() || dec.Action == replication.SelfOutdated
+	yield := d.role == replication.Primary && dec.Yields.Has(d.cfg.Self)
+	// A difference within one generation is in changes that were not answered:
+	// neither side is behind.
+	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
 	if yield {
 		d.yieldLocked(p, b)
 	}
-	if behind && d.dstat > replication.Outdated {
+	if behind && d.dstat > replication.Outdated && !d.backedLocked(p) {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
 		no, peerNo, s := p.hs.no, p.hs.peerNo, p.session
 		d.saveLocked(func(err error, b *block.Batch) {
@@ -206,6 +209,17 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 		return
 	}
 	d.agreeLocked(p, b)
+}
+
+// backedLocked reports whether this node is in sync with the primary, which is
+// not p. Marks between two replicas are then left over from before one of them
+// was resynced; the primary's word settles them, and neither is behind.
+func (d *Device) backedLocked(p *peer) bool {
+	if d.primary < 0 || d.primary == p.id || d.primary == d.cfg.Self || d.dstat != replication.UpToDate {
+		return false
+	}
+	q := d.peers[d.primary]
+	return q != nil && q.agreed && q.repl == replication.Established && q.disk == replication.UpToDate
 }
 
 func (d *Device) agreeLocked(p *peer, b *block.Batch) {
@@ -238,10 +252,13 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 		return
 	}
 	p.agreed = true
-	p.told = false
+	p.told, p.heard = false, false
 	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
-	if p.role == replication.Primary && p.hs.theirs.Stream != 0 {
+	if dec := p.decision; dec.Yields.Has(p.id) {
+		p.role = replication.Secondary
+	}
+	if p.role == replication.Primary && d.role != replication.Primary && p.hs.theirs.Stream != 0 {
 		p.state.Primary = uint8(p.id)
 		if d.stream != p.hs.theirs.Stream || d.primary != p.id {
 			d.followLocked(p, p.hs.theirs.Stream)
@@ -274,18 +291,28 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 // enterInSyncLocked: nothing differs; whoever knows that the data is current
 // tells the other by it.
 func (d *Device) enterInSyncLocked(p *peer) {
-	p.continuous = true
+	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
-	best := max(d.dstat, p.disk)
-	if d.dstat < best {
-		d.setDiskLocked(best, "in sync with "+p.name)
-	}
+	best := inSyncState(&p.hs.mine, &p.hs.theirs)
+	d.setDiskLocked(best, "same data as "+p.name)
 	p.disk = best
-	if d.crashed {
-		d.crashed = false
-	}
+	d.crashed = false
 	d.saveGensLater()
 	d.setReplLocked(p, replication.Established)
+}
+
+// inSyncState is what two disks are that hold the same: as good as the better
+// of the two, unless one knows that newer data exists and the other could not
+// know. Who is primary, or has quorum without the other, could.
+func inSyncState(a, b *replication.Facts) replication.DiskState {
+	lo, hi := a, b
+	if lo.Disk > hi.Disk {
+		lo, hi = hi, lo
+	}
+	if lo.Disk <= replication.Outdated && hi.Role != replication.Primary && !(hi.Disk == replication.UpToDate && hi.Quorate) {
+		return lo.Disk
+	}
+	return hi.Disk
 }
 
 // contactLostLocked: the device's agreement with a peer ended with its contact.
@@ -313,9 +340,9 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
-	p.agreed = false
+	p.agreed, p.inSync = false, false
 	p.hs.sent, p.hs.got = false, false
-	d.syncPartLocked(p, b)
+	d.syncPartLocked(p)
 	d.setReplLocked(p, replication.Off)
 	if d.receives.Has(p.id) {
 		d.receives = d.receives.Without(p.id)
@@ -438,7 +465,10 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current),
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode,
+	}
+	if f.Primary >= 0 {
+		w.Primary = uint8(f.Primary)
 	}
 	for i, g := range f.Gens.Bitmap {
 		w.Bitmap[i] = uint64(g)
@@ -447,8 +477,8 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 		w.History[i] = uint64(g)
 	}
 	for flag, on := range map[uint8]bool{
-		wire.DevFlagCrashed: f.Crashed, wire.DevFlagContinuous: f.Continuous,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate,
+		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
 	} {
 		if on {
 			w.Flags |= flag
@@ -461,8 +491,12 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
-		Crashed: w.Flags&wire.DevFlagCrashed != 0, Continuous: w.Flags&wire.DevFlagContinuous != 0,
+		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary,
+	}
+	if w.Primary < replication.MaxNodes {
+		f.Primary = int(w.Primary)
 	}
 	f.Gens.Current = replication.Gen(w.Current)
 	for i, g := range w.Bitmap {

@@ -42,7 +42,8 @@ type op struct {
 	local      bool                // the local disk has not finished
 	localOK    bool
 	answered   bool
-	granted    bool    // syncPull: the range is held and the piece asked for
+	granted    bool    // syncPull: the piece has come
+	overtaken  bool    // syncPull: a change came that the piece may lack
 	session    Session // syncRead: on which it was asked for
 	finished   bool
 	logged     bool // holds references in the activity log

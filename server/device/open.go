@@ -64,7 +64,7 @@ func Assemble(o Options, disk store.Disk, created bool, bk Backing, openMeta fun
 	if before != nil {
 		d.beforeLog = *before
 		sb := meta.Superblock()
-		if len(sb.Ext) == 8 {
+		if len(sb.Ext) >= 8 {
 			d.logStream = binary.LittleEndian.Uint64(sb.Ext)
 		}
 	}

@@ -27,16 +27,17 @@ type peer struct {
 	state    wire.DeviceState // as last announced
 	decision replication.Decision
 	since    time.Time // repl was entered
-	// continuous: this process has run with its disk since it was in sync
-	// with the peer.
-	continuous bool
-	refused    string // why the peer is not worked with
+	inSync   bool      // nothing differs
+	restless time.Time // since when neither in sync nor on the way
+	patience time.Duration
+	refused  string // why the peer is not worked with
 
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun
 	sync      syncState
 	lastSt    wire.DeviceState // what we last announced to it
 	told      bool
+	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
 	closed    bool              // the peer closed the device: its next hello is a new one's
 }
@@ -160,7 +161,11 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 			d.genReceivedLocked(p, g)
 		}
 	case wire.NewGenAck:
-		d.genConfirmedLocked(p, h.Arg[0], b)
+		d.genConfirmedLocked(p, h.Arg[0], false, b)
+	case wire.GenCommit:
+		d.genCommitLocked(p, h.Arg[0])
+	case wire.GenDone:
+		d.genConfirmedLocked(p, h.Arg[0], true, b)
 	case wire.Receivers:
 		d.receiversLocked(p, h, b)
 	case wire.Prepare, wire.Vote, wire.Commit, wire.Abort:
@@ -171,6 +176,10 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.Bits:
 		d.bitsReceivedLocked(p, h, payload, b)
 	case wire.SyncDone:
+		if h.Flags&wire.FlagError != 0 {
+			d.targetGaveUpLocked(p)
+			return
+		}
 		if len(payload) > 0 {
 			var f wire.DeviceFacts
 			if !d.decodedLocked(p, h.Type, f.Decode(payload)) {
@@ -241,5 +250,9 @@ func (d *Device) floorLocked(p *peer, seq uint64) {
 	if d.primary == p.id && seq > d.floor {
 		d.floor = seq
 		d.recent.trim(seq)
+		if d.pressed {
+			d.pressed = false
+			d.Pressure(seq)
+		}
 	}
 }

@@ -189,6 +189,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.window.head, d.window.floor = start, start
 	d.flush.flowed = start
 	d.recent.reset()
+	d.newEpochLocked()
 	for _, p := range d.peers {
 		if p != nil {
 			p.stable = start
@@ -197,6 +198,15 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.needGen = d.needsGenLocked()
 	d.saveLocked(nil)
 	d.evaluateLocked(b)
+	// Where this disk was to be resynced from another of its generation, the
+	// direction turns: what the application will see is the truth.
+	var again replication.NodeSet
+	for _, p := range d.peers {
+		if p != nil && p.repl == replication.PausedSyncT && d.dstat == replication.UpToDate {
+			again = again.With(p.id)
+		}
+	}
+	d.rehelloLocked(again, b)
 }
 
 // needsGenLocked: the first change starts a generation where a disk does not
@@ -347,6 +357,7 @@ func (d *Device) demote(ctx context.Context, open bool) error {
 	d.needGen, d.hold = false, 0
 	d.receives = 0
 	d.recent.reset()
+	d.newEpochLocked()
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
 	d.mu.Unlock()
@@ -390,6 +401,7 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
 	d.hold, d.needGen, d.genAgain = 0, false, false
+	defer d.newEpochLocked()
 	d.receives = 0
 	d.gate = gateShut
 	d.readable.Store(nil)

@@ -54,6 +54,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		p.send(wire.Header{Type: wire.RecvAck, Arg: [3]uint64{seq, 1}}, nil, nil, b)
 	}
 	d.stats.PeerWrites++
+	d.overtakePullsLocked(p, o.ext)
 	d.beginLocked(o, b)
 }
 
@@ -104,18 +105,44 @@ func (d *Device) followLocked(p *peer, stream uint64) {
 	d.primary = p.id
 	d.stream, d.received, d.floor = stream, 0, 0
 	d.recent.reset()
+	d.newEpochLocked()
+}
+
+// newEpochLocked sets the numbering of the activity log's epochs above all
+// that came before. What was logged under another primary is marked in the
+// bitmaps, where it may matter; when those are on stable storage its extents
+// may cool.
+func (d *Device) newEpochLocked() {
+	d.shift = d.epoch
+	meta, old := d.meta, d.epoch
+	if meta == nil {
+		return
+	}
+	d.work.do(func() {
+		if err := meta.WriteBitmaps(); err != nil {
+			d.log.Error("cannot write the bitmaps", "err", err)
+			return
+		}
+		meta.AL().SetStable(old)
+	})
+}
+
+// epochLocked is a change's place in the order of the activity log.
+func (d *Device) epochLocked(seq uint64) uint64 {
+	d.epoch = max(d.epoch, d.shift+seq)
+	return d.shift + seq
 }
 
 // settleLocked uses that being in sync is an equivalence: what is in sync with
 // p, with which we are in sync, is in sync with us, so marks against it are
-// void. Only the primary's word counts while there is one, because only it
-// orders the word against writes.
+// void. Only the primary's word counts, because only it orders the word
+// against writes.
 func (d *Device) settleLocked(p *peer, b *block.Batch) {
 	in := replication.NodeSet(p.state.InSync)
 	if d.meta == nil || d.dstat != replication.UpToDate || !in.Has(d.cfg.Self) || !p.agreed || p.repl != replication.Established {
 		return
 	}
-	if d.primary >= 0 && d.primary != p.id {
+	if d.primary != p.id {
 		return
 	}
 	changed := false
@@ -124,13 +151,14 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 		if q == nil || q == p || q.diskless {
 			continue
 		}
-		if d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen {
+		if q.inSync || d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen && !q.agreed {
 			continue
 		}
 		d.meta.Bitmap(id).ClearAll()
 		d.gens = d.gens.FinishSync(id)
-		q.continuous = true
-		if q.agreed && (q.repl == replication.PausedSyncS || q.repl == replication.PausedSyncT) {
+		if q.agreed && q.repl != replication.SyncTarget {
+			d.syncPartLocked(q)
+			q.inSync = true
 			d.setReplLocked(q, replication.Established)
 		}
 		changed = true

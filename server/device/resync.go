@@ -12,10 +12,12 @@ import (
 
 // A resync is driven by its target. It marks itself inconsistent, sends its
 // bitmap, gets the source's in return, and then asks for what either marks,
-// piece by piece, while it takes the primary's writes as they come. It holds a
-// piece's range against those writes from the request to the write, so the
-// reply (which has everything the source had applied when it was asked) never
-// lands on something newer.
+// piece by piece, while it takes the primary's writes as they come. A reply
+// must never land on something newer. From a source that is the primary it
+// cannot: reply and writes come over one link, in the order in which the
+// source carried them out. From any other source a write may overtake a reply;
+// then the reply is dropped and the piece asked for again. (To hold the range
+// against writes instead would let the two sides wait for each other.)
 //
 // The source takes its mark off when it reads a piece and puts it back if the
 // target is lost; the target takes its own off when the piece is on stable
@@ -38,6 +40,7 @@ type syncState struct {
 	began       time.Time
 	rate        float64 // bytes per second, a moving average
 	lastDone    int64
+	seen        int64
 	allowance   int64
 	lastWrites  uint64
 	busy        bool // the application writes
@@ -93,7 +96,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		case p == nil:
 		case p.sync.pulling:
 			now = p
-		case p.agreed && p.repl == replication.PausedSyncT && d.sourceLocked(p) && (best == nil || p.role == replication.Primary):
+		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && d.sourceLocked(p) && betterSource(p, best):
 			best = p
 		}
 	}
@@ -102,10 +105,14 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	if now != nil {
 		// The primary is back: it orders its own writes against the resync.
-		d.syncPartLocked(now, b)
+		d.giveUpLocked(now, b)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
 	d.beginPullLocked(best)
+}
+
+func betterSource(p, best *peer) bool {
+	return best == nil || p.role == replication.Primary || best.role != replication.Primary && p.disk > best.disk
 }
 
 // sourceLocked reports whether p will do as a source: the primary; or, where
@@ -131,7 +138,15 @@ func (d *Device) sourceLocked(p *peer) bool {
 // source's is written to it.
 func (d *Device) beginPullLocked(p *peer) {
 	s := p.session
+	for _, q := range d.peers {
+		if q != nil && q.repl == replication.SyncSource {
+			// A mixture is no source.
+			d.syncPartLocked(q)
+			d.setReplLocked(q, replication.PausedSyncS)
+		}
+	}
 	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
+	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
@@ -211,7 +226,9 @@ func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *
 		d.joinedLocked(p)
 		return
 	}
-	if p.repl != replication.PausedSyncS && p.repl != replication.SyncSource {
+	// The target knows best whether it lacks something: it may have begun before
+	// it heard that it does not.
+	if d.disk == nil || p.repl == replication.Off || d.dstat < replication.Outdated {
 		return
 	}
 	d.serveLocked(p, b)
@@ -224,6 +241,7 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 		p.sync.sent = map[uint64]block.Extent{}
 		p.sync.began = time.Now()
 	}
+	p.inSync = false
 	d.setReplLocked(p, replication.SyncSource)
 	d.evaluateLocked(b)
 	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
@@ -275,7 +293,7 @@ func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 		d.nextID++
 		o.seq = d.nextID
 		sy.ops[o.seq] = o
-		d.beginLocked(o, b)
+		d.askPieceLocked(o, b)
 	}
 	if len(sy.ops) > 0 {
 		return
@@ -286,20 +304,33 @@ func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 	}
 }
 
-// pullLocked asks the source for a piece whose range is now held.
-func (d *Device) pullLocked(o *op, b *block.Batch) {
+// askPieceLocked asks the source for a piece.
+func (d *Device) askPieceLocked(o *op, b *block.Batch) {
 	p := o.from
-	if p.sync.ops[o.seq] != o {
-		d.releaseLocked(o, b) // the resync ended while the op waited
-		return
-	}
 	var tag [8]byte
 	if d.primary >= 0 && d.primary != p.id && d.primary != d.cfg.Self {
 		// A third node writes to both: the source must have what we have.
 		binary.LittleEndian.PutUint64(tag[:], d.received)
 	}
-	o.granted = true
 	p.send(wire.Header{Type: wire.SyncReq, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, tag[:], nil, b)
+}
+
+// overtakePullsLocked: a change that does not come over the source's link has
+// overtaken what the source may have read before it.
+func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
+	if !d.pulls {
+		return
+	}
+	for _, p := range d.peers {
+		if p == nil || p == from || !p.sync.pulling {
+			continue
+		}
+		for _, o := range p.sync.ops {
+			if !o.granted && o.ext.Overlaps(e) {
+				o.overtaken = true
+			}
+		}
+	}
 }
 
 // syncRequestedLocked takes a target's request for a piece.
@@ -388,14 +419,20 @@ func allZero(p []byte) bool {
 // syncDataLocked writes a piece that the source sent.
 func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o := p.sync.ops[f.Arg[1]]
-	if o == nil || !o.granted || o.local {
+	if o == nil || o.granted {
 		return
 	}
-	if f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len {
+	bad := f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len
+	if bad || o.overtaken || d.disk == nil {
 		delete(p.sync.ops, o.seq)
-		d.releaseLocked(o, b)
-		p.sync.ready = false // the source says more by its state
-		d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
+		if bad {
+			p.sync.ready = false // the source says more by its state
+			d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
+		}
+		h := wire.Header{Type: wire.SyncAck, Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
+		p.send(h, nil, nil, b)
+		d.freeOpLocked(o)
+		d.pumpLocked(p, b)
 		return
 	}
 	o.what = block.Trim
@@ -406,15 +443,8 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			o.buf.Retain()
 		}
 	}
-	o.disk = d.disk
-	if o.disk == nil {
-		delete(p.sync.ops, o.seq)
-		d.releaseLocked(o, b)
-		return
-	}
-	o.local = true
-	d.loaded.Add(1)
-	b.Defer(o)
+	o.disk, o.local, o.granted = d.disk, true, true
+	d.beginLocked(o, b)
 }
 
 // pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
@@ -512,6 +542,9 @@ func (d *Device) syncDoneReceivedLocked(p *peer, b *block.Batch) {
 
 func (d *Device) sourceDoneLocked(p *peer) {
 	s := p.session
+	if d.meta == nil {
+		return
+	}
 	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
 		d.work.do(func() { d.sendBits(p, s) })
 		return
@@ -525,7 +558,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		f := wireFacts(&facts)
 		f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
 		p.sync = syncState{}
-		p.continuous = true
+		p.inSync = true
 		d.crashed = false
 		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
 		d.setReplLocked(p, replication.Established)
@@ -548,7 +581,8 @@ func (d *Device) targetDoneLocked(p *peer) {
 	d.crashed = false
 	from := p.sync
 	p.sync = syncState{}
-	p.continuous = true
+	d.pulls = d.pullingLocked()
+	p.inSync = true
 	d.setReplLocked(p, replication.Established)
 	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
 	d.eventLocked("resync", p, "resync from %s is complete: %d bytes in %v", p.name, from.done, time.Since(from.began).Round(time.Millisecond))
@@ -567,6 +601,9 @@ func (d *Device) targetDoneLocked(p *peer) {
 // are settled by the one it was resynced from, or compared again.
 func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	d.settleLocked(p, b)
+	if p.role == replication.Primary {
+		return // it will say who is in sync
+	}
 	var again replication.NodeSet
 	for _, q := range d.peers {
 		if q != nil && q != p && q.agreed && (q.repl == replication.PausedSyncT || !q.diskless && unsettled(q.decision.Action)) {
@@ -578,6 +615,20 @@ func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	}
 }
 
+// giveUpLocked tells a source that this node no longer pulls from it.
+func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
+	d.syncPartLocked(p)
+	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
+}
+
+// targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
+func (d *Device) targetGaveUpLocked(p *peer) {
+	if p.repl == replication.SyncSource {
+		d.syncPartLocked(p)
+		d.setReplLocked(p, replication.PausedSyncS)
+	}
+}
+
 // unsettled: the decision was to wait for a complete disk.
 func unsettled(a replication.Action) bool {
 	return a == replication.NoDisk || a == replication.PeerOutdated || a == replication.SelfOutdated
@@ -585,7 +636,7 @@ func unsettled(a replication.Action) bool {
 
 // syncPartLocked ends a resync that has not completed. What was not confirmed
 // is marked again.
-func (d *Device) syncPartLocked(p *peer, b *block.Batch) {
+func (d *Device) syncPartLocked(p *peer) {
 	sy := p.sync
 	p.sync = syncState{full: sy.full}
 	for _, e := range sy.sent {
@@ -594,11 +645,40 @@ func (d *Device) syncPartLocked(p *peer, b *block.Batch) {
 		}
 	}
 	for _, o := range sy.ops {
-		if o.granted && !o.local {
-			d.releaseLocked(o, b)
+		if !o.granted {
+			d.freeOpLocked(o)
 		}
 	}
+	d.pulls = d.pullingLocked()
 }
+
+// renegotiateLocked gives a pair that is neither in sync nor on its way there
+// another handshake: whatever happened in the meantime, it decides anew. The
+// pauses between such attempts grow; many a pair waits for good reason.
+func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
+	calm := p.inSync || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	p.sync.seen = p.sync.done
+	if calm {
+		p.restless, p.patience = time.Time{}, 0
+		return
+	}
+	if p.restless.IsZero() {
+		p.restless = now
+		p.patience = max(p.patience, firstPatience)
+	}
+	if now.Sub(p.restless) < p.patience {
+		return
+	}
+	p.restless = time.Time{}
+	p.patience = min(2*p.patience, mostPatience)
+	d.log.Debug("another handshake: neither in sync nor on the way", "peer", p.name)
+	d.helloLocked(p, b)
+}
+
+const (
+	firstPatience = 3 * time.Second
+	mostPatience  = time.Minute
+)
 
 // tickSyncLocked paces the resync.
 func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
@@ -606,6 +686,7 @@ func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
 		if p == nil || !p.agreed {
 			continue
 		}
+		d.renegotiateLocked(p, now, b)
 		sy := &p.sync
 		if sy.began.IsZero() {
 			continue

@@ -86,7 +86,21 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
-	if d.dstat != replication.Consistent || !d.quorum.Quorate {
+	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
+		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
+	}
+	if d.dstat != replication.Consistent {
+		return
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
+			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+			d.saveLocked(nil)
+			return
+		}
+	}
+	d.censusLocked()
+	if !d.quorum.Quorate {
 		return
 	}
 	for _, p := range d.peers {
@@ -104,12 +118,27 @@ func (d *Device) upgradeLocked() {
 	d.saveLocked(nil)
 }
 
+// everybodyBehindLocked reports whether every other disk is in reach and has
+// nothing that this one lacks.
+func (d *Device) everybodyBehindLocked() bool {
+	for _, p := range d.peers {
+		if p == nil || p.diskless {
+			continue
+		}
+		if !p.agreed || p.disk > replication.Outdated || !(p.inSync || p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) {
+			return false
+		}
+	}
+	return true
+}
+
 func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	if d.dstat == s {
 		return
 	}
 	old := d.dstat
 	d.dstat = s
+	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
 	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)
 	d.touchLocked()
@@ -257,7 +286,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	}
 	// These two are ordered by the data link and come with it.
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
-	p.state = st
+	p.state, p.heard = st, true
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
 	d.evaluateLocked(b)
@@ -297,13 +326,18 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	d.eventLocked("disk", p, "disk of %s: %v -> %v", p.name, was, s)
 	d.touchLocked()
 	if was.HasData() && !s.HasData() {
-		d.syncPartLocked(p, b)
+		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.Established)
 		if d.receives.Has(p.id) {
 			d.receives = d.receives.Without(p.id)
 			d.excludeLocked(p, was == replication.UpToDate, "its disk is "+s.String(), b)
 			d.flush.lostLocked(d, p, b)
 		}
+	}
+	if p.sync.pulling && s < replication.Consistent && s != replication.DUnknown {
+		// The source has become a mixture itself; another, or later.
+		d.giveUpLocked(p, b)
+		d.setReplLocked(p, replication.PausedSyncT)
 	}
 	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
 		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
@@ -348,7 +382,7 @@ func (d *Device) save() error {
 
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
-	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
+	gens, dstat, role, crashed, stream, tentative := d.gens, d.dstat, d.role, d.crashed, d.stream, d.tentative
 	members := uint32(d.disks)
 	return func(sb *store.Superblock) {
 		putGens(sb, &gens)
@@ -370,7 +404,15 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
+		sb.Ext = append(sb.Ext, flagByte(tentative))
 	}
+}
+
+func flagByte(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func gensOf(sb *store.Superblock) replication.Gens {
@@ -413,7 +455,7 @@ func (d *Device) diskFailedLocked(what string, err error) {
 		d.setDiskLocked(replication.Diskless, "detached after an I/O error")
 		for _, p := range d.peers {
 			if p != nil && p.sync.pulling {
-				d.syncPartLocked(p, b)
+				d.syncPartLocked(p)
 				d.setReplLocked(p, replication.Established)
 			}
 		}

@@ -120,6 +120,7 @@ func (d *Device) changeLocked(r *block.Request, b *block.Batch) {
 }
 
 func (d *Device) appOpLocked(r *block.Request, off, length int64, data []byte) *op {
+	d.overtakePullsLocked(nil, block.Extent{Off: off, Len: length})
 	o := d.newOpLocked()
 	o.kind, o.what, o.flags = appChange, r.Op, r.Flags
 	o.ext = block.Extent{Off: off, Len: length}
@@ -161,7 +162,8 @@ func (d *Device) beginLocked(o *op, b *block.Batch) {
 func (d *Device) startLocked(o *op, b *block.Batch) {
 	switch o.kind {
 	case syncPull:
-		d.pullLocked(o, b)
+		d.loaded.Add(1)
+		b.Defer(o)
 	case syncRead:
 		d.bulk.put(o)
 	default:
@@ -387,8 +389,8 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		d.window.done(o.seq)
 	}
-	if o.logged {
-		d.meta.AL().End(o.ext, o.seq)
+	if o.logged && d.meta != nil {
+		d.meta.AL().End(o.ext, d.epochLocked(o.seq))
 	}
 	d.releaseLocked(o, b)
 }

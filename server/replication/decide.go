@@ -15,9 +15,9 @@ type Facts struct {
 	// Crashed: this node was primary when it stopped uncleanly, and has not
 	// been in sync with anybody since.
 	Crashed bool
-	// Continuous: this node's process has been running, with its disk, since
-	// it was last in sync with the other.
-	Continuous bool
+	// Live: this node's process has held its disk as up to date: it has not
+	// been through a crash since its data was known to be current.
+	Live bool
 	// Stream names the primary's stint whose writes this node last took part
 	// in, and Received how far it got.
 	Stream   uint64
@@ -26,7 +26,15 @@ type Facts struct {
 	Discard bool
 	// Quorate: this node had quorum when it spoke.
 	Quorate bool
+	// Primary is whom this node believes to be primary; NoPrimary: nobody.
+	Primary int
+	// Tentative: the current generation came from a primary that has not said
+	// yet that all who take part have it. Nothing was answered in it.
+	Tentative bool
 }
+
+// NoPrimary is the Primary of one who knows of none.
+const NoPrimary = -1
 
 // Action is what two nodes do about a device.
 type Action uint8
@@ -82,6 +90,8 @@ type Decision struct {
 	// CopySlot is the node whose bitmap the source uses for the target in
 	// place of the target's own slot; -1: the target's own.
 	CopySlot int
+	// Yields is who stops being primary by this decision.
+	Yields NodeSet
 }
 
 func (d Decision) String() string { return d.Action.String() + " (" + d.Rule + "): " + d.Why }
@@ -91,6 +101,10 @@ func (d Decision) Sync() bool { return d.Action >= SourceBits && d.Action <= Tar
 
 // Source reports whether the asking node sends.
 func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == SourceFull }
+
+// Equal reports whether the sides are of one generation and differ only in
+// changes that not all of them had when somebody stopped.
+func (d Decision) Equal() bool { return d.Rule == ruleEqual }
 
 // Full reports whether everything is to be moved.
 func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
@@ -110,13 +124,16 @@ func Decide(me, peer *Facts) Decision {
 	return d
 }
 
-const ruleCopy = "other-slot"
+const (
+	ruleCopy  = "other-slot"
+	ruleEqual = "equal-dirty"
+)
 
 func decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
 		return d
 	}
-	if me.Role == Primary && peer.Role == Primary {
+	if me.Role == Primary && rival(me, peer) || peer.Role == Primary && rival(peer, me) {
 		return twoPrimaries(me, peer)
 	}
 	if d, ok := dayOne(me, peer); ok {
@@ -126,10 +143,42 @@ func decide(me, peer *Facts) Decision {
 		return equal(me, peer)
 	}
 	d := ancestry(me, peer)
+	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
+		d = tentative(me, peer)
+	}
 	if d.Action == SplitBrain || d.Action == Unrelated {
 		return discard(me, peer, d)
 	}
 	return fromMixture(me, peer, d)
+}
+
+// rival: another acts as primary on the peer's side.
+func rival(me, peer *Facts) bool {
+	return peer.Role == Primary || peer.Primary != NoPrimary && peer.Primary != me.Node
+}
+
+// tentative: a generation that was announced and never came into force gives
+// way to one that did.
+func tentative(me, peer *Facts) Decision {
+	bits := sharedSlot(me, peer)
+	d := Decision{Rule: "tentative", Why: "one side's generation never came into force"}
+	switch {
+	case me.Tentative && bits:
+		d.Action = TargetBits
+	case me.Tentative:
+		d.Action = TargetFull
+	case bits:
+		d.Action = SourceBits
+	default:
+		d.Action = SourceFull
+	}
+	return d
+}
+
+// sharedSlot: both bitmaps count from one generation.
+func sharedSlot(me, peer *Facts) bool {
+	g := me.Gens.Bitmap[peer.Node]
+	return g != NoGen && g == peer.Gens.Bitmap[me.Node]
 }
 
 func precondition(me, peer *Facts) (Decision, bool) {
@@ -142,6 +191,22 @@ func precondition(me, peer *Facts) (Decision, bool) {
 	return Decision{}, false
 }
 
+// yielding: what a primary did without quorum was never answered.
+func yielding(me, peer *Facts) Decision {
+	d := Decision{Rule: "yielding", Why: "what was done without quorum was never answered"}
+	switch bits := sharedSlot(me, peer); {
+	case me.Quorate && bits:
+		d.Action = SourceBits
+	case me.Quorate:
+		d.Action = SourceFull
+	case bits:
+		d.Action = TargetBits
+	default:
+		d.Action = TargetFull
+	}
+	return d
+}
+
 // twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
 // to one that has it. Two that both believe in themselves have diverged
 // whatever their generations say.
@@ -151,15 +216,24 @@ func twoPrimaries(me, peer *Facts) Decision {
 		return discard(me, peer, split)
 	}
 	m, p := *me, *peer
-	if me.Quorate {
-		p.Role = Secondary
-	} else {
-		m.Role = Secondary
+	m.Primary, p.Primary = NoPrimary, NoPrimary
+	loser := &p
+	if !me.Quorate {
+		loser = &m
 	}
+	if loser.Role != Primary && (me.Role == Primary || peer.Role == Primary) {
+		// The one that has quorum is primary; the other follows one that has not.
+		return Decision{Action: Refuse, Rule: "rival", Why: "the side without quorum follows another primary"}
+	}
+	loser.Role = Secondary
 	d := decide(&m, &p)
+	if d.Action == SplitBrain {
+		d = yielding(me, peer)
+	}
 	if d.Sync() && d.Source() != me.Quorate {
 		return split
 	}
+	d.Yields = Of(loser.Node)
 	d.Why = "the primary without quorum yields; " + d.Why
 	return d
 }
@@ -204,36 +278,54 @@ func equal(me, peer *Facts) Decision {
 		return Decision{Action: InSync, Rule: "equal-clean", Why: "same generation, and no write was under way when a side stopped"}
 	}
 	if src == me.Node {
-		return Decision{Action: SourceBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+		return Decision{Action: SourceBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
 	}
-	return Decision{Action: TargetBits, Rule: "equal-dirty", Why: "same generation with differences: " + why}
+	return Decision{Action: TargetBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
 }
 
 // direction chooses who sends among two of one generation that differ in
-// blocks whose writes were never acknowledged by all.
+// blocks whose writes were never acknowledged by all. Whoever sends, nothing
+// that was acknowledged is lost; but the choice must be an order over all
+// nodes, lest three of them wait for one another in a circle. So every reason
+// is a fact about one node, never about a pair.
 func direction(me, peer *Facts) (source int, why string) {
-	pick := func(mine bool, why string) (int, string) {
-		if mine {
-			return me.Node, why
+	for _, k := range keys {
+		m, p := k.of(me), k.of(peer)
+		if m == p {
+			continue
 		}
-		return peer.Node, why
+		if m > p {
+			return me.Node, k.why
+		}
+		return peer.Node, k.why
 	}
-	switch {
-	case me.Role == Primary || peer.Role == Primary:
-		return pick(me.Role == Primary, "the primary's data is what its application saw")
-	case me.Disk == UpToDate && peer.Disk < Consistent, peer.Disk == UpToDate && me.Disk < Consistent:
-		return pick(me.Disk == UpToDate, "the other side is outdated")
-	case me.Crashed != peer.Crashed && (me.Continuous || peer.Continuous):
-		// The survivor kept what a power cut may have taken from the other's cache.
-		return pick(peer.Crashed, "the survivor of the crashed primary has everything that was acknowledged")
-	case me.Crashed != peer.Crashed:
-		return pick(me.Crashed, "both stopped, and the primary's data is what its application saw")
-	case me.Stream == peer.Stream && me.Received != peer.Received:
-		return pick(me.Received > peer.Received, "it received more of the lost primary's writes")
-	case me.Continuous != peer.Continuous:
-		return pick(me.Continuous, "it kept running while the other stopped")
+	if me.Node < peer.Node {
+		return me.Node, tieWhy
 	}
-	return pick(me.Node < peer.Node, "nothing tells them apart, so the lower node id sends")
+	return peer.Node, tieWhy
+}
+
+const tieWhy = "nothing tells them apart, so the lower node id sends"
+
+var keys = []struct {
+	of  func(*Facts) uint64
+	why string
+}{
+	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return flag(f.Disk >= Consistent) }, "the other side is outdated"},
+	// A power cut may have taken from a cache what had been acknowledged; who
+	// kept running has it.
+	{func(f *Facts) uint64 { return flag(f.Live) }, "it kept running while the other stopped"},
+	{func(f *Facts) uint64 { return flag(f.Crashed) }, "both stopped, and the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return f.Stream }, "they followed different primaries"},
+	{func(f *Facts) uint64 { return f.Received }, "it received more of the lost primary's writes"},
+}
+
+func flag(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // ancestry compares generations that differ.
@@ -328,7 +420,7 @@ func discard(me, peer *Facts, d Decision) Decision {
 		d.Why += "; the side whose changes are to be discarded must be secondary first"
 		return d
 	}
-	bits := me.Gens.Bitmap[peer.Node] != NoGen && me.Gens.Bitmap[peer.Node] == peer.Gens.Bitmap[me.Node]
+	bits := sharedSlot(me, peer)
 	out := Decision{Rule: "discard", Why: "an administrator chose to discard one side's changes"}
 	switch {
 	case me.Discard && bits:

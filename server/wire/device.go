@@ -24,6 +24,7 @@ type DeviceFacts struct {
 	Disk     uint8
 	Flags    uint8 // DevFlag…
 	Protocol uint8
+	Primary  uint8 // whom it believes to be primary; NoNode: nobody
 	Size     int64
 	Members  uint32 // nodes with a disk
 	Config   uint64 // fingerprint of what must agree
@@ -37,11 +38,12 @@ type DeviceFacts struct {
 
 // Flags of DeviceFacts and DeviceState.
 const (
-	DevFlagCrashed    = 1 << iota // was primary when it stopped uncleanly
-	DevFlagContinuous             // running, with its disk, since last in sync with the receiver
-	DevFlagDiscard                // its changes are to be discarded
-	DevFlagQuorate                // has quorum
-	DevFlagSyncing                // its disk is being resynced by somebody
+	DevFlagCrashed   = 1 << iota // was primary when it stopped uncleanly
+	DevFlagLive                  // its process has held its disk as up to date
+	DevFlagDiscard               // its changes are to be discarded
+	DevFlagQuorate               // has quorum
+	DevFlagSyncing               // its disk is being resynced by somebody
+	DevFlagTentative             // its generation is not known to be in force
 )
 
 // DeviceState is the payload of DevState: the sender's state after the
@@ -164,6 +166,7 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u8(f.Disk)
 	e.u8(f.Flags)
 	e.u8(f.Protocol)
+	e.u8(f.Primary)
 	e.u64(uint64(f.Size))
 	e.u32(f.Members)
 	e.u64(f.Config)
@@ -190,6 +193,7 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Disk = d.u8()
 	f.Flags = d.u8()
 	f.Protocol = d.u8()
+	f.Primary = d.u8()
 	f.Size = int64(d.u64())
 	f.Members = d.u32()
 	f.Config = d.u64()

@@ -57,6 +57,8 @@ const (
 	NewGenAck Type = 77 // Arg[0]: the generation was persisted
 	BitsAck   Type = 78
 	SyncDone  Type = 79 // the target has it all
+	GenCommit Type = 81 // Arg: of the change: every node that takes part has the generation
+	GenDone   Type = 82 // Arg: of the change: noted durably
 	DevAgree  Type = 80 // Arg: my hello number, yours, action: the handshake's end
 )
 
@@ -112,6 +114,8 @@ var types = [128]typeInfo{
 	BitsAck:   {"bits-ack", 0, Meta},
 	SyncDone:  {"sync-done", MaxControlPayload, Meta},
 	DevAgree:  {"device-agree", 0, Meta},
+	GenCommit: {"generation-commit", 0, Meta},
+	GenDone:   {"generation-done", 0, Meta},
 }
 
 // MaxPayload is how long a payload of the type may be; false if the type is

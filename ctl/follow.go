@@ -9,8 +9,8 @@ import (
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
-// stream is a subscription that outlives connections.
-type stream struct {
+// subscription is a stream of notifications that outlives connections.
+type subscription struct {
 	method string
 	params func() any // asked anew for each connection
 	// begun and resumed get the result of the first subscription and of later
@@ -38,7 +38,7 @@ const (
 
 // follow runs a stream until it has enough, the user interrupts or -T is over.
 // The daemon must be there at the beginning; later it may come and go.
-func (a *app) follow(ctx context.Context, s stream) error {
+func (a *app) follow(ctx context.Context, s subscription) error {
 	ctx, stop := a.Interrupts(ctx)
 	defer stop()
 	limited, cancel := a.deadline(ctx, 0)
@@ -58,7 +58,7 @@ func (a *app) follow(ctx context.Context, s stream) error {
 }
 
 // again tries once to connect again, after a pause that grows while it fails.
-func (a *app) again(ctx context.Context, s stream, pause *time.Duration) (enough bool, err error) {
+func (a *app) again(ctx context.Context, s subscription, pause *time.Duration) (enough bool, err error) {
 	if *pause == firstPause {
 		fmt.Fprintf(a.Err, "lost the connection to %s; trying again\n", a.target())
 	}
@@ -87,7 +87,7 @@ func transient(err error) bool {
 
 // session is one connection of a stream: it ends without an error when the
 // connection is lost.
-func (a *app) session(ctx context.Context, s stream, begun func(json.RawMessage) error) (enough bool, err error) {
+func (a *app) session(ctx context.Context, s subscription, begun func(json.RawMessage) error) (enough bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	arriving := make(chan message, inbox)
@@ -102,17 +102,52 @@ func (a *app) session(ctx context.Context, s stream, begun func(json.RawMessage)
 	}
 	defer c.Close()
 	defer cancel() // before Close, which waits for the reader
-	var raw json.RawMessage
-	if err := c.Call(ctx, s.method, s.params(), &raw); err != nil {
-		return false, a.failed(ctx, c, err)
+	raw, early, err := a.subscribe(ctx, c, s, arriving)
+	if err != nil {
+		return false, err
 	}
 	if begun != nil {
 		if err := begun(raw); err != nil {
 			return false, err
 		}
 	}
+	for _, m := range early {
+		if more, err := s.on(m.method, m.params); err != nil || !more {
+			return true, err
+		}
+	}
 	return pump(ctx, c, arriving, s.on)
 }
+
+// subscribe asks for the notifications, and returns those that came before the
+// answer: they must be taken, or the answer would wait behind them.
+func (a *app) subscribe(ctx context.Context, c Client, s subscription, arriving <-chan message) (raw json.RawMessage, early []message, err error) {
+	flooded := false
+	answered := make(chan error, 1)
+	go func() { answered <- c.Call(ctx, s.method, s.params(), &raw) }()
+	for {
+		select {
+		case m := <-arriving:
+			if len(early) < maxEarly {
+				early = append(early, m)
+			} else if !flooded { // what comes until the end is dropped, so that the end can come
+				flooded = true
+				c.Close()
+			}
+		case err = <-answered:
+			switch {
+			case flooded:
+				err = fmt.Errorf("%d notifications came before the answer to %s; see the log of %s", maxEarly, s.method, a.target())
+			case err != nil:
+				err = a.failed(ctx, c, err)
+			}
+			return raw, early, err
+		}
+	}
+}
+
+// maxEarly is more than a daemon keeps.
+const maxEarly = 1 << 16
 
 // pump hands notifications on until there is no more of them.
 func pump(ctx context.Context, c Client, arriving <-chan message, on func(string, json.RawMessage) (bool, error)) (enough bool, err error) {

@@ -1,0 +1,157 @@
+package cmd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lockstepd/lockstep/cmd/internal/cluster"
+)
+
+// TestScripts runs what users type, with the real programs. Beside
+// testscript's own commands there are
+//
+//	cluster NODE...             start a cluster with the device r0; for each node
+//	                            $NODE is its control socket, $NODE_nbd the URI of r0,
+//	                            $NODE_run its rundir and $NODE_state its state dir
+//	node kill|term|stop|cont|start NODE
+//	await NODE in-sync|serving|down PEER|up PEER|role ROLE
+//	exits STATUS PROGRAM ARG... run a program that ends with that status
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	bin := real.build(t)
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
+			env.Setenv("NO_COLOR", "1")
+			env.Values[clusterKey{}] = new(scripted)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"cluster": scriptCluster, "node": scriptNode, "await": scriptAwait, "exits": scriptExits,
+		},
+		Condition: func(cond string) (bool, error) {
+			name, ok := strings.CutPrefix(cond, "has:")
+			if !ok {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			_, err := exec.LookPath(name)
+			if err != nil && os.Getenv("CI") == "true" {
+				return false, err
+			}
+			return err == nil, nil
+		},
+		RequireUniqueNames: true,
+	})
+}
+
+// clusterKey is where a script's cluster is kept.
+type clusterKey struct{}
+
+type scripted struct{ *cluster.Cluster }
+
+func clusterOf(ts *testscript.TestScript) *cluster.Cluster {
+	s := ts.Value(clusterKey{}).(*scripted)
+	if s.Cluster == nil {
+		ts.Fatalf("no cluster was started")
+	}
+	return s.Cluster
+}
+
+func scriptCluster(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: cluster NODE...")
+	}
+	cfg := quick()
+	cfg.Nodes = args
+	c, err := cluster.New(cluster.Options{Bin: real.dir}, cfg)
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(c.Close()) })
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(c.Start(ctx))
+	ts.Check(c.Until(ctx, "r0 is in sync", cluster.InSync("r0")))
+	ts.Value(clusterKey{}).(*scripted).Cluster = c
+	for _, n := range c.Nodes {
+		ts.Setenv(n.Name, n.Socket())
+		ts.Setenv(n.Name+"_nbd", n.URI("r0"))
+		ts.Setenv(n.Name+"_run", n.Run)
+		ts.Setenv(n.Name+"_state", n.State)
+	}
+}
+
+func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: node kill|term|stop|cont|start NODE")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	n := clusterOf(ts).Node(args[1])
+	switch args[0] {
+	case "kill":
+		n.Kill9()
+	case "term":
+		ts.Check(n.Term(ctx))
+	case "stop":
+		n.Stop()
+	case "cont":
+		n.Cont()
+	case "start":
+		ts.Check(n.Start(ctx))
+	default:
+		ts.Fatalf("node %s?", args[0])
+	}
+}
+
+func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await NODE in-sync|serving|down PEER|up PEER|role ROLE")
+	}
+	arg := ""
+	if len(args) > 2 {
+		arg = args[2]
+	}
+	cond, ok := map[string]func(cluster.Status) bool{
+		"in-sync": cluster.InSync("r0"),
+		"serving": func(cluster.Status) bool { return true },
+		"down":    cluster.PeerDown(arg),
+		"up":      func(s cluster.Status) bool { return s.Peer(arg).State == "up" },
+		"role":    func(s cluster.Status) bool { return s.Device("r0").Role == arg },
+	}[args[1]]
+	if !ok {
+		ts.Fatalf("await %s?", args[1])
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ts.Check(clusterOf(ts).Node(args[0]).Until(ctx, strings.Join(args[1:], " "), cond))
+}
+
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits STATUS PROGRAM ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	start := time.Now()
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("%q ended with %d after %v, not with %d", slices.Clone(args[1:]), got, time.Since(start), want)
+	}
+}

@@ -1,0 +1,160 @@
+// Package control offers the engine's commands on the control socket. It
+// translates between what the parts know and the plain structs of rpc/api, and
+// is the only part of the engine that knows the control plane.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/user"
+	"strconv"
+
+	"github.com/lockstepd/lockstep/rpc"
+	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/rpc/unixsock"
+	"github.com/lockstepd/lockstep/server/config"
+	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/events"
+	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/nbd"
+)
+
+// Vlog is the log whose levels "vlog/…" shows and sets.
+type Vlog interface {
+	Set(specs ...string) error
+	ListText() string
+	ListPatternText() string
+	SetRateLimit(on bool, names ...string) error
+	Reopen() error
+	CloseFile() error
+}
+
+// Coverage are the counters of "coverage/…".
+type Coverage interface {
+	Text() string
+	Read(name string) (uint64, error)
+	Attach(name string, read func() uint64)
+}
+
+// Memory is what "memory/show" shows.
+type Memory interface {
+	Text() string
+	Attach(name string, read func() uint64)
+}
+
+// Options are the parts that the commands speak of.
+type Options struct {
+	Node    string
+	ID      int
+	Version string
+	RunDir  string
+
+	Config    *config.Local
+	Devices   *device.Set
+	Messenger *messenger.Messenger
+	NBD       *nbd.Server
+	Events    *events.Log
+	Revision  *events.Revision
+
+	Exit, Restart func()
+	Vlog          Vlog
+	Coverage      Coverage
+	Memory        Memory
+	Log           *slog.Logger
+}
+
+// Control is the set of commands and the server that answers them.
+type Control struct {
+	o   Options
+	reg *rpc.Registry
+	srv *rpc.Server
+}
+
+// New builds the table of commands.
+func New(o Options) (*Control, error) {
+	c := &Control{o: o}
+	reg, err := rpc.NewRegistry(c.commands()...)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := policyOf(&o.Config.Control)
+	if err != nil {
+		return nil, err
+	}
+	c.reg = reg
+	c.srv = rpc.NewServer(rpc.ServerOptions{
+		Registry: reg, Logger: o.Log, Program: "lockstepd", Version: o.Version, Authorize: policy.Role,
+	})
+	return c, nil
+}
+
+// Serve answers on l until ctx ends.
+func (c *Control) Serve(ctx context.Context, l net.Listener) error { return c.srv.Serve(ctx, l) }
+
+// Registry is the table of commands, for services that bring more.
+func (c *Control) Registry() *rpc.Registry { return c.reg }
+
+// Listen makes the control socket at path, and beside it one whose name does
+// not change.
+func Listen(path string) (net.Listener, error) {
+	return rpc.ListenUnix(path, rpc.ListenOptions{Mode: 0o770, Link: stableName(path)})
+}
+
+// ListenUnix makes a Unix socket with a mode that is its from the first
+// moment, takes the place of a dead daemon's and never a live one's.
+func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {
+	return unixsock.Listen(path, unixsock.Options{Mode: mode})
+}
+
+func policyOf(c *config.Control) (rpc.Policy, error) {
+	p := rpc.Policy{AdminUIDs: []uint32{0, uint32(os.Geteuid())}}
+	for _, set := range []struct {
+		names []string
+		to    *[]uint32
+	}{{c.AdminGroups, &p.AdminGroups}, {c.ReadGroups, &p.ReadGroups}} {
+		for _, name := range set.names {
+			id, err := groupID(name)
+			if err != nil {
+				return p, fmt.Errorf("control: %w", err)
+			}
+			*set.to = append(*set.to, id)
+		}
+	}
+	return p, nil
+}
+
+func groupID(name string) (uint32, error) {
+	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("group %q: %w", name, err)
+	}
+	n, err := strconv.ParseUint(g.Gid, 10, 32)
+	return uint32(n), err
+}
+
+// device finds a device or says which there are.
+func (c *Control) device(name string) (*device.Device, error) {
+	if d, ok := c.o.Devices.Get(name); ok {
+		return d, nil
+	}
+	return nil, api.Errorf(api.CodeNotFound, "no device %q here (see: lockstepctl device list)", name)
+}
+
+// refused turns an engine's refusal into an error that tells scripts so.
+func refused(err error) error {
+	if r, ok := errors.AsType[*device.RefusedError](err); ok {
+		return api.Errorf(api.CodeInvalidState, "%s", r.Error())
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return api.Errorf(api.CodeTimeout, "timed out")
+	}
+	return err
+}

@@ -1,0 +1,174 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lockstepd/lockstep/rpc/api"
+)
+
+// table lays rows out in columns.
+func table(rows ...[]string) string {
+	var sb strings.Builder
+	w := tabwriter.NewWriter(&sb, 0, 0, 2, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	_ = w.Flush()
+	out := strings.Split(strings.TrimRight(sb.String(), "\n"), "\n")
+	for i := range out {
+		out[i] = strings.TrimRight(out[i], " ")
+	}
+	return strings.Join(out, "\n")
+}
+
+func size(n int64) string {
+	for _, u := range []struct {
+		at   int64
+		name string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.at {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.at), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func since(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func statusText(s api.Status) string {
+	var sb strings.Builder
+	fmt.Fprintf(&sb, "node %s (id %d), %s, revision %d\nhealth %s\n", s.Node, s.ID, s.Version, s.Revision, s.Health)
+	for _, p := range s.Problems {
+		fmt.Fprintf(&sb, "  %s: %s (%s)\n", p.Subject, p.What, p.Do)
+	}
+	if len(s.Nodes) > 0 {
+		fmt.Fprintf(&sb, "\n%s\n", nodesText(s.Nodes))
+	}
+	if len(s.Devices) > 0 {
+		fmt.Fprintf(&sb, "\n%s", devicesText(s.Devices))
+	}
+	return strings.TrimRight(sb.String(), "\n")
+}
+
+func nodesText(nodes []api.Node) string {
+	rows := [][]string{{"NODE", "ID", "STATE", "DATA", "META", "RTT", "MISSED", "ADDRESS", "SINCE"}}
+	for _, n := range nodes {
+		rows = append(rows, []string{n.Name, fmt.Sprint(n.ID), n.State, n.Data, n.Meta,
+			fmt.Sprintf("%d us", n.RTTUS), fmt.Sprint(n.MissedPings), n.Address, since(n.Since)})
+	}
+	return table(rows...)
+}
+
+func nodeText(n api.NodeDetail) string {
+	return table(
+		[]string{"node", n.Name}, []string{"id", fmt.Sprint(n.ID)}, []string{"state", n.State},
+		[]string{"since", since(n.Since)}, []string{"address", n.Address},
+		[]string{"links", "data " + n.Data + ", meta " + n.Meta}, []string{"session", n.Session},
+		[]string{"incarnation", n.Incarnation}, []string{"round trip", fmt.Sprintf("%d us", n.RTTUS)},
+		[]string{"tick time", fmt.Sprintf("%d ms, %d pings", n.TickTimeMS, n.MaxPingCount)},
+		[]string{"missed pings", fmt.Sprint(n.MissedPings)}, []string{"last frame", fmt.Sprintf("%d ms ago", n.LastFrameMS)},
+		[]string{"sent", fmt.Sprintf("%s in %d frames", size(int64(n.SentBytes)), n.SentFrames)},
+		[]string{"received", fmt.Sprintf("%s in %d frames", size(int64(n.RecvBytes)), n.RecvFrames)},
+		[]string{"queued", size(n.QueuedBytes)}, []string{"last error", n.LastError},
+	)
+}
+
+func devicesText(devs []api.Device) string {
+	rows := [][]string{{"DEVICE", "SIZE", "ROLE", "DISK", "QUORUM", "OPEN", "PEER", "PEER-ROLE", "PEER-DISK", "REPLICATION", "OUT-OF-SYNC"}}
+	for _, d := range devs {
+		quorum := "yes"
+		if !d.Quorum {
+			quorum = "no"
+		}
+		if d.Suspended {
+			quorum = "suspended"
+		}
+		row := []string{d.Name, size(d.Size), d.Role, d.Disk, quorum, fmt.Sprint(d.Open)}
+		if len(d.Peers) == 0 {
+			rows = append(rows, append(row, "-", "-", "-", "-", "-"))
+		}
+		for _, p := range d.Peers {
+			rows = append(rows, append(slices.Clone(row), p.Node, p.Role, p.Disk, p.Replication, size(p.OutOfSync)+progress(p.Resync)))
+			row = make([]string, len(row))
+		}
+	}
+	return table(rows...)
+}
+
+func progress(r *api.Resync) string {
+	if r == nil || r.Total == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d%%, %s/s)", r.Done*100/r.Total, size(r.Rate))
+}
+
+func deviceText(d api.DeviceDetail) string {
+	rows := [][]string{
+		{"device", d.Name}, {"size", size(d.Size)}, {"role", d.Role}, {"disk", d.Disk}, {"backing", d.Backing},
+		{"protocol", d.Protocol}, {"quorum", fmt.Sprintf("%v (%s, %s)", d.Quorum, d.QuorumPolicy, d.OnNoQuorum)},
+		{"generation", d.CurrentGen}, {"open", fmt.Sprint(d.Open)}, {"in flight", fmt.Sprint(d.InFlight)},
+		{"reads", fmt.Sprintf("%d, %s", d.Reads, size(int64(d.ReadBytes)))},
+		{"writes", fmt.Sprintf("%d, %s", d.Writes, size(int64(d.WriteBytes)))}, {"flushes", fmt.Sprint(d.Flushes)},
+		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, size(d.ALExtentBytes), size(d.CrashCostBytes))},
+	}
+	for _, u := range d.NBD {
+		rows = append(rows, []string{"nbd", u})
+	}
+	for _, p := range d.Peers {
+		rows = append(rows, []string{"peer " + p.Node, fmt.Sprintf("%s, %s, %s, %s out of sync%s", p.Role, p.Disk, p.Replication, size(p.OutOfSync), progress(p.Resync))})
+	}
+	return table(rows...)
+}
+
+func whyText(w api.Why) string {
+	var sb strings.Builder
+	fmt.Fprintf(&sb, "%s: %s", w.Subject, w.State)
+	if !w.Since.IsZero() {
+		fmt.Fprintf(&sb, " since %s", since(w.Since))
+	}
+	for _, l := range w.Because {
+		fmt.Fprintf(&sb, "\n  because %s", l)
+	}
+	for _, l := range w.Next {
+		fmt.Fprintf(&sb, "\n  next    %s", l)
+	}
+	return sb.String()
+}
+
+func sortLinks(rows []LinkRow) {
+	slices.SortFunc(rows, func(a, b LinkRow) int {
+		return cmp.Or(strings.Compare(a.Node, b.Node), strings.Compare(a.Link, b.Link))
+	})
+}
+
+func messengerText(links []LinkRow) string {
+	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "CONNECTIONS"}}
+	for _, l := range links {
+		rows = append(rows, []string{l.Node, l.Link, l.State, size(int64(l.SentBytes)), size(int64(l.RecvBytes)),
+			fmt.Sprintf("%s (%d)", size(l.QueuedBytes), l.QueuedFrames), size(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprint(l.Connections)})
+	}
+	return table(rows...)
+}
+
+func reconnectText(peers []ReconnectRow) string {
+	rows := [][]string{{"NODE", "STATE", "DIALS", "ATTEMPTS", "CONNECTS", "BACKOFF", "NEXT-TRY", "LAST-ERROR"}}
+	for _, p := range peers {
+		next := "-"
+		if p.RetryInMS >= 0 {
+			next = fmt.Sprintf("%d ms", p.RetryInMS)
+		}
+		rows = append(rows, []string{p.Node, p.State, fmt.Sprint(p.Dials), fmt.Sprint(p.Attempts), fmt.Sprint(p.Connects),
+			fmt.Sprintf("%d ms", p.BackoffMS), next, p.LastError})
+	}
+	return table(rows...)
+}
