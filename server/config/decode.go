@@ -51,6 +51,7 @@ func Decode(path string, data []byte, env Env) (*Config, error) {
 	if !doc.broken && !d.misshapen {
 		validate(d.cfg, faults, d.bad, env)
 	}
+	doc.gate()
 	if err := faults.err(); err != nil {
 		return nil, err
 	}

@@ -81,11 +81,6 @@ func (l *faultList) add(pos Pos, key, found, allowed string) {
 // full reports whether add would only count.
 func (l *faultList) full() bool { return len(l.faults) == maxFaults }
 
-// has reports whether a fault lies in that line already.
-func (l *faultList) has(line int) bool {
-	return slices.ContainsFunc(l.faults, func(f Fault) bool { return f.Line == line })
-}
-
 // err is nil, or the sorted Faults.
 func (l *faultList) err() error {
 	if len(l.faults) == 0 {

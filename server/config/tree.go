@@ -86,7 +86,6 @@ func parse(data []byte, faults *faultList) *document {
 	for base, tries := 0, 0; base < len(data) && tries < maxSyntaxFaults; tries++ {
 		base = d.run(base)
 	}
-	d.gate()
 	return d
 }
 
@@ -137,9 +136,11 @@ func startsKey(line []byte) bool {
 }
 
 // gate lets the library's own reading, which knows every rule of TOML, find
-// what the tree did not.
+// what the tree did not. It comes last, for files without any other fault:
+// its time grows with the square of the keys of a table, which only the
+// schema bounds.
 func (d *document) gate() {
-	if d.broken {
+	if len(d.faults.faults) > 0 {
 		return
 	}
 	var all map[string]any
@@ -149,15 +150,15 @@ func (d *document) gate() {
 	}
 	de, ok := errors.AsType[*toml.DecodeError](err)
 	if !ok {
-		d.broken = true
 		d.faults.add(Pos{}, "", strings.TrimPrefix(err.Error(), "toml: "), "")
 		return
 	}
 	line, col := de.Position()
-	if !d.faults.has(line) {
-		d.broken = true
-		d.faults.add(Pos{line, col}, strings.Join(de.Key(), "."), strings.TrimPrefix(de.Error(), "toml: "), "see https://toml.io for the syntax")
+	key := strings.Join(de.Key(), ".")
+	if key != "" {
+		key = printable(key)
 	}
+	d.faults.add(Pos{line, col}, key, strings.TrimPrefix(de.Error(), "toml: "), "see https://toml.io for the syntax")
 }
 
 // pos turns an offset into line and column.
@@ -183,7 +184,7 @@ func (d *document) expression(base int, n *unstable.Node) {
 		if d.now == nil {
 			return
 		}
-		if end := d.keyValue(base, n, d.now, d.path); end > d.now.end {
+		if end := d.lineEnd(d.keyValue(base, n, d.now, d.path)); end > d.now.end {
 			d.now.end = end
 		}
 	}
@@ -232,13 +233,21 @@ func (d *document) enter(base int, n *unstable.Node, array bool) {
 		d.now = d.openTable(t, last)
 	}
 	if d.now != nil {
-		d.now.end = last.end
-		if i := bytes.IndexByte(d.data[last.end:], '\n'); i >= 0 {
-			d.now.end += i
-		} else {
-			d.now.end = len(d.data)
-		}
+		d.now.end = d.lineEnd(last.end)
 	}
+}
+
+// lineEnd is the end of the line that off is in: behind a comment, before the
+// line end's characters.
+func (d *document) lineEnd(off int) int {
+	end := len(d.data)
+	if i := bytes.IndexByte(d.data[off:], '\n'); i >= 0 {
+		end = off + i
+	}
+	if end > off && d.data[end-1] == '\r' {
+		end--
+	}
+	return end
 }
 
 // descend goes into a table by name, making it where it does not exist.
