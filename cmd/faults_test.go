@@ -59,7 +59,7 @@ func verifying(t *testing.T, n *cluster.Node) (stop func()) {
 // fioVerify writes a part of a device at random, with blocks of many sizes, and reads it back by checksum.
 func fioVerify(ctx context.Context, h *proc.Host, uri, size string) error {
 	_, err := h.Run(ctx, "fio", "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bsrange=4k-128k",
-		"--iodepth=32", "--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=512", "--fsync=32", "--randrepeat=0")
+		"--iodepth=32", "--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=512", "--fsync=32", "--randrepeat=0", "--verify_state_save=0")
 	return err
 }
 
