@@ -152,6 +152,32 @@ func TestPrimaryKilledAndRestarted(t *testing.T) {
 	converged(t, c)
 }
 
+// TestPrimaryFrozen freezes the primary until the others give it up, and lets
+// it go on: its clients have waited, and that is all.
+func TestPrimaryFrozen(t *testing.T) {
+	t.Parallel()
+	s, _ := seed(t)
+	c := start(t, quick())
+	alpha, beta := c.Node("alpha"), c.Node("beta")
+	book := ledger.New(s, faultSize)
+	tr := load(t, book, alpha, 0)
+	for range 2 {
+		tr.moves(t)
+		alpha.Stop()
+		until(t, beta, "alpha is down", cluster.PeerDown("alpha"))
+		alpha.Cont()
+		inSync(t, c, "r0")
+	}
+	tr.moves(t)
+	tr.flawless(t)
+	conn := open(t, alpha)
+	verify(t, book, conn, 0)
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	converged(t, c)
+}
+
 // TestPrimaryFrozenAndReplaced freezes the primary until the others give it
 // up, lets another take over, and lets it go on: it must not acknowledge
 // anything that the new primary does not have.
