@@ -449,6 +449,8 @@ type flipper struct {
 	mu      sync.Mutex // guards rng
 	rng     *rand.Rand
 	running sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
 }
 
 // newFlipper has an address, at which nothing answers before start.
@@ -458,38 +460,40 @@ func newFlipper(t *testing.T, rng *rand.Rand) *flipper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &flipper{l: l, rng: rng}
+	f := &flipper{l: l, rng: rng}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	// Registered before the cluster is laid out, it runs after the cluster has ended.
+	t.Cleanup(func() {
+		f.cancel()
+		l.Close()
+		f.running.Wait()
+	})
+	return f
 }
 
 // start relays to an address until the test ends.
-func (f *flipper) start(t *testing.T, to string) {
+func (f *flipper) start(to string) {
 	f.to = to
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() {
-		cancel()
-		f.l.Close()
-		f.running.Wait()
-	})
 	f.running.Go(func() {
 		for {
 			conn, err := f.l.Accept()
 			if err != nil {
 				return
 			}
-			f.running.Go(func() { f.relay(ctx, conn) })
+			f.running.Go(func() { f.relay(conn) })
 		}
 	})
 }
 
 // relay joins a connection with one to the node behind the proxy.
-func (f *flipper) relay(ctx context.Context, in net.Conn) {
+func (f *flipper) relay(in net.Conn) {
 	defer in.Close()
 	out, err := net.Dial("tcp", f.to)
 	if err != nil {
 		return
 	}
 	defer out.Close()
-	stop := context.AfterFunc(ctx, func() { in.Close(); out.Close() })
+	stop := context.AfterFunc(f.ctx, func() { in.Close(); out.Close() })
 	defer stop()
 	var both sync.WaitGroup
 	both.Go(func() { f.pipe(in, out) })
@@ -533,7 +537,7 @@ func TestFlippedBitsBetweenNodes(t *testing.T) {
 	cfg.Via = map[string]string{"alpha": f.l.Addr().String()} // the nodes with higher ids dial alpha
 	c := layOut(t, cfg, nil)
 	alpha := c.Node("alpha")
-	f.start(t, alpha.Address)
+	f.start(alpha.Address)
 	if err := c.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
