@@ -211,7 +211,7 @@ func TestOvsAppctlFindsTheDaemon(t *testing.T) {
 		t.Skip("ovs-appctl is not installed")
 	}
 	d := newTestd(t)
-	d.detach("--monitor")
+	d.detach("--monitor", "--restart-delay=1ms")
 	for range 3 {
 		pid := d.pid()
 		cmd := exec.Command(client, "-T", "10", "-t", "testd", "version")
