@@ -134,12 +134,13 @@ type Device struct {
 	logStream uint64
 	beforeLog [replication.MaxNodes][]block.Extent
 
-	ranges  ranges
-	window  window
-	recent  recent
-	free    []*op
-	ready   []*op // whose range has become free
-	running bool  // runReadyLocked is at work on it
+	ranges     ranges
+	window     window
+	recent     recent
+	free       []*op
+	ready      []*op // whose range has become free
+	running    bool  // runReadyLocked is at work on it
+	refreshing bool  // refreshLocked is at work
 
 	gate       gate
 	parked     []*block.Request // admitted when the gate opens
@@ -169,6 +170,7 @@ type Device struct {
 	opens        int
 	tagged       []*op               // source reads that wait for the primary's writes
 	pulls        bool                // some piece of a resync may be asked for
+	eras         uint64              // resyncs served
 	pressed      bool                // the activity log waits for changes to become stable
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	closing      bool

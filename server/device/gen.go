@@ -55,6 +55,15 @@ func (d *Device) startGenLocked() {
 	})
 }
 
+// settleGen is genSettleLocked on the worker.
+func (d *Device) settleGen() {
+	b := &block.Batch{}
+	d.mu.Lock()
+	d.genSettleLocked(b)
+	d.mu.Unlock()
+	b.Finish()
+}
+
 // withDataLocked is who in contact has a disk with data.
 func (d *Device) withDataLocked() (s replication.NodeSet) {
 	for _, p := range d.peers {

@@ -347,6 +347,12 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
 	p.agreed, p.inSync = false, false
 	p.hs.sent, p.hs.got = false, false
+	if d.genBusy && d.genWait.Has(p.id) {
+		// It takes part no longer; if it comes back, in another generation.
+		d.genWait = d.genWait.Without(p.id)
+		d.genAgain = true
+		d.work.do(d.settleGen)
+	}
 	d.syncPartLocked(p)
 	d.setReplLocked(p, replication.Off)
 	if d.receives.Has(p.id) {

@@ -45,6 +45,7 @@ type op struct {
 	granted    bool    // syncPull: the piece has come
 	overtaken  bool    // syncPull: a change came that the piece may lack
 	session    Session // syncRead: on which it was asked for
+	era        uint64  // syncRead: of the resync
 	finished   bool
 	logged     bool // holds references in the activity log
 	synced     bool // FUA: the flush behind it has completed

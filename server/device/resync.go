@@ -25,6 +25,7 @@ import (
 
 // syncState is a resync with one peer. The device's mutex guards it.
 type syncState struct {
+	base    replication.Gen // target: the generation as taken over at the beginning
 	full    bool
 	pulling bool  // this node is the target, and p is its source
 	ready   bool  // both bitmaps are joined: pieces may be asked for
@@ -35,6 +36,7 @@ type syncState struct {
 	syncing bool // fresh is being made durable
 
 	sent map[uint64]block.Extent // source: asked for, not confirmed
+	era  uint64                  // source: tells requests of one resync from those of another
 
 	total, done int64
 	began       time.Time
@@ -108,6 +110,12 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		d.giveUpLocked(now, b)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
+	f := d.factsLocked(best)
+	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
+	if !sameFacts(&f, &best.hs.mine, true) {
+		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
+		return
+	}
 	d.beginPullLocked(best)
 }
 
@@ -150,6 +158,7 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
+	p.sync.base = d.gens.Current
 	d.voidLogLocked(p)
 	// What differs from the source differs from all that are in sync with it.
 	for e := range d.meta.Bitmap(p.id).Runs(0) {
@@ -238,7 +247,8 @@ func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *
 // writes that come, and our bitmap says what it lacks of those before.
 func (d *Device) serveLocked(p *peer, b *block.Batch) {
 	if p.sync.sent == nil {
-		p.sync.sent = map[uint64]block.Extent{}
+		d.eras++
+		p.sync.sent, p.sync.era = map[uint64]block.Extent{}, d.eras
 		p.sync.began = time.Now()
 	}
 	p.inSync = false
@@ -345,7 +355,7 @@ func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o := d.newOpLocked()
 	o.kind, o.from, o.seq, o.disk = syncRead, p, f.Arg[1], d.disk
 	o.ext = block.Extent{Off: off, Len: length}
-	o.session = p.session
+	o.session, o.era = p.session, p.sync.era
 	o.tag = binary.LittleEndian.Uint64(f.Payload)
 	if o.tag > d.received && d.primary >= 0 && d.primary != d.cfg.Self {
 		d.tagged = append(d.tagged, o)
@@ -385,7 +395,7 @@ func (d *Device) syncRead(o *op, b *block.Batch) {
 		h.Flags = wire.FlagError
 		p.send(h, nil, nil, b)
 		d.diskFailedLocked("read", err)
-	case p.session != o.session || p.repl != replication.SyncSource || d.meta == nil:
+	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || d.meta == nil:
 	default:
 		p.sync.sent[o.seq] = o.ext
 		d.meta.Bitmap(p.id).Clear(o.ext)
@@ -574,7 +584,9 @@ func (d *Device) targetDoneLocked(p *peer) {
 	}
 	p.doneFacts = nil
 	src := factsOf(p.id, f)
-	if d.role != replication.Primary { // which makes generations itself
+	// That is what the source knew when it finished: a generation that the
+	// primary has announced since is newer. And a primary makes its own.
+	if d.role != replication.Primary && d.gens.Current == p.sync.base {
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
 	}
 	d.gens = d.gens.FinishSync(p.id)
@@ -597,16 +609,13 @@ func (d *Device) targetDoneLocked(p *peer) {
 	})
 }
 
-// regardOthersLocked: peers from which this node was to be resynced as well
-// are settled by the one it was resynced from, or compared again.
+// regardOthersLocked: what was agreed with other peers was agreed on data that
+// this disk no longer holds.
 func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	d.settleLocked(p, b)
-	if p.role == replication.Primary {
-		return // it will say who is in sync
-	}
 	var again replication.NodeSet
 	for _, q := range d.peers {
-		if q != nil && q != p && q.agreed && (q.repl == replication.PausedSyncT || !q.diskless && unsettled(q.decision.Action)) {
+		if q != nil && q != p && q.agreed && !q.inSync && !q.diskless {
 			again = again.With(q.id)
 		}
 	}
@@ -627,11 +636,6 @@ func (d *Device) targetGaveUpLocked(p *peer) {
 		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.PausedSyncS)
 	}
-}
-
-// unsettled: the decision was to wait for a complete disk.
-func unsettled(a replication.Action) bool {
-	return a == replication.NoDisk || a == replication.PeerOutdated || a == replication.SelfOutdated
 }
 
 // syncPartLocked ends a resync that has not completed. What was not confirmed

@@ -28,6 +28,25 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.releaseHeldLocked(b)
 	d.flush.settleLocked(d, b)
 	d.kickLocked(b)
+	d.refreshLocked(b)
+}
+
+// refreshLocked sends new facts to those peers with which agreement is wanting
+// and that were told something that is no longer so.
+func (d *Device) refreshLocked(b *block.Batch) {
+	if d.refreshing || d.closing {
+		return
+	}
+	d.refreshing = true
+	for _, p := range d.peers {
+		if p == nil || p.agreed || p.hs.no == 0 || p.session == nil {
+			continue
+		}
+		if now := d.factsLocked(p); !sameFacts(&now, &p.hs.mine, d.primary >= 0) {
+			d.helloLocked(p, b)
+		}
+	}
+	d.refreshing = false
 }
 
 // censusLocked counts who is in reach and applies the quorum policy.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -272,4 +273,32 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 	if p.Resync != nil {
 		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %d of %d bytes, %v left", p.Node, p.Resync.Done, p.Resync.Total, p.Resync.Left.Round(time.Second)))
 	}
+}
+
+// Dump describes what is in flight, for the log and for tests that fail.
+func (d *Device) Dump() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var sb strings.Builder
+	fmt.Fprintf(&sb, "gate=%d hold=%d needGen=%v genBusy=%v committing=%v genWait=%b receives=%b primary=%d stream=%x received=%d floor=%d window=%d..%d parked=%d held=%d flush={busy=%v wait=%b local=%v asked=%d flowed=%d}\n",
+		d.gate, d.hold, d.needGen, d.genBusy, d.committing, d.genWait, d.receives, d.primary, d.stream, d.received, d.floor,
+		d.window.floor, d.window.head, len(d.parked), len(d.held), d.flush.busy, d.flush.wait, d.flush.local, len(d.flush.asked), d.flush.flowed)
+	if d.meta != nil {
+		fmt.Fprintf(&sb, "log %+v shift=%d epoch=%d\n", d.meta.AL().Stats(), d.shift, d.epoch)
+	}
+	for i, o := range d.ranges.ops {
+		if i == 20 {
+			fmt.Fprintf(&sb, "and %d more\n", len(d.ranges.ops)-i)
+			break
+		}
+		fmt.Fprintf(&sb, "op kind=%d %v %v seq=%d need=%b wait=%b local=%v logged=%v finished=%v answered=%v blockers=%d\n",
+			o.kind, o.what, o.ext, o.seq, o.need, o.wait, o.local, o.logged, o.finished, o.answered, o.blockers)
+	}
+	for _, p := range d.peers {
+		if p != nil {
+			fmt.Fprintf(&sb, "peer %s agreed=%v heard=%v inSync=%v sync={pulling=%v ready=%v ops=%d sent=%d cursor=%d fresh=%d syncing=%v} stable=%d\n",
+				p.name, p.agreed, p.heard, p.inSync, p.sync.pulling, p.sync.ready, len(p.sync.ops), len(p.sync.sent), p.sync.cursor, p.sync.freshN, p.sync.syncing, p.stable)
+		}
+	}
+	return sb.String()
 }

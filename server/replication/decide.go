@@ -311,8 +311,8 @@ var keys = []struct {
 	of  func(*Facts) uint64
 	why string
 }{
-	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
 	{func(f *Facts) uint64 { return flag(f.Disk >= Consistent) }, "the other side is outdated"},
+	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
 	// A power cut may have taken from a cache what had been acknowledged; who
 	// kept running has it.
 	{func(f *Facts) uint64 { return flag(f.Live) }, "it kept running while the other stopped"},

@@ -80,21 +80,24 @@ func (gs Gens) Bump(next Gen, away NodeSet) Gens {
 // an ordinary case: the target is a mixture in a generation it names, so a
 // third node of an older generation finds out that it is outdated from the
 // target alone.
+//
+// The target's own generations are forgotten: where they are ancestors of the
+// source's data the source knows them, and where they are not they are not
+// ancestors of the target's either, from now on.
 func (gs Gens) AdoptSource(src *Gens, self, source int) Gens {
 	out := Gens{Current: src.Current, Bitmap: src.Bitmap, History: src.History}
+	out.pushHistory(out.Bitmap[self])
 	out.Bitmap[self] = NoGen
 	// Until the end our slot for the source says that we differ from it.
 	out.Bitmap[source] = src.Current
-	out.pushHistory(gs.Current)
-	for _, g := range gs.Bitmap {
-		out.pushHistory(g)
-	}
 	return out
 }
 
 // FinishSync is the end of a resync, on either side: the two are one.
 func (gs Gens) FinishSync(peer int) Gens {
+	g := gs.Bitmap[peer]
 	gs.Bitmap[peer] = NoGen
+	gs.pushHistory(g)
 	return gs
 }
 

@@ -455,6 +455,9 @@ func (c *Cluster) Describe() string {
 		for _, p := range st.Peers {
 			fmt.Fprintf(&sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
 		}
+		for line := range strings.Lines(n.Dev.Dump()) {
+			sb.WriteString("        " + line)
+		}
 	}
 	return sb.String()
 }
