@@ -47,7 +47,9 @@ func (n *node) record(f func()) {
 }
 
 func (n *node) SessionUp(s *Session) {
+	var hook func(*Session)
 	n.record(func() {
+		hook = n.onUp
 		if n.up[s.PeerID()] != nil {
 			n.fault = "SessionUp before SessionDown of the predecessor"
 		}
@@ -55,27 +57,32 @@ func (n *node) SessionUp(s *Session) {
 		n.ups++
 		n.log = append(n.log, fmt.Sprintf("up %d", s.PeerID()))
 	})
-	if n.onUp != nil {
-		n.onUp(s)
+	if hook != nil {
+		hook(s)
 	}
 }
 
 func (n *node) HandleFrame(s *Session, f *wire.Frame, b *block.Batch) {
+	var hook func(*Session, *wire.Frame, *block.Batch)
 	n.record(func() {
+		hook = n.frame
 		if n.up[s.PeerID()] != s {
 			n.fault = "a frame outside SessionUp and SessionDown"
 		}
 		k := f.Type.Link()
 		n.got[k] = append(n.got[k], f.Arg[0])
 	})
-	if n.frame != nil {
-		n.frame(s, f, b)
+	if hook != nil {
+		hook(s, f, b)
 	}
 }
 
 func (n *node) SessionDown(s *Session, r Reason) {
-	if n.onDown != nil {
-		n.onDown(s, r)
+	n.mu.Lock()
+	hook := n.onDown
+	n.mu.Unlock()
+	if hook != nil {
+		hook(s, r)
 	}
 	n.record(func() {
 		if n.up[s.PeerID()] != s {
@@ -311,17 +318,6 @@ func crash(n *node) {
 		}
 	}
 	n.stop()
-}
-
-// relisten gives node i a fresh listener on its old address.
-func (b *bed) relisten(i int) {
-	b.t.Helper()
-	addr := b.opts[i].Listener.Addr().String()
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.opts[i].Listener = ln
 }
 
 func (n *node) countEvents(kind string) (count int) {

@@ -144,7 +144,7 @@ func TestTickSetReachesEveryNodeAndDropsNone(t *testing.T) {
 		t.Run(fmt.Sprintf("%v to %v in %v", c.from, c.to, c.transition), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				bed, sn := simBed(t, 5, func(_ int, o *Options) { o.Tick = c.from })
-				sn.delay = time.Millisecond
+				sn.delay.Store(int64(time.Millisecond))
 				for i := range 5 {
 					bed.start(i)
 				}

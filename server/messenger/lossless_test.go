@@ -22,7 +22,7 @@ func TestLosslessUnderResets(t *testing.T) {
 	for seed := range uint64(4) {
 		simPair(t, func(_ int, o *Options) { o.Sign = seed%2 == 1 }, func(t *testing.T, a, b *node, sn *simNet) {
 			rng := rand.New(rand.NewPCG(seed, 7))
-			sn.delay = 200 * time.Microsecond
+			sn.delay.Store(int64(200 * time.Microsecond))
 			sa, sb := a.waitUp(1), b.waitUp(1)
 			const n = 20_000
 			var batch block.Batch
@@ -103,12 +103,14 @@ func TestUnackedFramesAreToldBeforeTheNewSession(t *testing.T) {
 		b := bed.start(1)
 		s := a.waitUp(1)
 		var left []uint64
+		a.mu.Lock()
 		a.onDown = func(s *Session, _ Reason) {
 			for h := range s.Unacked(wire.Data) {
 				left = append(left, h.Arg[0])
 			}
 			sendNumber(s, wire.Write, 1000, nil, nil) // dropped
 		}
+		a.mu.Unlock()
 		for i := range uint64(5) {
 			sendNumber(s, wire.Write, i+1, nil, nil)
 		}
@@ -231,7 +233,7 @@ func TestOneSessionWhateverTheOrderOfStarts(t *testing.T) {
 	for round := range 100 {
 		synctest.Test(t, func(t *testing.T) {
 			bed, sn := simBed(t, 2, nil)
-			sn.delay = time.Duration(round%7) * time.Millisecond
+			sn.delay.Store(int64(time.Duration(round%7) * time.Millisecond))
 			first := round % 2
 			bed.start(first)
 			time.Sleep(time.Duration(round) * time.Millisecond)
@@ -416,7 +418,7 @@ func countFDs(t *testing.T) int {
 func TestBackoffGrowsAndIsResetOnRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bed, sn := simBed(t, 2, nil)
-		sn.delay = 0
+		sn.delay.Store(int64(0))
 		b := bed.start(1)
 		dials := func() int {
 			sn.mu.Lock()
@@ -574,7 +576,7 @@ func TestSoak(t *testing.T) {
 
 func soak(t *testing.T, rng *rand.Rand, nodes, steps int) {
 	bed, sn := simBed(t, nodes, nil)
-	sn.delay = time.Millisecond
+	sn.delay.Store(int64(time.Millisecond))
 	for i := range nodes {
 		startSoaker(t, bed, i)
 	}

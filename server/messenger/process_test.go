@@ -21,7 +21,7 @@ import (
 )
 
 // childEnv makes the test binary a node of its own:
-// ID TICK LISTEN PEER-ID PEER-ADDRESS.
+// ID TICK PEER-ID PEER-ADDRESS. It inherits its listener.
 const childEnv = "LOCKSTEP_MESSENGER_CHILD"
 
 func TestMain(m *testing.M) {
@@ -55,14 +55,18 @@ func child(args []string) error {
 	if err != nil {
 		return err
 	}
-	peer, err := strconv.Atoi(args[3])
+	peer, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	ln, err := net.FileListener(os.NewFile(3, "listener"))
 	if err != nil {
 		return err
 	}
 	m, err := New(Options{
 		Cluster: "test", NodeName: nodeName(id), NodeID: id, Secrets: [][]byte{testSecret}, Tick: tick,
-		Listen: Binding{Address: args[2]}, Handler: answering{},
-		Peers:  []Peer{{Name: nodeName(peer), ID: peer, Address: args[4]}},
+		Listener: ln, Handler: answering{},
+		Peers:  []Peer{{Name: nodeName(peer), ID: peer, Address: args[3]}},
 		Paused: func(d time.Duration) { fmt.Println("paused", d) },
 		Events: func(e cluster.Event) { fmt.Println(e.Type, e.Reason) },
 	})
@@ -82,28 +86,24 @@ func child(args []string) error {
 // 0 and 1, and waits until they are connected.
 func spawn(t *testing.T, childID int, tick time.Duration) (*node, *exec.Cmd) {
 	t.Helper()
-	reserve, err := net.Listen("tcp", "127.0.0.1:0")
+	here := 1 - childID
+	bed := newBed(t, 2, func(_ int, o *Options) { o.Tick = tick })
+	theirs := bed.opts[childID].Listener.(*net.TCPListener)
+	file, err := theirs.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	childAddr := reserve.Addr().String()
-	reserve.Close()
-	here := 1 - childID
-	bed := newBed(t, 2, func(i int, o *Options) {
-		o.Tick = tick
-		if i == here {
-			o.Peers = []Peer{{Name: nodeName(childID), ID: childID, Address: childAddr}}
-		} else {
-			o.Listener.Close()
-		}
-	})
 	n := bed.start(here)
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %v %s %d %s", childEnv, childID, tick, childAddr, here, n.Addr()))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %v %d %s", childEnv, childID, tick, here, n.Addr()))
 	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{file}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// The listener is the child's alone from here on, and dies with it.
+	file.Close()
+	theirs.Close()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()

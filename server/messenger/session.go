@@ -330,7 +330,7 @@ type spinning struct {
 }
 
 // maxPenalty is the most chances that are passed up in a row.
-const maxPenalty = 63
+const maxPenalty = 15
 
 // next returns how long to spin for the next read.
 func (g *spinning) next(most time.Duration) time.Duration {

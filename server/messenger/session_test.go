@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -142,8 +143,8 @@ func TestDisconnectKeepsTheNodeAwayUntilConnect(t *testing.T) {
 
 func TestARestartedPeerIsANewSession(t *testing.T) {
 	for _, who := range []int{0, 1} {
-		t.Run(nodeName(who), func(t *testing.T) {
-			bed := newBed(t, 2, nil)
+		synctest.Test(t, func(t *testing.T) {
+			bed, _ := simBed(t, 2, nil)
 			bed.start(0)
 			bed.start(1)
 			stay := bed.nodes[1-who]
@@ -151,12 +152,13 @@ func TestARestartedPeerIsANewSession(t *testing.T) {
 			_, first := old.Incarnation()
 			crash(bed.nodes[who])
 			stay.wait("down", func() bool { return slices.Contains(stay.log, "down connection-closed") })
-			bed.relisten(who)
 			bed.start(who)
 			s := stay.waitUp(2)
 			if _, second := s.Incarnation(); second == first || s.ID() == old.ID() {
 				t.Errorf("the new session has incarnation %x and id %d, as the old one had", second, s.ID())
 			}
+			bed.nodes[0].stop()
+			bed.nodes[1].stop()
 		})
 	}
 }

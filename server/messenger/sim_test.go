@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,8 +23,8 @@ type simNet struct {
 	listeners map[string]*simListener
 	conns     []*simConn
 	stopped   map[[2]string]bool // from, to
-	delay     time.Duration
-	changed   chan struct{} // closed and replaced when stopped changes
+	delay     atomic.Int64       // of what is written from now on, in ns
+	changed   chan struct{}      // closed and replaced when stopped changes
 	dials     map[[2]string]int
 	resetAt   func(c *simConn) int // bytes after which a new connection is reset; 0: never
 	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
@@ -251,7 +252,7 @@ func (p *simPipe) write(b []byte, d *simDeadline) (int, error) {
 			return n, syscall.EPIPE
 		}
 		if room := min(len(b), simWindow-p.size); room > 0 {
-			p.chunks = append(p.chunks, simChunk{time.Now().Add(p.net.delay), append([]byte(nil), b[:room]...)})
+			p.chunks = append(p.chunks, simChunk{time.Now().Add(time.Duration(p.net.delay.Load())), append([]byte(nil), b[:room]...)})
 			p.size += room
 			n += room
 			b = b[room:]
