@@ -154,7 +154,7 @@ func (c *conn) transmit() {
 // whether everything was answered.
 func (c *conn) finish(err error) bool {
 	switch {
-	case errors.Is(err, errBye):
+	case errors.Is(err, errBye) && c.inflight() > 0:
 		// Whoever says goodbye may hang up without waiting.
 		stop := make(chan struct{})
 		var watcher sync.WaitGroup

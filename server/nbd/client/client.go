@@ -150,8 +150,13 @@ func (c *Client) Size() int64 { return c.export.Size }
 // Conn is the connection, for those who want to break it.
 func (c *Client) Conn() net.Conn { return c.nc }
 
-// Close says goodbye and waits for the server to hang up.
+// closePatience bounds how long Close waits for the server.
+const closePatience = 10 * time.Second
+
+// Close says goodbye and waits a while for the server to hang up, which it
+// does when everything in flight is answered.
 func (c *Client) Close() error {
+	_ = c.nc.SetDeadline(time.Now().Add(closePatience))
 	err := c.sendRequest(proto.Request{Cmd: proto.CmdDisc}, nil)
 	if err != nil {
 		_ = c.nc.Close()
