@@ -259,38 +259,49 @@ func shout(t *testing.T, network, address, name string, b []byte) {
 // cluster, is not let in; both sides say why; the others don't care.
 func TestStrangersInTheCluster(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(config string) (newConfig, secret string){
-		"wrong secret":  func(c string) (string, string) { return c, "another cookie, longer than 16 bytes\n" },
-		"wrong cluster": func(c string) (string, string) { return strings.Replace(c, `"demo"`, `"prod"`, 1), "" },
-		"wrong id": func(c string) (string, string) {
+	for name, c := range map[string]struct {
+		change func(config string) (newConfig, secret string)
+		peer   string // whom gamma can say something about
+		why    string
+	}{
+		"wrong secret":  {func(c string) (string, string) { return c, "another cookie, longer than 16 bytes\n" }, "alpha", "secret"},
+		"wrong cluster": {func(c string) (string, string) { return strings.Replace(c, `"demo"`, `"prod"`, 1), "" }, "alpha", "cluster"},
+		"wrong id": {func(c string) (string, string) {
 			return strings.NewReplacer("id = 0", "id = 2", "id = 2", "id = 0").Replace(c), ""
-		},
+		}, "beta", "id"}, // with gamma's ids, alpha is to dial gamma, and with alpha's, gamma alpha
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := layOut(t, quick(), nil)
-			stranger(t, c, c.Node("gamma"), change)
-			for _, n := range c.Nodes {
+			cl := layOut(t, quick(), nil)
+			alpha, gamma := cl.Node("alpha"), cl.Node("gamma")
+			stranger(t, cl, gamma, c.change)
+			for _, n := range cl.Nodes {
 				if err := n.Launch(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			alpha, gamma := c.Node("alpha"), c.Node("gamma")
 			until(t, alpha, "beta is up", func(s cluster.Status) bool { return s.Peer("beta").State == "up" })
-			for at, peer := range map[*cluster.Node]string{alpha: "gamma", gamma: "alpha"} {
-				until(t, at, peer+" is refused with a reason", func(s cluster.Status) bool {
-					return s.Peer(peer).State != "up" && s.Peer(peer).LastError != ""
-				})
-				if out, err := at.Lockstepctl(within(t, patience), "node", "why", peer); err != nil || strings.TrimSpace(out) == "" {
-					t.Errorf("node why %s on %s: %v\n%s", peer, at.Name, err, out)
-				} else {
-					t.Logf("node why %s on %s:\n%s", peer, at.Name, out)
-				}
-			}
+			refused(t, alpha, "gamma", c.why)
+			refused(t, gamma, c.peer, c.why)
 			conn := open(t, alpha)
 			if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
 				t.Errorf("with a majority: %v", err)
 			}
 		})
+	}
+}
+
+// refused waits until a node says of a peer why it is not let in.
+func refused(t *testing.T, n *cluster.Node, peer, why string) {
+	t.Helper()
+	var out string
+	if !poll(within(t, patience), func() bool {
+		out, _ = n.Lockstepctl(within(t, patience), "node", "why", peer)
+		return strings.Contains(out, "refused") && strings.Contains(out, why)
+	}) {
+		t.Errorf("%s does not say why %s is refused:\n%s", n.Name, peer, out)
+	}
+	if s, err := n.Status(within(t, patience)); err != nil || s.Peer(peer).State == "up" {
+		t.Errorf("%s is up for %s: %v", peer, n.Name, err)
 	}
 }
 
@@ -438,6 +449,8 @@ type flipper struct {
 	mu      sync.Mutex // guards rng
 	rng     *rand.Rand
 	running sync.WaitGroup
+	ctx     context.Context
+	cancel  context.CancelFunc
 }
 
 // newFlipper has an address, at which nothing answers before start.
@@ -447,38 +460,40 @@ func newFlipper(t *testing.T, rng *rand.Rand) *flipper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &flipper{l: l, rng: rng}
+	f := &flipper{l: l, rng: rng}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	// Registered before the cluster is laid out, it runs after the cluster has ended.
+	t.Cleanup(func() {
+		f.cancel()
+		l.Close()
+		f.running.Wait()
+	})
+	return f
 }
 
 // start relays to an address until the test ends.
-func (f *flipper) start(t *testing.T, to string) {
+func (f *flipper) start(to string) {
 	f.to = to
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() {
-		cancel()
-		f.l.Close()
-		f.running.Wait()
-	})
 	f.running.Go(func() {
 		for {
 			conn, err := f.l.Accept()
 			if err != nil {
 				return
 			}
-			f.running.Go(func() { f.relay(ctx, conn) })
+			f.running.Go(func() { f.relay(conn) })
 		}
 	})
 }
 
 // relay joins a connection with one to the node behind the proxy.
-func (f *flipper) relay(ctx context.Context, in net.Conn) {
+func (f *flipper) relay(in net.Conn) {
 	defer in.Close()
 	out, err := net.Dial("tcp", f.to)
 	if err != nil {
 		return
 	}
 	defer out.Close()
-	stop := context.AfterFunc(ctx, func() { in.Close(); out.Close() })
+	stop := context.AfterFunc(f.ctx, func() { in.Close(); out.Close() })
 	defer stop()
 	var both sync.WaitGroup
 	both.Go(func() { f.pipe(in, out) })
@@ -522,7 +537,7 @@ func TestFlippedBitsBetweenNodes(t *testing.T) {
 	cfg.Via = map[string]string{"alpha": f.l.Addr().String()} // the nodes with higher ids dial alpha
 	c := layOut(t, cfg, nil)
 	alpha := c.Node("alpha")
-	f.start(t, alpha.Address)
+	f.start(alpha.Address)
 	if err := c.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}

@@ -196,7 +196,7 @@ func fio(b *bed) {
 	}
 	b.run("fio", "--name=t", "--ioengine=nbd", "--uri="+b.uri, "--rw=randtrim", "--bs=64k", "--size=32M", "--iodepth=8")
 	b.run("fio", "--name=s", "--ioengine=nbd", "--uri="+b.uri, "--rw=write", "--bs=1M", "--size=64M", "--iodepth=8", "--fsync=4",
-		"--verify=crc32c", "--do_verify=1")
+		"--verify=crc32c", "--do_verify=1", "--verify_state_save=0")
 }
 
 // ext4 puts a file system on the device, by a file of nbdfuse's and a loop device.

@@ -55,7 +55,10 @@ func TestEveryCommandByOvsAppctl(t *testing.T) {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
-	inSync(t, c, "r0") // whatever they were, the cluster comes back
+	if out, err := appctl("node/connect"); err != nil { // node/disconnect was one of them
+		t.Errorf("node/connect: %v\n%s", err, out)
+	}
+	inSync(t, c, "r0")
 	if out, err := appctl("exit"); err != nil {
 		t.Errorf("exit: %v\n%s", err, out)
 	}

@@ -59,7 +59,7 @@ func verifying(t *testing.T, n *cluster.Node) (stop func()) {
 // fioVerify writes a part of a device at random, with blocks of many sizes, and reads it back by checksum.
 func fioVerify(ctx context.Context, h *proc.Host, uri, size string) error {
 	_, err := h.Run(ctx, "fio", "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randrw", "--bsrange=4k-128k",
-		"--iodepth=32", "--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=512", "--fsync=32", "--randrepeat=0")
+		"--iodepth=32", "--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=512", "--fsync=32", "--randrepeat=0", "--verify_state_save=0")
 	return err
 }
 
@@ -144,6 +144,32 @@ func TestPrimaryKilledAndRestarted(t *testing.T) {
 	tr.moves(t)
 	tr.onlyLost(t)
 	inSync(t, c, "r0")
+	conn := open(t, alpha)
+	verify(t, book, conn, 0)
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	converged(t, c)
+}
+
+// TestPrimaryFrozen freezes the primary until the others give it up, and lets
+// it go on: its clients have waited, and that is all.
+func TestPrimaryFrozen(t *testing.T) {
+	t.Parallel()
+	s, _ := seed(t)
+	c := start(t, quick())
+	alpha, beta := c.Node("alpha"), c.Node("beta")
+	book := ledger.New(s, faultSize)
+	tr := load(t, book, alpha, 0)
+	for range 2 {
+		tr.moves(t)
+		alpha.Stop()
+		until(t, beta, "alpha is down", cluster.PeerDown("alpha"))
+		alpha.Cont()
+		inSync(t, c, "r0")
+	}
+	tr.moves(t)
+	tr.flawless(t)
 	conn := open(t, alpha)
 	verify(t, book, conn, 0)
 	if err := conn.Close(); err != nil {

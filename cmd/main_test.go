@@ -116,7 +116,7 @@ func layOut(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster 
 	t.Cleanup(func() {
 		for _, n := range c.Nodes {
 			if t.Failed() && n.Proc() != nil {
-				t.Logf("the end of %s's log:\n%s", n.Name, n.Proc().LogTail(60))
+				report(t, n)
 			}
 		}
 		if err := c.Close(); err != nil {
@@ -124,6 +124,18 @@ func layOut(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster 
 		}
 	})
 	return c
+}
+
+// report shows what a node knows when a test has failed.
+func report(t *testing.T, n *cluster.Node) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for _, args := range [][]string{{"status"}, {"device", "show", "r0"}, {"device", "why", "r0"}, {"call", "messenger/show"}} {
+		if out, err := n.Lockstepctl(ctx, args...); err == nil {
+			t.Logf("%s: %q:\n%s", n.Name, args, out)
+		}
+	}
+	t.Logf("the end of %s's log:\n%s", n.Name, n.Proc().LogTail(60))
 }
 
 // start runs a cluster until its nodes are up and its devices in sync.

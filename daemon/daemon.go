@@ -44,6 +44,9 @@ func (p *process) serve(main Main, rep *reporter) (int, error) {
 	if err := title.SetComm(p.opts.Program); err != nil {
 		return ExitFailed, err
 	}
+	if err := p.privileges(); err != nil {
+		return ExitFailed, err
+	}
 	v, err := p.newLog("")
 	if err != nil {
 		return ExitStatus(err), err
@@ -66,7 +69,7 @@ func (p *process) serve(main Main, rep *reporter) (int, error) {
 		return ExitFailed, errors.Join(err, removePidfile(pf))
 	}
 	leave := func() {
-		e.sockets.closeAll()
+		e.sockets.closeAll(!e.monitored()) // the monitor knows whether there is a successor
 		if err := removePidfile(pf); err != nil {
 			log.Warn("the pidfile stays", "error", err)
 		}
@@ -240,7 +243,21 @@ func (p *process) execAgain(e *Env, pf *pidfile.File) error {
 		files = append(files, pf.File())
 	}
 	e.vlog.Flush()
+	if s.Switched && os.Geteuid() != 0 {
+		runtime.LockOSThread() // capabilities belong to the thread that executes
+		if err := raiseCaps(); err != nil {
+			return err
+		}
+	}
 	return p.image.exec(s, files)
+}
+
+// privileges ends what only the stages before needed.
+func (p *process) privileges() error {
+	if p.stage.Switched && os.Geteuid() != 0 {
+		return dropAmbient()
+	}
+	return nil
 }
 
 // takePidfile takes the pidfile if one is asked for; after executing itself,

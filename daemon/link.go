@@ -88,17 +88,34 @@ func (l *link) send(m message, f *os.File) error {
 	if len(data) > maxMessage {
 		return fmt.Errorf("message to the monitor is too long (%d bytes, at most %d)", len(data), maxMessage)
 	}
-	var oob []byte
-	if f != nil {
-		oob = unix.UnixRights(int(f.Fd()))
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return err
 	}
-	_, _, err = l.conn.WriteMsgUnix(data, oob, nil)
-	return err
+	if f == nil {
+		_, err = l.conn.Write(data)
+		return err
+	}
+	return withFD(f, func(fd int) error {
+		_, _, err := l.conn.WriteMsgUnix(data, unix.UnixRights(fd), nil)
+		return err
+	})
+}
+
+// withFD lends the descriptor of f. Its method Fd would make the socket
+// blocking, for the listener that shares it, too: then nothing could end an
+// Accept that waits.
+func withFD(f *os.File, use func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var useErr error
+	if err := raw.Control(func(fd uintptr) { useErr = use(int(fd)) }); err != nil {
+		return err
+	}
+	return useErr
 }
 
 // receive waits for the next message. The caller owns the file, nil if none came.

@@ -312,14 +312,16 @@ func (s *sockets) pass() ([]passed, []*os.File) {
 	return list, files
 }
 
-// closeAll ends everything: the daemon will have no successor. Files of Unix
-// sockets are removed if they are still ours.
-func (s *sockets) closeAll() {
+// closeAll closes everything. With last, the daemon will have no successor:
+// files of Unix sockets are removed if they are still ours.
+func (s *sockets) closeAll(last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range []map[string]*held{s.kept, s.inherited} {
 		for _, h := range m {
-			h.socket.remove()
+			if last {
+				h.socket.remove()
+			}
 			h.file.Close()
 		}
 		clear(m)

@@ -154,6 +154,7 @@ type term struct {
 	messages chan linked
 	crash    *os.File    // where the crash report comes from
 	report   chan []byte // the crash report, complete when the daemon has ended
+	heard    bool        // the verdict has come
 	serving  bool
 	asked    bool // it was asked to stop
 	hung     bool // it was killed because it did not start in time
@@ -217,7 +218,7 @@ func (s *supervisor) start() (*term, error) {
 func (s *supervisor) childStage() (stage, []*os.File) {
 	st := stage{
 		Role: roleDaemon, Detached: s.stage.Detached, Kept: s.kept, Monitor: os.Getpid(),
-		Notify: s.stage.Notify, Watchdog: s.stage.Watchdog, Cwd: s.stage.Cwd, Switched: true,
+		Notify: s.stage.Notify, Watchdog: s.stage.Watchdog, Cwd: s.stage.Cwd, Switched: s.stage.Switched,
 	}
 	var files []*os.File
 	for name, h := range s.held {
@@ -276,10 +277,8 @@ func (s *supervisor) drain(t *term) {
 	for m := range t.messages {
 		s.obey(t, m)
 	}
-	select {
-	case v := <-t.verdict:
-		s.verdict(t, v)
-	default:
+	if !t.heard { // it comes now that the daemon, the only writer, has ended
+		s.verdict(t, <-t.verdict)
 	}
 	t.link.close()
 	t.kill.Stop()
@@ -340,6 +339,7 @@ func (s *supervisor) hold(name string, h *held) {
 
 // verdict takes note that the daemon serves, or of why it does not.
 func (s *supervisor) verdict(t *term, v readiness) {
+	t.heard = true
 	if v.err != nil || !v.ready {
 		if v.err == nil {
 			s.failure = errors.New(v.text)

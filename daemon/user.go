@@ -203,3 +203,14 @@ func raiseCaps() error {
 	}
 	return nil
 }
+
+// dropAmbient keeps programs that the daemon starts from getting its
+// capabilities: it has them itself, and does not pass them on. A binary that
+// is linked with C can't do it for all its threads.
+func dropAmbient() error {
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0)
+	if errno != 0 && errno != syscall.ENOTSUP {
+		return fmt.Errorf("cannot keep capabilities from children: %w", errno)
+	}
+	return nil
+}

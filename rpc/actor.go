@@ -108,15 +108,24 @@ func article(r Role) string {
 	return "the " + r.String()
 }
 
-type contextKey int
+type callerKey struct{}
 
-const (
-	actorKey contextKey = iota
-	connKey
-)
+// caller is what the context of a command knows of where it comes from.
+type caller struct {
+	actor  Actor
+	notify *Notifier
+}
+
+func callerFrom(ctx context.Context) (*caller, bool) {
+	c, ok := ctx.Value(callerKey{}).(*caller)
+	return c, ok
+}
 
 // ActorFrom returns who called the command that runs under ctx.
 func ActorFrom(ctx context.Context) (Actor, bool) {
-	a, ok := ctx.Value(actorKey).(Actor)
-	return a, ok
+	c, ok := callerFrom(ctx)
+	if !ok {
+		return Actor{}, false
+	}
+	return c.actor, true
 }

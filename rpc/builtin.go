@@ -60,7 +60,7 @@ func showVersion(ctx context.Context, _ Actor, _ none) (api.Version, error) {
 // versionLine has the version as its last word: scripts made for Open vSwitch
 // look for it there.
 func versionLine(v api.Version) string {
-	return fmt.Sprintf("%s (lockstep) %s", v.Program, v.Version)
+	return v.Program + " (lockstep) " + v.Version
 }
 
 type helpParams struct {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockstepd/lockstep/rpc/api"
@@ -23,97 +23,133 @@ var (
 // it is answered for: "exit" wants its reply sent though it ends the server.
 const lastWord = time.Second
 
-type outcome struct {
-	result result
-	err    error
+// A turn is one request's turn to be answered: by its handler, or in the
+// handler's stead when that takes too long. Whoever is first answers, once.
+type turn struct {
+	c      *conn
+	answer func(result, error)
+	resume func() // goes on after an answer in the handler's stead; may be nil
+
+	mu   sync.Mutex
+	over bool // somebody answers, guarded by mu
 }
 
-// call runs the command called name and returns what it answered, or an
-// error as soon as its deadline passes or ctx ends, whatever the handler does.
-func (c *conn) call(ctx context.Context, name string, in input) (result, error) {
-	stats := &c.s.stats
-	stats.requests.Add(1)
-	r, err := c.dispatch(ctx, name, in)
-	if err != nil {
-		stats.failures.Add(1)
-		if wireError(err).Code == api.CodeTimeout {
-			stats.timeouts.Add(1)
-		}
+// end answers with what the handler returned, and reports whether it was in
+// time.
+func (t *turn) end(r result, err error) bool {
+	t.mu.Lock()
+	late := t.over
+	t.over = true
+	t.mu.Unlock()
+	if !late {
+		t.answer(r, err)
 	}
-	return r, err
+	return !late
 }
 
-func (c *conn) dispatch(ctx context.Context, name string, in input) (result, error) {
+// instead answers in the handler's stead. The handler has not returned where
+// this does anything: the connection still waits for it, and so for what is
+// started here.
+func (t *turn) instead(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return
+	}
+	t.over = true
+	t.c.handlers.Go(func() {
+		t.answer(result{}, err)
+		if t.resume != nil {
+			t.resume()
+		}
+	})
+}
+
+// call runs the command called name and answers what the handler returns. It
+// answers in its stead as soon as its deadline passes, or ctx has ended and
+// the handler had its last word, whatever the handler does; then it resumes
+// what would have followed. It returns when the handler has, and reports
+// whether the handler was in time.
+func (c *conn) call(ctx context.Context, name string, in input, answer func(result, error), resume func()) (inTime bool) {
+	c.s.stats.requests.Add(1)
+	t := &turn{c: c, resume: resume, answer: func(r result, err error) {
+		c.s.tally(err)
+		answer(r, err)
+	}}
+	cmd, err := c.admissible(ctx, name, in)
+	if err != nil {
+		return t.end(result{}, err)
+	}
+	if cmd.Access == Admin {
+		t.answer = c.audited(cmd, in, t.answer)
+	}
+	return c.run(ctx, cmd, in, t)
+}
+
+func (s *Server) tally(err error) {
+	if err == nil {
+		return
+	}
+	s.stats.failures.Add(1)
+	if wireError(err).Code == api.CodeTimeout {
+		s.stats.timeouts.Add(1)
+	}
+}
+
+// admissible returns the command, or why it will not be run.
+func (c *conn) admissible(ctx context.Context, name string, in input) (*Command, error) {
 	if ctx.Err() != nil {
-		return result{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	cmd, err := c.s.opts.Registry.lookup(name)
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	if err := forbidden(cmd, c.actor); err != nil {
 		c.s.log.Warn("command refused", "command", name,
 			"actor", c.actor.String(), "pid", c.actor.PID, "role", c.actor.Role.String())
-		return result{}, err
+		return nil, err
 	}
 	if in.args != nil {
 		if err := cmd.arity(in.count()); err != nil {
-			return result{}, err
+			return nil, err
 		}
 	}
 	if in.bad != nil {
-		return result{}, api.Errorf(api.CodeInvalidParams, "%q command has non-string argument", name)
+		return nil, api.Errorf(api.CodeInvalidParams, "%q command has non-string argument", name)
 	}
-	if cmd.Access != Admin {
-		return c.run(ctx, cmd, in)
-	}
-	start := time.Now()
-	r, err := c.run(ctx, cmd, in)
-	c.s.audit(cmd, c.actor, in, time.Since(start), err)
-	return r, err
+	return cmd, nil
 }
 
-// run runs the handler in a goroutine of its own, so that one that hangs keeps
-// nobody waiting beyond the deadline. The connection waits for it to end.
-func (c *conn) run(ctx context.Context, cmd *Command, in input) (result, error) {
+func (c *conn) run(ctx context.Context, cmd *Command, in input, t *turn) (inTime bool) {
 	s := c.s
 	select {
 	case s.running <- struct{}{}:
 	default:
-		return result{}, api.Errorf(api.CodeBusy, "the daemon is busy with %d commands; try again later", s.lim.Running).
-			WithData(api.LimitDetail{Limit: "running", Value: int64(s.lim.Running)})
+		return t.end(result{}, api.Errorf(api.CodeBusy, "the daemon is busy with %d commands; try again later", s.lim.Running).
+			WithData(api.LimitDetail{Limit: "running", Value: int64(s.lim.Running)}))
 	}
-	ctx = context.WithValue(ctx, actorKey, c.actor)
-	cancel := context.CancelFunc(func() {})
+	var cancel context.CancelFunc
 	if d := cmd.deadline(); d > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, d, errDeadline)
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
 	}
-	done := make(chan outcome, 1)
-	c.handlers.Go(func() {
-		defer cancel()
-		done <- s.protected(ctx, cmd, c.actor, in)
-	})
-	return wait(ctx, cmd, done)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { overdue(ctx, cmd, t) })
+	r, err := s.protected(ctx, cmd, c.actor, in)
+	stop()
+	return t.end(r, explain(ctx, cmd, err))
 }
 
-// wait returns the outcome, or the reason why there is none yet.
-func wait(ctx context.Context, c *Command, done <-chan outcome) (result, error) {
-	select {
-	case o := <-done:
-		return o.result, explain(ctx, c, o.err)
-	case <-ctx.Done():
+// overdue is called when a command's context has ended before its handler.
+func overdue(ctx context.Context, cmd *Command, t *turn) {
+	cause := context.Cause(ctx)
+	if cause == error(errDeadline) {
+		t.instead(timedOut(cmd))
+		return
 	}
-	if context.Cause(ctx) == error(errDeadline) {
-		return result{}, timedOut(c)
-	}
-	t := time.NewTimer(lastWord)
-	defer t.Stop()
-	select {
-	case o := <-done:
-		return o.result, explain(ctx, c, o.err)
-	case <-t.C:
-		return result{}, context.Cause(ctx)
-	}
+	time.AfterFunc(lastWord, func() { t.instead(cause) })
 }
 
 // explain puts the cause in the place of a bare context error, which says
@@ -135,35 +171,46 @@ func timedOut(c *Command) error {
 }
 
 // protected runs the handler and turns a panic into an internal error.
-func (s *Server) protected(ctx context.Context, c *Command, by Actor, in input) (o outcome) {
-	call := s.begin(c.Name)
+func (s *Server) protected(ctx context.Context, c *Command, by Actor, in input) (r result, err error) {
+	s.count(c.Name, 1)
 	defer func() {
 		if p := recover(); p != nil {
 			s.stats.panics.Add(1)
 			s.log.Error("command panicked", "command", c.Name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			o = outcome{err: api.Errorf(api.CodeInternal, "internal error in %q; the daemon's log has the details", c.Name)}
+			err = api.Errorf(api.CodeInternal, "internal error in %q; the daemon's log has the details", c.Name)
 		}
-		s.end(call)
+		s.count(c.Name, -1)
 		<-s.running
 	}()
-	r, err := c.Do.handle(ctx, c, by, in)
-	return outcome{r, err}
+	return c.Do.handle(ctx, c, by, in)
+}
+
+// audited returns answer with a line in the log before it.
+func (c *conn) audited(cmd *Command, in input, answer func(result, error)) func(result, error) {
+	start := time.Now()
+	return func(r result, err error) {
+		c.s.audit(cmd, c.actor, in, time.Since(start), err)
+		answer(r, err)
+	}
 }
 
 // audit logs the call of an admin command.
 func (s *Server) audit(c *Command, by Actor, in input, took time.Duration, err error) {
+	outcome := "done"
+	if err != nil {
+		outcome = "failed"
+	}
 	attrs := []any{
 		"command", c.Name, "args", in.show(), "user", by.User, "pid", by.PID,
-		"took", took.Round(time.Microsecond), "outcome", "done",
+		"took", took.Round(time.Microsecond), "outcome", outcome,
 	}
 	if by.Local {
 		attrs = append(attrs, "uid", by.UID)
 	}
 	if err != nil {
-		attrs[len(attrs)-1] = "failed"
 		attrs = append(attrs, "err", err)
 	}
-	s.log.Log(context.Background(), slog.LevelInfo, "admin command", attrs...)
+	s.log.Info("admin command", attrs...)
 }
 
 // show returns the parameters for the log, shortened.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -235,6 +236,20 @@ func (c *Client) lost(method string) error {
 		return fmt.Errorf("calling %s on %s: %w (%w)", method, c.target, ErrLost, c.fatal)
 	}
 	return fmt.Errorf("calling %s on %s: %w", method, c.target, ErrLost)
+}
+
+// Err returns why the connection has ended, or nil while it has not.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, told := errors.AsType[*Error](c.fatal)
+	switch {
+	case c.fatal == nil, told:
+		return c.fatal
+	case errors.Is(c.fatal, io.EOF):
+		return &UnreachableError{Target: c.target, Cause: errors.New("it closed the connection")}
+	}
+	return &UnreachableError{Target: c.target, Cause: c.fatal}
 }
 
 func (c *Client) fail(err error) {

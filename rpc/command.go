@@ -3,7 +3,6 @@ package rpc
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -58,7 +57,21 @@ func (c *Command) deadline() time.Duration {
 	return c.Deadline
 }
 
-var commandName = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*(/[a-z][a-z0-9]*(-[a-z0-9]+)*)*$`)
+// goodName reports whether name is made of parts joined by slashes, each of
+// words joined by dashes, and each part begins with a letter.
+func goodName(name string) bool {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part[0] < 'a' || part[0] > 'z' {
+			return false
+		}
+		for word := range strings.SplitSeq(part, "-") {
+			if word == "" || strings.Trim(word, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
+				return false
+			}
+		}
+	}
+	return true
+}
 
 // validate reports every fault of the row at once.
 func (c *Command) validate() error {
@@ -66,7 +79,7 @@ func (c *Command) validate() error {
 	fault := func(format string, args ...any) {
 		faults = append(faults, fmt.Errorf("command %q: "+format, append([]any{c.Name}, args...)...))
 	}
-	if !commandName.MatchString(c.Name) {
+	if !goodName(c.Name) {
 		fault("the name must be words of lower-case letters and digits, joined by - and /")
 	}
 	if strings.TrimSpace(c.Doc) == "" {

@@ -39,16 +39,23 @@ type conn struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	legacyCtx, modernCtx context.Context // ctx, with who called and in which dialect
+
+	followers atomic.Int32   // how many goroutines of Notifier.Go there are
+	following sync.WaitGroup // those goroutines
+
 	asJSON   atomic.Bool         // "set-options --format json" was asked for
 	slots    chan struct{}       // a token for each JSON-RPC 2.0 request in progress
 	queue    chan *legacyRequest // unixctl requests in order
+	ended    chan struct{}       // closed when reading has ended and all is answered
 	answered sync.WaitGroup      // requests that have not been answered yet
-	handlers sync.WaitGroup      // their handlers, and those that were answered for
+	handlers sync.WaitGroup      // goroutines that run handlers, in time or late
 
 	// Touched by the reading goroutine only.
 	batch      [][]byte    // elements of a batch that were not delivered yet
 	collecting *batchReply // of that batch
 	spokeOld   bool        // the last message was of the unixctl dialect
+	answering  bool        // answerLegacy was started
 
 	mu      sync.Mutex
 	pending map[uint64]pendingReply // by the number the library knows, guarded by mu
@@ -61,17 +68,6 @@ type pendingReply struct {
 	batch *batchReply // nil for a request on its own
 }
 
-// batchReply collects the replies of a batch.
-type batchReply struct {
-	mu    sync.Mutex
-	left  int    // replies to come, and one while the batch is being read; guarded by mu
-	reply []byte // guarded by mu
-}
-
-// legacyAhead is how many unixctl requests are read ahead of the one in
-// progress. What is beyond stays in the socket.
-const legacyAhead = 64
-
 // handshakeTimeout bounds the TLS handshake of a remote client.
 const handshakeTimeout = 10 * time.Second
 
@@ -83,14 +79,17 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn) (*conn, error) {
 	actor.Conn = s.connSeq.Add(1)
 	actor.Role = s.opts.Authorize(actor)
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	return &conn{
+	c := &conn{
 		s: s, nc: nc, actor: actor, ctx: ctx, cancel: cancel,
 		in:      frame.NewReader(nc, frame.Limits{Size: s.lim.RequestBytes, Depth: s.lim.Depth}),
 		out:     newOutbox(s.lim.QueueBytes),
 		slots:   make(chan struct{}, s.lim.InProgress),
 		queue:   make(chan *legacyRequest, legacyAhead),
+		ended:   make(chan struct{}),
 		pending: make(map[uint64]pendingReply),
-	}, nil
+	}
+	c.legacyCtx, c.modernCtx = c.callContext(true), c.callContext(false)
+	return c, nil
 }
 
 // serveConn serves nc to its end, and then waits for handlers that had to be
@@ -127,20 +126,21 @@ func handshake(ctx context.Context, nc net.Conn) error {
 	return h.HandshakeContext(ctx)
 }
 
-// serve runs the connection: the library's goroutine reads, one writes, this
-// one answers the unixctl dialect. It returns when all is answered and sent.
+// serve runs the connection: the library's goroutine reads, one writes, one
+// answers the unixctl dialect. It returns when all is answered and sent.
 func (c *conn) serve(ctx context.Context) {
 	defer c.cancel(errGone)
 	stop := context.AfterFunc(ctx, func() {
 		c.cancel(errStopping)
-		c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+		c.nc.SetReadDeadline(past)                          // wakes the reader
+		time.AfterFunc(2*lastWord, func() { c.nc.Close() }) // of a client that does not read
 	})
 	defer stop()
 
 	var writer sync.WaitGroup
 	writer.Go(c.write)
-	lib := jsonrpc2.NewConn(context.WithoutCancel(ctx), c, c, jsonrpc2.SetLogger(libraryLog{c.s.log}))
-	c.answerLegacy(lib.DisconnectNotify())
+	jsonrpc2.NewConn(context.WithoutCancel(ctx), c, c, jsonrpc2.SetLogger(libraryLog{c.s.log}))
+	<-c.ended
 	c.out.close()
 	writer.Wait()
 }
@@ -155,12 +155,15 @@ func (c *conn) write() {
 		c.s.log.Warn("control connection cut off: its client does not read", "actor", c.actor.String(), "pid", c.actor.PID)
 	}
 	c.cancel(errGone)
-	c.nc.SetReadDeadline(time.Unix(1, 0))
+	c.nc.SetReadDeadline(past)
 }
 
-// Close is what the library calls when reading has ended. The connection goes
-// on until its replies are sent.
-func (c *conn) Close() error { return nil }
+// Close is what the library calls, once, when reading has ended. The connection
+// goes on until its replies are sent.
+func (c *conn) Close() error {
+	close(c.ended)
+	return nil
+}
 
 // ReadObject hands the library the next JSON-RPC 2.0 request. It returns
 // io.EOF when no more will come and all that came is answered.
@@ -224,7 +227,7 @@ func (c *conn) sort(raw []byte, batch *batchReply, v json.Unmarshaler) bool {
 // reject answers a message that is no request of JSON-RPC 2.0.
 func (c *conn) reject(id []byte, batch *batchReply, fault string) {
 	c.s.stats.malformed.Add(1)
-	if len(id) > 0 && (id[0] == '{' || id[0] == '[') {
+	if !goodID(id) {
 		id = nil
 	}
 	batch.expect()
@@ -235,7 +238,7 @@ func (c *conn) reject(id []byte, batch *batchReply, fault string) {
 func (c *conn) rewrite(m message, batch *batchReply) (id uint64, req []byte) {
 	req = make([]byte, 0, len(m.method)+len(m.params)+64)
 	req = append(append(req, `{"jsonrpc":"2.0","method":`...), m.method...)
-	if m.params != nil {
+	if unlessNull(m.params) != nil {
 		req = append(append(req, `,"params":`...), m.params...)
 	}
 	if m.id != nil {
@@ -296,63 +299,6 @@ func (c *conn) reply(p pendingReply, msg []byte) error {
 	return c.out.push(append(msg, '\n'))
 }
 
-// beginBatch takes a batch apart. Its bytes are copied: they must outlast the
-// next read.
-func (c *conn) beginBatch(raw []byte) {
-	raw = append([]byte(nil), raw...)
-	for e := range frame.Elements(raw) {
-		if c.batch = append(c.batch, e); len(c.batch) > c.s.lim.Batch {
-			c.batch = nil
-			c.reject(nil, nil, fmt.Sprintf("a batch may hold at most %d requests", c.s.lim.Batch))
-			return
-		}
-	}
-	if len(c.batch) == 0 {
-		c.reject(nil, nil, "the batch is empty")
-		return
-	}
-	c.collecting = &batchReply{left: 1}
-}
-
-// endBatch lets go of a batch that was delivered whole; what has been answered
-// by now, or all of it later, goes out.
-func (c *conn) endBatch() {
-	if c.collecting == nil {
-		return
-	}
-	if msg := c.collecting.add(nil); msg != nil {
-		c.out.push(append(msg, '\n'))
-	}
-	c.collecting = nil
-}
-
-// expect counts a reply that will come. A request on its own has no batch.
-func (b *batchReply) expect() {
-	if b == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.left++
-}
-
-// add adds a reply, or nothing, and returns the whole when it was the last.
-func (b *batchReply) add(msg []byte) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if msg != nil {
-		sep := byte(',')
-		if b.reply == nil {
-			sep = '['
-		}
-		b.reply = append(append(b.reply, sep), msg...)
-	}
-	if b.left--; b.left > 0 || b.reply == nil {
-		return nil
-	}
-	return append(b.reply, ']')
-}
-
 // Handle runs a JSON-RPC 2.0 request that the library has read. It waits for
 // one of the connection's slots, so that a client that sends faster than its
 // commands run is slowed down, and one whose commands hang is told.
@@ -363,14 +309,17 @@ func (c *conn) Handle(_ context.Context, lib *jsonrpc2.Conn, req *jsonrpc2.Reque
 			WithData(api.LimitDetail{Limit: "in_progress", Value: int64(cap(c.slots))}))
 		return
 	}
-	c.answered.Go(func() {
-		defer func() { <-c.slots }()
-		var in input
-		if req.Params != nil {
-			in.raw = *req.Params
-		}
-		r, err := c.call(c.callContext(false), req.Method, in)
-		c.replyModern(lib, req, r, err)
+	var in input
+	if req.Params != nil {
+		in.raw = *req.Params
+	}
+	c.answered.Add(1)
+	c.handlers.Go(func() {
+		c.call(c.modernCtx, req.Method, in, func(r result, err error) {
+			defer c.answered.Done()
+			c.replyModern(lib, req, r, err)
+			<-c.slots
+		}, nil)
 	})
 }
 
@@ -391,8 +340,9 @@ func (c *conn) acquire() bool {
 	return false
 }
 
+// callContext returns the context of the connection's commands in a dialect.
 func (c *conn) callContext(legacy bool) context.Context {
-	return context.WithValue(c.ctx, connKey, &Notifier{c, legacy})
+	return context.WithValue(c.ctx, callerKey{}, &caller{c.actor, &Notifier{c, legacy}})
 }
 
 func (c *conn) replyModern(lib *jsonrpc2.Conn, req *jsonrpc2.Request, r result, err error) {
@@ -415,48 +365,6 @@ func (c *conn) replyModern(lib *jsonrpc2.Conn, req *jsonrpc2.Request, r result, 
 	if err := lib.SendResponse(c.ctx, resp); err != nil && !errors.Is(err, ErrGone) {
 		c.s.log.Debug("cannot send a reply", "method", req.Method, "err", err)
 	}
-}
-
-// acceptLegacy queues a unixctl request behind those that came before it.
-func (c *conn) acceptLegacy(req *legacyRequest) {
-	c.answered.Add(1)
-	select {
-	case c.queue <- req:
-	case <-c.ctx.Done():
-		c.answered.Done()
-	}
-}
-
-// answerLegacy answers unixctl requests, one after the other, until reading
-// has ended, which it does when they are all answered.
-func (c *conn) answerLegacy(ended <-chan struct{}) {
-	for {
-		select {
-		case req := <-c.queue:
-			c.out.push(c.legacyAnswer(req))
-			c.answered.Done()
-		case <-ended:
-			return
-		}
-	}
-}
-
-func (c *conn) legacyAnswer(req *legacyRequest) []byte {
-	if req.fault != "" {
-		c.s.stats.malformed.Add(1)
-		return legacyError(req.id, req.fault, c.asJSON.Load())
-	}
-	r, err := c.call(c.callContext(true), req.method, input{args: req.args, bad: req.bad})
-	if err == nil && !c.asJSON.Load() {
-		return legacyText(req.id, r.text())
-	}
-	if err == nil {
-		var msg []byte
-		if msg, err = legacyJSON(req.id, r); err == nil {
-			return msg
-		}
-	}
-	return legacyError(req.id, wireError(err).Message, c.asJSON.Load())
 }
 
 // libraryLog takes what the JSON-RPC library has to say.

@@ -14,7 +14,7 @@
 //	frame.Reader   cut from the stream; size and nesting limited
 //	conn           dialect, id kept as it came, slot of the connection taken
 //	Registry       name → Command; role and arity checked
-//	Handler        parameters decoded; runs in a goroutine under a deadline
+//	Handler        parameters decoded; answered for if it outlasts its deadline
 //	outbox         reply queued, written under a write deadline
 //
 // Nothing a client does costs anyone but itself: it has a bounded number of

@@ -19,7 +19,9 @@ import (
 // legacyText answers a text. Clients before Open vSwitch 3.4 print it as it
 // is, later ones add the newline themselves; it has one for both.
 func legacyText(id []byte, text string) []byte {
-	return legacyReply(id, frame.AppendQuote(nil, line(text)))
+	msg := append(make([]byte, 0, len(id)+len(text)+len(text)/8+40), `{"id":`...)
+	msg = append(append(msg, id...), `,"result":`...)
+	return append(frame.AppendQuote(msg, line(text)), `,"error":null}`...)
 }
 
 // legacyJSON answers in the format that "set-options --format json" chose.

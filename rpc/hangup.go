@@ -77,21 +77,42 @@ func (c *conn) brokenReply(err error) []byte {
 }
 
 // awaitAnswers waits until all requests that were read are answered. Where the
-// client closed its side it also watches whether the client goes away, which
-// cancels its commands.
+// client closed its side, and perhaps only the sending half of it, it also
+// waits for subscriptions, and watches whether the client goes away, which
+// cancels all that.
 func (c *conn) awaitAnswers(closed bool) {
+	if !closed {
+		c.answered.Wait()
+		return
+	}
+	c.watchWhile(func() {
+		c.answered.Wait()
+		c.following.Wait()
+	})
+}
+
+// watchWhile waits for wait to return, and meanwhile watches whether the client
+// goes away, which cancels its commands.
+func (c *conn) watchWhile(wait func()) {
 	idle := make(chan struct{})
 	var waiter sync.WaitGroup
 	waiter.Go(func() {
-		c.answered.Wait()
+		wait()
 		close(idle)
-		c.nc.SetReadDeadline(time.Unix(1, 0)) // ends the watch
+		c.nc.SetReadDeadline(past) // ends the watch
 	})
-	if closed && c.watchHangup(idle) {
+	if c.watchHangup(idle) {
 		c.cancel(errGone)
 	}
 	waiter.Wait()
+	c.nc.SetReadDeadline(time.Time{})
+	if c.ctx.Err() != nil { // asked after the deadline is taken off: who ends ctx sets it, later
+		c.nc.SetReadDeadline(past)
+	}
 }
+
+// past is a deadline that wakes a reader at once.
+var past = time.Unix(1, 0)
 
 // watchHangup reports whether the client is gone; it returns false once idle
 // is closed.
@@ -148,7 +169,7 @@ const firstRequest = time.Second
 // refuse tells a client that there are too many.
 func (s *Server) refuse(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(past) })
 	defer stop()
 	if err := handshake(ctx, nc); err != nil {
 		return

@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"fmt"
+	"strings"
 
 	"github.com/lockstepd/lockstep/rpc/frame"
 )
@@ -38,7 +39,7 @@ func unlessNull(value []byte) []byte {
 func look(obj []byte) message {
 	var m message
 	for key, value := range frame.Members(obj) {
-		switch plainKey(key) {
+		switch string(plainKey(key)) {
 		case `"jsonrpc"`:
 			m.version = value
 		case `"id"`:
@@ -61,15 +62,15 @@ func look(obj []byte) message {
 }
 
 // plainKey returns a quoted key without escapes that it need not have.
-func plainKey(key []byte) string {
-	if !bytes.ContainsRune(key, '\\') {
-		return string(key)
+func plainKey(key []byte) []byte {
+	if bytes.IndexByte(key, '\\') < 0 {
+		return key
 	}
 	name, err := frame.Unquote(key)
 	if err != nil {
-		return string(key)
+		return key
 	}
-	return string(frame.AppendQuote(nil, name))
+	return frame.AppendQuote(nil, name)
 }
 
 // modern reports whether the message claims to be JSON-RPC 2.0 or later: the
@@ -87,12 +88,17 @@ func (m *message) fault() string {
 		return `the request has no "method"`
 	case m.method[0] != '"':
 		return fmt.Sprintf(`"method" must be a string, found %s`, kindOf(m.method))
-	case m.params != nil && m.params[0] != '{' && m.params[0] != '[':
+	case m.params != nil && m.params[0] != '{' && m.params[0] != '[' && m.params[0] != 'n':
 		return fmt.Sprintf(`"params" must be an object or a list, found %s`, kindOf(m.params))
-	case m.id != nil && (m.id[0] == '{' || m.id[0] == '[' || m.id[0] == 't' || m.id[0] == 'f'):
+	case m.id != nil && !goodID(m.id):
 		return fmt.Sprintf(`"id" must be a string or a number, found %s`, kindOf(m.id))
 	}
 	return ""
+}
+
+// goodID reports whether JSON-RPC 2.0 allows the id: a string, a number, null.
+func goodID(id []byte) bool {
+	return len(id) > 0 && strings.IndexByte(`{[tf`, id[0]) < 0
 }
 
 // clip shortens what is shown of a client's bytes.

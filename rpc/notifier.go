@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/rpc/frame"
 )
 
@@ -20,8 +21,11 @@ type Notifier struct {
 // NotifierFrom returns the notifier of the connection whose command runs under
 // ctx; false where there is no connection.
 func NotifierFrom(ctx context.Context) (*Notifier, bool) {
-	n, ok := ctx.Value(connKey).(*Notifier)
-	return n, ok
+	c, ok := callerFrom(ctx)
+	if !ok {
+		return nil, false
+	}
+	return c.notify, true
 }
 
 // Notify pushes one notification to the client whose command runs under ctx.
@@ -50,7 +54,10 @@ func (n *Notifier) Send(note *Notification) error {
 		msg = note.legacy
 	}
 	err := n.c.out.try(msg)
-	if errors.Is(err, ErrFull) {
+	switch {
+	case err == nil:
+		n.c.s.stats.notifications.Add(1)
+	case errors.Is(err, ErrFull):
 		n.c.s.stats.dropped.Add(1)
 	}
 	return err
@@ -59,9 +66,32 @@ func (n *Notifier) Send(note *Notification) error {
 // Done is closed when the connection ends.
 func (n *Notifier) Done() <-chan struct{} { return n.c.ctx.Done() }
 
-// Room receives once there is room again after a Send that returned ErrFull.
-// It has one receiver at most.
-func (n *Notifier) Room() <-chan struct{} { return n.c.out.room }
+// Room returns a channel that is closed once there is room again after a Send
+// that returned ErrFull; it is closed at once if there has been since.
+func (n *Notifier) Room() <-chan struct{} { return n.c.out.hasRoom() }
+
+// maxFollowers bounds the goroutines of Go, on one connection.
+const maxFollowers = 16
+
+// Go runs do in a goroutine that belongs to the connection: its context ends
+// with the connection, which waits for it to return. A client that closes its
+// sending half goes on being notified meanwhile. It may be called only
+// while the command that the notifier was taken from runs. A connection has
+// sixteen such goroutines at most.
+func (n *Notifier) Go(do func(ctx context.Context)) error {
+	if n.c.followers.Add(1) > maxFollowers {
+		n.c.followers.Add(-1)
+		return api.Errorf(api.CodeBusy, "the connection has %d subscriptions, as many as it may", maxFollowers).
+			WithData(api.LimitDetail{Limit: "subscriptions", Value: maxFollowers})
+	}
+	n.c.following.Add(1)
+	n.c.handlers.Go(func() {
+		defer n.c.following.Done()
+		defer n.c.followers.Add(-1)
+		do(n.c.ctx)
+	})
+	return nil
+}
 
 // A Notification is encoded and ready to be sent to any number of clients.
 type Notification struct{ modern, legacy []byte }

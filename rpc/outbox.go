@@ -30,12 +30,11 @@ type outbox struct {
 	closing bool      // nothing more is taken; run ends when all is written; guarded by mu
 	failed  error     // run has ended before all was written; guarded by mu
 
-	room chan struct{} // of capacity 1: something was taken from a queue that had refused
-	full bool          // a notification was refused since; guarded by mu
+	room chan struct{} // nil, or closed when a queue that has refused a notification is emptied; guarded by mu
 }
 
 func newOutbox(limit int) *outbox {
-	o := &outbox{limit: limit, room: make(chan struct{}, 1)}
+	o := &outbox{limit: limit}
 	o.change.L = &o.mu
 	return o
 }
@@ -56,7 +55,9 @@ func (o *outbox) try(msg []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.queue)+len(msg) > o.limit && len(o.queue) > 0 && !o.over() {
-		o.full = true
+		if o.room == nil {
+			o.room = make(chan struct{})
+		}
 		return ErrFull
 	}
 	return o.addLocked(msg)
@@ -106,15 +107,30 @@ func (o *outbox) take(spare []byte) ([]byte, bool) {
 	}
 	batch := o.queue
 	o.queue, o.writing = spare, true
-	if o.full {
-		o.full = false
-		select {
-		case o.room <- struct{}{}:
-		default:
-		}
-	}
+	o.wakeLocked()
 	o.change.Broadcast()
 	return batch, true
+}
+
+// wakeLocked tells whoever waits for room.
+func (o *outbox) wakeLocked() {
+	if o.room != nil {
+		close(o.room)
+		o.room = nil
+	}
+}
+
+// hasRoom returns a channel that is closed once a queue that has refused a
+// notification was emptied; if it has refused none since, at once.
+func (o *outbox) hasRoom() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.room != nil {
+		return o.room
+	}
+	room := make(chan struct{})
+	close(room)
+	return room
 }
 
 func writeAll(nc net.Conn, b []byte, timeout time.Duration) error {
@@ -135,6 +151,7 @@ func (o *outbox) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.failed, o.queue, o.writing = err, nil, false
+	o.wakeLocked()
 	o.change.Broadcast()
 }
 

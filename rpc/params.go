@@ -45,6 +45,9 @@ func shapeFor[P any]() (shape, error) {
 	var s shape
 	var named []field
 	for _, f := range reflect.VisibleFields(t) {
+		if f.Anonymous && f.Type.Kind() == reflect.Pointer {
+			return shape{}, fmt.Errorf("parameters must not embed %v by pointer", f.Type)
+		}
 		name, ok := fieldName(f)
 		if !ok {
 			continue
@@ -225,7 +228,7 @@ func (s *shape) decodeElements(elements [][]byte, v reflect.Value) error {
 			return nil
 		}
 		target := v.FieldByIndex(f.index)
-		if s.rest && i == s.positional-1 && elements[i][0] != '[' {
+		if s.rest && i == s.positional-1 && (elements[i][0] != '[' || len(elements) > i+1) {
 			return setRest(f.name, target, elements[i:])
 		}
 		if err := setElement(target, elements[i]); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -79,11 +80,8 @@ type Server struct {
 	connSeq  atomic.Uint64
 
 	mu     sync.Mutex
-	active map[*activeCall]struct{} // commands in progress, guarded by mu
+	active map[string]int // how many of each command are in progress, guarded by mu
 }
-
-// activeCall is a command in progress.
-type activeCall struct{ name string }
 
 // maxRefusals bounds the goroutines that tell clients that there are too many.
 const maxRefusals = 64
@@ -104,7 +102,7 @@ func NewServer(opts ServerOptions) *Server {
 		conns:    make(chan struct{}, lim.Connections),
 		refusals: make(chan struct{}, maxRefusals),
 		running:  make(chan struct{}, lim.Running),
-		active:   make(map[*activeCall]struct{}),
+		active:   make(map[string]int),
 	}
 }
 
@@ -199,7 +197,8 @@ func (s *Server) await(conns *sync.WaitGroup) error {
 	case <-done:
 		return nil
 	case <-limit.C:
-		return fmt.Errorf("commands that do not end: %s", strings.Join(s.inProgress(), ", "))
+		return fmt.Errorf("%d connections do not end; commands in progress: %s",
+			len(s.conns), strings.Join(s.inProgress(), ", "))
 	}
 }
 
@@ -207,33 +206,23 @@ func (s *Server) await(conns *sync.WaitGroup) error {
 func (s *Server) inProgress() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var names []string
-	for call := range s.active {
-		names = append(names, call.name)
+	return slices.Sorted(maps.Keys(s.active))
+}
+
+func (s *Server) count(name string, change int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.active[name] += change; s.active[name] == 0 {
+		delete(s.active, name)
 	}
-	slices.Sort(names)
-	return names
-}
-
-func (s *Server) begin(name string) *activeCall {
-	call := &activeCall{name}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.active[call] = struct{}{}
-	return call
-}
-
-func (s *Server) end(call *activeCall) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.active, call)
 }
 
 // counters are the server's own statistics.
 type counters struct {
-	accepted, refused, cutOff       atomic.Uint64
-	requests, failures, timeouts    atomic.Uint64
-	panics, malformed, dropped, out atomic.Uint64
+	accepted, refused, cutOff    atomic.Uint64
+	requests, failures, timeouts atomic.Uint64
+	panics, malformed            atomic.Uint64
+	dropped, notifications       atomic.Uint64
 }
 
 // Stats are counts since the server was made.
@@ -259,6 +248,6 @@ func (s *Server) Stats() Stats {
 		Accepted: s.stats.accepted.Load(), Refused: s.stats.refused.Load(), CutOff: s.stats.cutOff.Load(),
 		Requests: s.stats.requests.Load(), Failures: s.stats.failures.Load(), Timeouts: s.stats.timeouts.Load(),
 		Panics: s.stats.panics.Load(), Malformed: s.stats.malformed.Load(),
-		Dropped: s.stats.dropped.Load(), Notifications: s.stats.out.Load(),
+		Dropped: s.stats.dropped.Load(), Notifications: s.stats.notifications.Load(),
 	}
 }

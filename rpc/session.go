@@ -59,10 +59,12 @@ func (s *Session) Run(ctx context.Context) error {
 	r := &sessionRun{s: s, fsm: s.newFSM(), done: make(chan attempt, 1), probed: make(chan error, 1)}
 	defer s.end()
 	r.fsm.Enable(time.Now())
-	for r.fsm.Enabled() {
-		if err := r.step(ctx); err != nil {
+	for ctx.Err() == nil {
+		r.act(ctx)
+		if !r.fsm.Enabled() {
 			break
 		}
+		r.wait(ctx)
 	}
 	r.close()
 	if ctx.Err() != nil {
@@ -105,8 +107,8 @@ type attempt struct {
 	err    error
 }
 
-// step waits for the next thing to happen and deals with it.
-func (r *sessionRun) step(ctx context.Context) error {
+// act does what is to be done now.
+func (r *sessionRun) act(ctx context.Context) {
 	now := time.Now()
 	if r.client != nil {
 		if at := r.client.lastReceived(); at.After(r.heard) {
@@ -114,10 +116,23 @@ func (r *sessionRun) step(ctx context.Context) error {
 			r.fsm.Activity(at)
 		}
 	}
-	r.act(ctx, r.fsm.Run(now))
+	switch r.fsm.Run(now) {
+	case reconnect.Connect:
+		r.fsm.Connecting(now)
+		r.work(ctx, func(ctx context.Context) { r.done <- r.s.attempt(ctx) })
+	case reconnect.Probe:
+		c := r.client
+		r.work(ctx, func(ctx context.Context) { r.probed <- c.Call(ctx, "version", nil, nil) })
+	case reconnect.Disconnect:
+		r.drop(fmt.Errorf("no answer for too long: %w", ErrTimeout))
+	}
 	r.s.publish(r.fsm.Stats(now))
+}
+
+// wait waits for the next thing to happen and takes it in.
+func (r *sessionRun) wait(ctx context.Context) {
 	var due <-chan time.Time
-	if d, ok := r.fsm.Timeout(now); ok {
+	if d, ok := r.fsm.Timeout(time.Now()); ok {
 		t := time.NewTimer(d)
 		defer t.Stop()
 		due = t.C
@@ -128,28 +143,13 @@ func (r *sessionRun) step(ctx context.Context) error {
 	}
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
 	case <-due:
 	case a := <-r.done:
 		r.attempted(a)
 	case err := <-r.probed:
 		r.answered(err)
 	case <-lost:
-		r.drop(r.client.lost("session"))
-	}
-	return nil
-}
-
-func (r *sessionRun) act(ctx context.Context, what reconnect.Action) {
-	switch what {
-	case reconnect.Connect:
-		r.fsm.Connecting(time.Now())
-		r.work(ctx, func(ctx context.Context) { r.done <- r.s.attempt(ctx) })
-	case reconnect.Probe:
-		c := r.client
-		r.work(ctx, func(ctx context.Context) { r.probed <- c.Call(ctx, "version", nil, nil) })
-	case reconnect.Disconnect:
-		r.drop(fmt.Errorf("no answer for too long: %w", ErrTimeout))
+		r.drop(r.client.Err())
 	}
 }
 
@@ -310,4 +310,13 @@ func (s *Session) Call(ctx context.Context, method string, params, result any) e
 		return err
 	}
 	return c.Call(ctx, method, params, result)
+}
+
+// CallText is Client.CallText in the same way.
+func (s *Session) CallText(ctx context.Context, method string, args ...string) (string, error) {
+	c, err := s.Client(ctx)
+	if err != nil {
+		return "", err
+	}
+	return c.CallText(ctx, method, args...)
 }

@@ -89,8 +89,8 @@ func (e Exit) String() string {
 // Policy is the pace of restarts. The zero value of a field means its default.
 type Policy struct {
 	Floor   time.Duration // least distance between two restarts; 10 s
-	Cap     time.Duration // where the doubling of the distance ends; 2 min
-	Healthy time.Duration // serving for so long forgets earlier crashes; 5 min
+	Cap     time.Duration // where the doubling of the distance ends; 12 times Floor
+	Healthy time.Duration // serving for so long forgets earlier crashes; 30 times Floor
 }
 
 func (p Policy) withDefaults() Policy {
@@ -100,8 +100,8 @@ func (p Policy) withDefaults() Policy {
 		}
 	}
 	def(&p.Floor, 10*time.Second)
-	def(&p.Cap, 2*time.Minute)
-	def(&p.Healthy, 5*time.Minute)
+	def(&p.Cap, 12*p.Floor)
+	def(&p.Healthy, 30*p.Floor)
 	p.Cap = max(p.Cap, p.Floor)
 	return p
 }

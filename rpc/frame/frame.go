@@ -101,10 +101,6 @@ func (r *Reader) next() ([]byte, error) {
 	}
 }
 
-// Buffered reports whether bytes that arrived have not been returned yet. They
-// may be only a part of a value.
-func (r *Reader) Buffered() bool { return r.pos < r.end }
-
 // Partial returns what was read of the value at which Next failed.
 func (r *Reader) Partial() []byte { return r.buf[r.start:r.end] }
 

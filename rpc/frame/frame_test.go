@@ -117,18 +117,6 @@ func TestReaderBoundsItsBuffer(t *testing.T) {
 	}
 }
 
-func TestReaderKnowsWhetherMoreHasArrived(t *testing.T) {
-	r := NewReader(strings.NewReader(`{}{}`), limits)
-	r.Next()
-	if !r.Buffered() {
-		t.Error("the second value is not seen")
-	}
-	r.Next()
-	if r.Buffered() {
-		t.Error("there is no third value")
-	}
-}
-
 func members(b string) (list []string) {
 	for k, v := range Members([]byte(b)) {
 		list = append(list, string(k)+string(v))

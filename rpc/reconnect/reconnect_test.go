@@ -538,7 +538,7 @@ func reach(s State) *FSM {
 		Reconnect: "enable connected force", Listening: "passive enable listening",
 		Idle: "enable connected",
 	}[s]
-	for _, e := range strings.Fields(path) {
+	for e := range strings.FieldsSeq(path) {
 		event(f, e, 0, epoch)
 	}
 	if s == Idle {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -47,11 +48,12 @@ type material struct {
 	pool *x509.CertPool
 }
 
-// stamp tells whether a file has changed.
+// stamp tells whether a file has changed. The inode is part of it because the
+// clock of a file system is too coarse for a file replaced within milliseconds.
 type stamp struct {
 	modified time.Time
 	size     int64
-	mode     os.FileMode
+	inode    uint64
 }
 
 // NewIdentity reads the files. They must be good to begin with.
@@ -102,7 +104,7 @@ func (id *Identity) current() (*material, error) {
 func (f *Files) stamps() (s [3]stamp) {
 	for i, path := range []string{f.Cert, f.Key, f.CA} {
 		if info, err := os.Stat(path); err == nil {
-			s[i] = stamp{info.ModTime(), info.Size(), info.Mode()}
+			s[i] = stamp{info.ModTime(), info.Size(), info.Sys().(*syscall.Stat_t).Ino}
 		}
 	}
 	return s

@@ -63,16 +63,29 @@ func Dial(ctx context.Context, path string) (*net.UnixConn, error) {
 	var d net.Dialer
 	for {
 		nc, err := d.DialContext(ctx, "unix", name)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nc.(*net.UnixConn), nil
-		}
-		if !errors.Is(err, unix.EAGAIN) {
+		case timedOut(err), errors.Is(err, unix.EAGAIN) && !wait(ctx, retryDial):
+			return nil, fmt.Errorf("its queue of connections is full: %w", ended(ctx)) // nothing else takes time
+		case !errors.Is(err, unix.EAGAIN):
 			return nil, cause(err)
 		}
-		if !wait(ctx, retryDial) {
-			return nil, fmt.Errorf("its queue of connections is full: %w", ctx.Err())
-		}
 	}
+}
+
+// ended returns why ctx ends. The dialler may find its deadline passed a moment
+// before ctx does.
+func ended(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return context.DeadlineExceeded
+}
+
+func timedOut(err error) bool {
+	t, ok := errors.AsType[net.Error](err)
+	return ok && t.Timeout() && !errors.Is(err, unix.EAGAIN) // which calls itself a timeout
 }
 
 // cause takes off the layers that would name the path once more, and perhaps

@@ -147,8 +147,7 @@ func (m *Monitor) poke() {
 func (m *Monitor) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var r round
-	r.suspended = m.suspended()
+	r := round{seen: make(map[int]Activity), suspended: m.suspended()}
 	for {
 		next := m.step(&r)
 		timer.Reset(max(0, next-m.opt.Clock()))
@@ -165,6 +164,8 @@ func (m *Monitor) Run(ctx context.Context) {
 type round struct {
 	acts      []Action
 	peers     []Peer
+	ids       []int
+	seen      map[int]Activity
 	suspended time.Duration
 }
 
@@ -181,11 +182,14 @@ func (m *Monitor) step(r *round) Instant {
 	away := max(0, total-r.suspended)
 	r.suspended = total
 
+	m.look(r)
 	m.mu.Lock()
 	now := m.opt.Clock()
 	m.lastRun.Store(int64(now))
 	var next Instant
-	r.acts, next = m.ticks.Step(now, away, m.seen, r.acts[:0])
+	// A peer that came meanwhile was not looked at: its silence counts from when
+	// it came.
+	r.acts, next = m.ticks.Step(now, away, func(id int) Activity { return r.seen[id] }, r.acts[:0])
 	r.peers = r.peers[:0]
 	for _, a := range r.acts {
 		r.peers = append(r.peers, m.peers[a.Peer].Peer)
@@ -201,8 +205,19 @@ func (m *Monitor) step(r *round) Instant {
 	return next
 }
 
-// seen is called with mu held.
-func (m *Monitor) seen(id int) Activity { return m.peers[id].Activity() }
+// look asks every peer for its activity, without the lock.
+func (m *Monitor) look(r *round) {
+	m.mu.Lock()
+	r.peers, r.ids = r.peers[:0], r.ids[:0]
+	for id, p := range m.peers {
+		r.peers, r.ids = append(r.peers, p.Peer), append(r.ids, id)
+	}
+	m.mu.Unlock()
+	clear(r.seen)
+	for i, id := range r.ids {
+		r.seen[id] = r.peers[i].Activity()
+	}
+}
 
 func (m *Monitor) do(a Action, p Peer, promise Promise) {
 	switch a.Kind {

@@ -81,6 +81,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	if !d.genBusy || d.genWait != 0 || d.genHeld {
 		return
 	}
+	d.censusLocked() // who is lost may have taken quorum along
 	switch {
 	case d.role != replication.Primary:
 		d.genBusy, d.committing = false, false

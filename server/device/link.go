@@ -1,7 +1,9 @@
 package device
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -95,6 +97,9 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
+	}
+	if d.primary < 0 && d.change.promised != 0 {
+		f.Primary = d.change.promisedTo // it has our vote
 	}
 	if f.Primary == p.id {
 		f.Primary = replication.NoPrimary // the peer knows best
@@ -359,7 +364,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // had been in sync, the marks get a generation of their own, which is durable
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
-	d.missSinceLocked(p, p.stable)
+	doubtful := d.missSinceLocked(p, p.stable)
 	if inSync || d.gens.Bitmap[p.id] == replication.NoGen {
 		d.needGen = true
 		d.genAgain = d.genBusy
@@ -381,32 +386,83 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 			continue
 		}
 		d.missLocked(p.bit(), o.ext)
+		doubtful = append(doubtful, o.ext)
 		o.miss = o.miss.With(p.id)
 		o.wait &^= p.bit()
 		o.need &^= p.bit()
 		d.progressLocked(o, b)
 	}
+	// Before the generation, on the same link: when that is confirmed, the other
+	// replicas know what the lost one may lack.
+	d.shareMarksLocked(p, doubtful, b)
 	if d.needGen && waiting {
 		d.startGenLocked()
 	}
 	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
 }
 
-// missSinceLocked marks what was changed after seq as out of sync with a peer.
-func (d *Device) missSinceLocked(p *peer, seq uint64) {
+// missSinceLocked marks what was changed after seq as out of sync with a peer,
+// and returns it.
+func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 	list, complete := d.recent.after(seq)
-	if d.meta == nil {
-		return
-	}
-	bm := d.meta.Bitmap(p.id)
 	for _, c := range list {
-		bm.Set(c.ext)
+		marked = append(marked, c.ext)
+	}
+	if d.meta == nil {
+		return marked
 	}
 	if !complete {
-		for _, e := range d.meta.AL().Hot() {
-			bm.Set(e)
+		marked = append(marked, d.meta.AL().Hot()...)
+	}
+	bm := d.meta.Bitmap(p.id)
+	for _, e := range marked {
+		bm.Set(e)
+	}
+	return marked
+}
+
+// shareMarksLocked tells the other replicas what a lost one may lack although
+// it was sent it: they have taken it for one that has everything.
+func (d *Device) shareMarksLocked(p *peer, es []block.Extent, b *block.Batch) {
+	if len(es) == 0 || d.receives == 0 {
+		return
+	}
+	slices.SortFunc(es, func(x, y block.Extent) int { return cmp.Compare(x.Off, y.Off) })
+	var payload []byte
+	first, at := uint64(0), uint64(0)
+	send := func() {
+		h := wire.Header{Type: wire.Marks, Arg: [3]uint64{uint64(p.id), first}}
+		for id := range d.receives.All() {
+			d.peers[id].send(h, payload, nil, b)
+		}
+		payload, first = payload[:0], at
+	}
+	for _, e := range es {
+		u := e.Units()
+		off, end := max(uint64(u.Off)/block.Unit, at), uint64(u.End())/block.Unit
+		if off >= end {
+			continue
+		}
+		payload = wire.AppendRun(payload, off-at, end-off)
+		at = end
+		if len(payload) >= bitsPayload {
+			send()
 		}
 	}
+	if len(payload) > 0 {
+		send()
+	}
+}
+
+// marksReceivedLocked takes the primary's word on what another replica may lack.
+func (d *Device) marksReceivedLocked(p *peer, f *wire.Frame) {
+	id := int(f.Arg[0])
+	if d.meta == nil || id >= replication.MaxNodes || id == d.cfg.Self || !d.disks.Has(id) {
+		return
+	}
+	bm := d.meta.Bitmap(id)
+	_, err := wire.Runs(f.Payload, f.Arg[1], d.cfg.Size, func(e block.Extent) { bm.Set(e) })
+	d.decodedLocked(p, f.Type, err)
 }
 
 // primaryLostLocked: the primary is out of contact. What of its last changes

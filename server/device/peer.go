@@ -109,6 +109,8 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
 	case wire.FlushAck:
 		d.flush.ackedLocked(d, p, f.Arg[0], f.Flags&wire.FlagError == 0, b)
+	case wire.Marks:
+		d.marksReceivedLocked(p, f)
 	case wire.PeerFloor:
 		d.floorLocked(p, f.Arg[0])
 	case wire.ReadReq:

@@ -278,6 +278,11 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 	case !c.Force && d.dstat == replication.UpToDate && p.disk.HasData() && p.disk < replication.Consistent && !d.remoteFor(p):
 		return false, true, self + " has newer data"
 	}
+	for _, q := range d.peers {
+		if q != nil && q != p && q.hs.sent && q.hs.theirs.Role == replication.Primary && !q.decision.Yields.Has(q.id) {
+			return false, true, fmt.Sprintf("%s is about to follow %s", self, q.name)
+		}
+	}
 	if d.change.tx != 0 {
 		// The lower id goes first; ours tries again.
 		d.change.no, d.change.again = d.nodeName(p.id)+" is being promoted", true

@@ -2,13 +2,20 @@ package messenger
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"strconv"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -150,6 +157,12 @@ func BenchmarkRawTCP(b *testing.B) {
 }
 
 func rawTCP(b *testing.B, size, flights int) {
+	rawConn(b, size, flights, func(c net.Conn, _ bool) net.Conn { return c })
+}
+
+// rawConn sends over one connection, which wrap may put something around.
+func rawConn(b *testing.B, size, flights int, wrap func(c net.Conn, dialled bool) net.Conn) {
+	b.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -163,6 +176,7 @@ func rawTCP(b *testing.B, size, flights int) {
 			return
 		}
 		defer c.Close()
+		c = wrap(c, false)
 		p := make([]byte, size)
 		for {
 			if _, err := io.ReadFull(c, p); err != nil {
@@ -177,6 +191,7 @@ func rawTCP(b *testing.B, size, flights int) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	c = wrap(c, true)
 	p, back := make([]byte, size), make([]byte, 1)
 	b.SetBytes(int64(size))
 	inflight := 0
@@ -192,4 +207,149 @@ func rawTCP(b *testing.B, size, flights int) {
 	}
 	c.Close()
 	<-done
+}
+
+// BenchmarkPing is the round trip of a ping ahead of the queue: on idle links,
+// and while the data link carries all it can in both directions.
+func BenchmarkPing(b *testing.B) {
+	for _, load := range []bool{false, true} {
+		b.Run(map[bool]string{false: "idle", true: "loaded"}[load], func(b *testing.B) {
+			s, _, _ := benchPair(b, func(o *Options) { o.SpinData, o.SpinMeta = 0, 0 })
+			stop := make(chan struct{})
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				pool := block.NewPool(1 << 20)
+				buf := pool.Get()
+				for load {
+					select {
+					case <-stop:
+						return
+					default:
+						if s.Queued(wire.Data) < 16<<20 {
+							s.Send(&wire.Header{Type: wire.SyncData}, buf.B, buf, nil)
+						} else {
+							time.Sleep(50 * time.Microsecond)
+						}
+					}
+				}
+			}()
+			var total time.Duration
+			for b.Loop() {
+				s.rtt.Store(0)
+				s.Ping(cluster.Promise{Tick: DefaultTick, Pings: DefaultPingCount})
+				for s.RTT() == 0 {
+					time.Sleep(20 * time.Microsecond)
+				}
+				total += s.RTT()
+			}
+			b.ReportMetric(float64(total.Microseconds())/float64(b.N), "µs/ping")
+			close(stop)
+			<-done
+		})
+	}
+}
+
+// BenchmarkTLS is BenchmarkBulk over TLS, and TLS alone beside it.
+func BenchmarkTLS(b *testing.B) {
+	b.Run("session-1m-8", func(b *testing.B) {
+		ca := newAuthority(b)
+		s, mine, _ := benchPair(b, func(o *Options) { o.TLS = ca.issue(o.NodeName, o.NodeName) })
+		mine.each = make(chan struct{}, 64)
+		pool := block.NewPool(1 << 20)
+		buf := pool.Get()
+		b.SetBytes(1 << 20)
+		inflight := 0
+		for b.Loop() {
+			s.Send(&wire.Header{Type: wire.Write}, buf.B, buf, nil)
+			for inflight++; inflight >= 8; inflight-- {
+				<-mine.each
+			}
+		}
+		for ; inflight > 0; inflight-- {
+			<-mine.each
+		}
+	})
+	b.Run("alone-1m-8", func(b *testing.B) {
+		ca := newAuthority(b)
+		server, err := ca.issue("s", "s").Server()
+		if err != nil {
+			b.Fatal(err)
+		}
+		client, err := ca.issue("c", "s").Client("s")
+		if err != nil {
+			b.Fatal(err)
+		}
+		wrap := func(c net.Conn, dialled bool) net.Conn {
+			if dialled {
+				return tls.Client(c, client)
+			}
+			return tls.Server(c, server)
+		}
+		rawConn(b, 1<<20, 8, wrap)
+	})
+}
+
+// BenchmarkIdleCluster is 32 nodes in one process at T = 8 s with nothing to
+// do: CPU of one node, and memory of one peer.
+func BenchmarkIdleCluster(b *testing.B) {
+	const nodes = 32
+	before := residentKiB(b)
+	var ms []*Messenger
+	var lns []net.Listener
+	for range nodes {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		lns = append(lns, ln)
+	}
+	up := make(chan *Session, nodes*nodes)
+	for i := range nodes {
+		o := Options{Cluster: "bench", NodeName: nodeName(i), NodeID: i, Secrets: [][]byte{testSecret}, Listener: lns[i], Handler: &echo{up: up}}
+		for j := range nodes {
+			if j != i {
+				o.Peers = append(o.Peers, Peer{Name: nodeName(j), ID: j, Address: lns[j].Addr().String()})
+			}
+		}
+		m, err := New(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := m.Start(); err != nil {
+			b.Fatal(err)
+		}
+		ms = append(ms, m)
+	}
+	for range nodes * (nodes - 1) {
+		<-up
+	}
+	for b.Loop() {
+		start, cpu := time.Now(), cpuTime()
+		time.Sleep(5 * time.Second)
+		b.ReportMetric(float64(cpuTime()-cpu)/float64(time.Since(start))/nodes*100, "%cpu/node")
+	}
+	b.ReportMetric((residentKiB(b)-before)/(nodes*(nodes-1)), "KiB-resident/peer")
+	for _, m := range ms {
+		_ = m.Close(context.Background())
+	}
+}
+
+func residentKiB(b *testing.B) float64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(text))[1])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return float64(pages) * float64(os.Getpagesize()) / 1024
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -65,8 +64,10 @@ func (m *Messenger) dialConn(ctx context.Context, cfg Peer) (net.Conn, error) {
 	return t, nil
 }
 
-// userTimeout is how long the kernel waits for a peer to take what was sent.
-func (m *Messenger) userTimeout() time.Duration { return max(m.mon.Promise().Tick, time.Second) }
+// userTimeout is how long the kernel waits for a peer to take what was sent. It
+// finds the link that is dead alone, while the other one lives; a peer that is
+// silent altogether is found sooner by its pings.
+func (m *Messenger) userTimeout() time.Duration { return max(2*m.mon.Promise().Tick, 2*time.Second) }
 
 // probe connects to where the peer listens, and hangs up.
 func (m *Messenger) probe(ctx context.Context, cfg Peer) error {
@@ -209,8 +210,9 @@ func (m *Messenger) turnDown(o *offer, err error) {
 		o.refuse(r)
 	default:
 		_ = o.c.Close()
-		// Who connects and hangs up is a probe, and no news.
-		if len(o.rawHello) == 0 && (errors.Is(err, io.EOF) || m.ctx.Err() != nil) {
+		// Who hangs up has his reasons, and is told nothing: a probe, or a dialer
+		// whose other link was refused.
+		if hungUp(err) || gone(err) || m.ctx.Err() != nil {
 			return
 		}
 		r = refusal(wire.RefuseProtocol, "the handshake was not finished: %v", err)

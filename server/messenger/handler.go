@@ -16,7 +16,8 @@ import (
 type Handler interface {
 	// SessionUp tells of a new session, before its first frame.
 	SessionUp(s *Session)
-	// HandleFrame is given each device frame and each NodeMsg in order, on the
+	// HandleFrame is given each device frame and each NodeMsg in order (hints,
+	// which have no Seq, come ahead of it), on the
 	// goroutine that reads the link; those of the data and the meta link of one
 	// session are concurrent with one another. It must not block. What it
 	// sends it sends into b. f and its payload are valid until it returns,

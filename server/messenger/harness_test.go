@@ -28,7 +28,7 @@ type node struct {
 	mu     sync.Mutex
 	change chan struct{} // closed and replaced when something was recorded
 	log    []string      // "up 1", "down connection-closed", in order
-	up     *Session
+	up     map[int]*Session
 	ups    int
 	got    [2][]uint64 // Arg[0] of the frames received, by link
 	events []cluster.Event
@@ -48,10 +48,10 @@ func (n *node) record(f func()) {
 
 func (n *node) SessionUp(s *Session) {
 	n.record(func() {
-		if n.up != nil {
+		if n.up[s.PeerID()] != nil {
 			n.fault = "SessionUp before SessionDown of the predecessor"
 		}
-		n.up = s
+		n.up[s.PeerID()] = s
 		n.ups++
 		n.log = append(n.log, fmt.Sprintf("up %d", s.PeerID()))
 	})
@@ -62,7 +62,7 @@ func (n *node) SessionUp(s *Session) {
 
 func (n *node) HandleFrame(s *Session, f *wire.Frame, b *block.Batch) {
 	n.record(func() {
-		if n.up != s {
+		if n.up[s.PeerID()] != s {
 			n.fault = "a frame outside SessionUp and SessionDown"
 		}
 		k := f.Type.Link()
@@ -78,10 +78,10 @@ func (n *node) SessionDown(s *Session, r Reason) {
 		n.onDown(s, r)
 	}
 	n.record(func() {
-		if n.up != s {
+		if n.up[s.PeerID()] != s {
 			n.fault = "SessionDown of a session that was not up"
 		}
-		n.up = nil
+		delete(n.up, s.PeerID())
 		n.log = append(n.log, "down "+r.Code.String())
 	})
 }
@@ -110,7 +110,12 @@ func (n *node) wait(what string, ok func() bool) {
 func (n *node) waitUp(times int) *Session {
 	n.t.Helper()
 	var s *Session
-	n.wait("session up", func() bool { s = n.up; return n.ups >= times && s != nil })
+	n.wait("session up", func() bool {
+		for _, s = range n.up {
+			return n.ups >= times
+		}
+		return false
+	})
 	return s
 }
 
@@ -144,9 +149,16 @@ type bed struct {
 	t     *testing.T
 	nodes []*node
 	opts  []Options
+	// listen, where it is set, makes a node's listener at each start.
+	listen func(i int) net.Listener
 }
 
-func nodeName(i int) string { return []string{"alpha", "beta", "gamma", "delta"}[i] }
+func nodeName(i int) string {
+	if greek := []string{"alpha", "beta", "gamma", "delta", "epsilon"}; i < len(greek) {
+		return greek[i]
+	}
+	return fmt.Sprintf("node%02d", i)
+}
 
 // newBed prepares n nodes on loopback; change adapts each one's options.
 func newBed(t *testing.T, n int, change func(i int, o *Options)) *bed {
@@ -180,13 +192,16 @@ func newBed(t *testing.T, n int, change func(i int, o *Options)) *bed {
 func (b *bed) start(i int) *node {
 	b.t.Helper()
 	o := b.opts[i]
-	n := &node{t: b.t, name: o.NodeName, change: make(chan struct{})}
+	if b.listen != nil {
+		o.Listener = b.listen(i)
+	}
+	n := &node{t: b.t, name: o.NodeName, change: make(chan struct{}), up: make(map[int]*Session)}
 	if o.Handler == nil {
 		o.Handler = n
 	}
 	o.Events = func(e cluster.Event) { n.record(func() { n.events = append(n.events, e) }) }
 	if testing.Verbose() {
-		o.Log = slog.New(slog.NewTextHandler(b.t.Output(), nil)).With("at", o.NodeName)
+		o.Log = slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", o.NodeName)
 	}
 	m, err := New(o)
 	if err != nil {
@@ -307,4 +322,15 @@ func (b *bed) relisten(i int) {
 		b.t.Fatal(err)
 	}
 	b.opts[i].Listener = ln
+}
+
+func (n *node) countEvents(kind string) (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.events {
+		if e.Type == kind {
+			count++
+		}
+	}
+	return count
 }

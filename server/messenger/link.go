@@ -68,9 +68,12 @@ type urgent struct {
 	echo    uint64
 	ack     bool
 	bye     *wire.GoodbyeMsg
+	hints   [][]byte // payloads of NodeMsg
 }
 
-func (u *urgent) any() bool { return u.ping || u.pong || u.ack || u.bye != nil }
+func (u *urgent) any() bool {
+	return u.ping || u.pong || u.ack || u.bye != nil || len(u.hints) > 0
+}
 
 func newLink(s *Session, kind wire.Link) *link {
 	l := &link{s: s, kind: kind}
@@ -214,9 +217,10 @@ func (l *link) wrote(st *stream, n int) {
 	if l.st != st {
 		return
 	}
-	l.sentFrames.Add(uint64(l.q.advance(n)))
+	frames := l.q.advance(n)
+	l.sentFrames.Add(uint64(frames))
 	l.queued.Store(l.q.bytes)
-	if l.kind == wire.Meta {
+	if frames > 0 && l.kind == wire.Meta {
 		l.s.sentMeta.Store(int64(l.s.p.m.clock()))
 	}
 }
@@ -259,14 +263,18 @@ func (l *link) buildUrgent() {
 	}
 	if u.ping {
 		p := u.promise
+		l.s.sentMeta.Store(int64(l.s.p.m.clock()))
 		l.appendUrgent(wire.Ping, nil, uint64(l.s.p.m.clock()), uint64(p.Tick.Milliseconds()), uint64(p.Pings))
 	}
 	if u.pong {
 		l.appendUrgent(wire.Pong, nil, u.echo, 0, 0)
 	}
+	for _, p := range u.hints {
+		l.appendUrgent(wire.NodeMsg, p, 0, 0, 0)
+	}
 	if u.bye != nil {
 		l.appendUrgent(wire.Goodbye, u.bye.Append(nil), 0, 0, 0)
-	} else if u.ack && !u.ping && !u.pong {
+	} else if u.ack && !u.ping && !u.pong && len(u.hints) == 0 {
 		l.appendUrgent(wire.SessAck, nil, 0, 0, 0)
 	}
 	*u = urgent{}

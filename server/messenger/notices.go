@@ -76,7 +76,9 @@ func (m *Messenger) noticed(a cluster.Action) {
 	switch a.Kind {
 	case cluster.Paused:
 		m.opt.Paused(a.For)
-		m.log.Warn("this process did not run for a while: no peer is judged by that time", "for", a.For)
+		if m.complaints.allow("paused", time.Now()) {
+			m.log.Warn("this process did not run for a while: no peer is judged by that time", "for", a.For)
+		}
 		m.emit(cluster.Event{Type: cluster.HostPaused, Text: fmt.Sprintf("this process did not run for %v", a.For.Round(time.Millisecond))})
 	case cluster.Changed:
 		m.emit(cluster.Event{Type: cluster.TickChanged, Text: fmt.Sprintf("the tick time is %v", a.For)})

@@ -1,6 +1,8 @@
 package messenger
 
 import (
+	"fmt"
+
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -69,7 +71,9 @@ func (v *receiver) next(f *wire.Frame, version uint8) (bool, error) {
 	if err := f.Header.Decode(v.buf.B[v.r:], version); err != nil {
 		return false, err
 	}
-	v.need = frameSize(&f.Header)
+	if v.need = frameSize(&f.Header); v.need > len(v.buf.B) {
+		return false, fmt.Errorf("%w (%v on a link for small frames)", wire.ErrLength, f.Type)
+	}
 	if v.w-v.r < v.need {
 		return false, nil
 	}

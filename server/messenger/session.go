@@ -146,6 +146,28 @@ func (s *Session) send(h *wire.Header, payload []byte, buf *block.Buf, b *block.
 	}
 }
 
+// Bounds of hints.
+const (
+	maxHints = 16
+	maxHint  = 1024
+)
+
+// SendHint sends a NodeMsg whose loss does no harm, such as a load figure. It
+// goes ahead of what is queued, outside the stream: it is not kept, not sent
+// again after a cut, and dropped if the link is cut or too many wait. It
+// reports whether it was taken.
+func (s *Session) SendHint(m *wire.NodeMsgBody) (taken bool) {
+	if s.dead.Load() || len(m.Body) > maxHint {
+		return false
+	}
+	s.links[wire.Meta].hurry(func(u *urgent) {
+		if taken = len(u.hints) < maxHints; taken {
+			u.hints = append(u.hints, m.Append(nil))
+		}
+	})
+	return taken
+}
+
 // Unacked yields the frames of a link that the peer has not acked, oldest
 // first. It is for use within SessionDown: nothing is sent then any more, and
 // nothing is dropped before SessionDown returns.
@@ -241,8 +263,9 @@ type reading struct {
 	in      receiver
 	batch   block.Batch
 	frame   wire.Frame
-	epoch   uint64    // the connection's number
-	most    int64     // slabs that may be held
+	epoch   uint64 // the connection's number
+	most    int64  // slabs that may be held
+	spin    spinning
 	acks    [2]uint64 // the highest that the frames of one read carried
 	unacked int       // bytes received since an ack was last sent
 }
@@ -277,6 +300,9 @@ func (r *reading) loop() error {
 		if err != nil {
 			return err
 		}
+		if spin > 0 {
+			r.spin.ended(r.st.rd.parked)
+		}
 		r.l.busy.Store(true)
 		r.l.waiting.Store(0)
 		r.in.w += n
@@ -291,9 +317,38 @@ func (r *reading) loop() error {
 		}
 		spin = 0
 		if frames <= 1 && n <= smallRead {
-			spin = s.p.m.spin(r.l.kind)
+			spin = r.spin.next(s.p.m.spin(r.l.kind))
 		}
 	}
+}
+
+// spinning tells whether it is worth to spin. Where a spin ended in parking
+// all the same, the next chances are passed up, twice as many each time: on a
+// machine without an idle processor spinning only costs.
+type spinning struct {
+	skip, penalty int
+}
+
+// maxPenalty is the most chances that are passed up in a row.
+const maxPenalty = 63
+
+// next returns how long to spin for the next read.
+func (g *spinning) next(most time.Duration) time.Duration {
+	if g.skip > 0 {
+		g.skip--
+		return 0
+	}
+	return most
+}
+
+// ended takes note of how a spin ended.
+func (g *spinning) ended(parked bool) {
+	if !parked {
+		g.penalty = 0
+		return
+	}
+	g.penalty = min(2*g.penalty+1, maxPenalty)
+	g.skip = g.penalty
 }
 
 // errStopped ends a reader that waits for memory when its connection is closed.
@@ -416,6 +471,10 @@ func (s *Session) control(l *link, f *wire.Frame, b *block.Batch) error {
 			s.rtt.Store(int64(d))
 		}
 	case wire.SessAck:
+	case wire.NodeMsg:
+		if !s.dead.Load() {
+			s.p.m.opt.Handler.HandleFrame(s, f, b)
+		}
 	case wire.Goodbye:
 		var bye wire.GoodbyeMsg
 		if err := bye.Decode(f.Payload); err != nil {

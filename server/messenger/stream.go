@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -51,6 +52,8 @@ type rawRead struct {
 	n    int
 	err  error
 	spin time.Duration
+	// parked tells that the last spin was in vain.
+	parked bool
 }
 
 type rawWrite struct {
@@ -82,7 +85,7 @@ func (st *stream) read(p []byte, spin time.Duration) (int, error) {
 		return st.c.Read(p)
 	}
 	r := &st.rd
-	r.p, r.n, r.err, r.spin = p, 0, nil, spin
+	r.p, r.n, r.err, r.spin, r.parked = p, 0, nil, spin, false
 	if err := st.raw.Read(r.fn); err != nil {
 		return 0, err
 	}
@@ -117,7 +120,7 @@ func (st *stream) recv(fd uintptr) bool {
 		if deadline.IsZero() {
 			deadline = now.Add(r.spin)
 		} else if now.After(deadline) {
-			r.spin = 0 // the poller calls again when it woke up: it has not to spin then
+			r.spin, r.parked = 0, true // woken up, there is no need to spin again
 			return false
 		}
 		runtime.Gosched()
@@ -197,12 +200,15 @@ func (st *stream) unread() int {
 func (st *stream) close(hard bool) {
 	st.closeOnce.Do(func() {
 		close(st.closed)
-		if hard {
-			if tc, ok := st.c.(*net.TCPConn); ok {
-				_ = tc.SetLinger(0) // best effort: the close below counts
-			}
+		c := st.c
+		// TLS would wait to say that it closes; a Goodbye has said more.
+		if t, ok := c.(*tls.Conn); ok {
+			c = t.NetConn()
 		}
-		_ = st.c.Close() // the connection is given up whatever Close says
+		if tc, ok := c.(*net.TCPConn); ok && hard {
+			_ = tc.SetLinger(0) // best effort: the close below counts
+		}
+		_ = c.Close() // the connection is given up whatever Close says
 	})
 }
 
@@ -231,7 +237,12 @@ func tune(c net.Conn, sendBuffer int, userTimeout time.Duration) {
 
 // hungUp reports whether the error of a read means that the peer closed the
 // connection in the way that the end of its process does.
-func hungUp(err error) bool { return errors.Is(err, io.EOF) }
+func hungUp(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
+// gone reports whether a connection broke.
+func gone(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+}
 
 // refused reports whether nobody listens at the peer's address.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }

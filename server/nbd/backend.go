@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -26,6 +27,23 @@ type Backend interface {
 	Open(ctx context.Context, name string, c ClientInfo) (Handle, error)
 }
 
+// only is a Backend with one export of another.
+type only struct {
+	Backend
+	export string
+}
+
+func (o only) List() []string { return []string{o.export} }
+
+func (o only) Info(name string) (Info, error) {
+	if name != o.export && name != "" {
+		return Info{}, fmt.Errorf("%w: %q; this socket serves %q", ErrUnknownExport, name, o.export)
+	}
+	i, err := o.Backend.Info(o.export)
+	i.Name = o.export
+	return i, err
+}
+
 // Handle is an export opened for one connection.
 type Handle interface {
 	// Info describes the export; its size may grow while it is open.
@@ -37,8 +55,8 @@ type Handle interface {
 	Submit(r *block.Request, b *block.Batch)
 	// Extents says what is allocated from off on, in order and without gaps,
 	// up to max extents and at least one; fewer than length bytes may be
-	// covered. It must be as current as a read. Like Submit it is called by
-	// the reader.
+	// covered. It must be as current as a read. It serves BLOCK_STATUS, not
+	// reads, and like Submit is called by the reader.
 	Extents(off, length int64, max int) ([]Extent, error)
 	// Close returns when every request of the handle is finished or can no
 	// longer have an effect. Completions may still come later.

@@ -8,8 +8,6 @@ import (
 )
 
 const (
-	// sparseRead is from which size on a read is worth a look for holes.
-	sparseRead = 64 << 10
 	// maxExtents bounds the extents of one block status reply.
 	maxExtents = 4096
 )

@@ -28,11 +28,12 @@ var (
 // conn is one connection. Its fields belong to the goroutine that serves it
 // (the reader) unless they say otherwise.
 type conn struct {
-	srv    *Server
-	nc     net.Conn
-	log    *slog.Logger
-	client ClientInfo
-	since  time.Time
+	srv     *Server
+	backend Backend // as the listener shows it
+	nc      net.Conn
+	log     *slog.Logger
+	client  ClientInfo
+	since   time.Time
 
 	// Set before the transmission phase, and constant in it.
 	sock   socket
@@ -53,6 +54,8 @@ type conn struct {
 	free     *op
 	weight   int64 // of all ops accepted, a total
 	calm     bool  // the last read brought one small request at most
+	slept    bool  // the last read had to wait
+	spin     spinner
 
 	accepted atomic.Int64 // ops, a total; the reader adds
 	stop     atomic.Bool  // stop between two requests
@@ -77,13 +80,14 @@ type bigWrite struct {
 
 func newConn(s *Server, nc net.Conn, id uint64) *conn {
 	c := &conn{
-		srv: s, nc: nc, limits: s.limits, since: time.Now(),
+		srv: s, backend: s.backend, nc: nc, limits: s.limits, since: time.Now(),
 		client: clientInfo(nc, id),
 		kick:   make(chan struct{}, 1),
 		ended:  make(chan struct{}),
 		gone:   make(chan struct{}),
 		in:     inbox{pool: s.slabs, limit: s.limits.Slabs},
 		need:   proto.RequestSize,
+		spin:   spinner{limit: s.limits.Spin},
 	}
 	c.out.changed.L = &c.out.mu
 	c.log = s.log.With("client", c.client.Addr, "conn", id)

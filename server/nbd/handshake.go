@@ -44,7 +44,10 @@ func (c *conn) handshake(ctx context.Context) error {
 		return err
 	}
 	for n := 0; !h.done; n++ {
-		if n == c.limits.Options {
+		switch {
+		case c.stop.Load():
+			return errStopped
+		case n == c.limits.Options:
 			return fmt.Errorf("%d options and still no export chosen", n)
 		}
 		if err := h.option(ctx); err != nil {
@@ -160,7 +163,7 @@ func (h *handshake) list(data []byte) {
 		h.refuse(proto.OptList, proto.RepErrInvalid, "LIST has no data")
 		return
 	}
-	for _, name := range h.c.srv.backend.List() {
+	for _, name := range h.c.backend.List() {
 		h.reply(proto.OptList, proto.RepServer, proto.AppendString(nil, name))
 	}
 	h.reply(proto.OptList, proto.RepAck, nil)
@@ -263,11 +266,11 @@ func (h *handshake) describe(o proto.Option, i *Info, asked []proto.Info) {
 // lookUp describes the export that a client names. The empty name is the
 // default export: the only one there is, if no export is called that.
 func (h *handshake) lookUp(name string) (Info, error) {
-	i, err := h.c.srv.backend.Info(name)
+	i, err := h.c.backend.Info(name)
 	if err != nil && name == "" && errors.Is(err, ErrUnknownExport) {
-		if all := h.c.srv.backend.List(); len(all) == 1 {
+		if all := h.c.backend.List(); len(all) == 1 {
 			name = all[0]
-			i, err = h.c.srv.backend.Info(name)
+			i, err = h.c.backend.Info(name)
 		} else {
 			err = fmt.Errorf("%w called \"\", and there are %d: name one", ErrUnknownExport, len(all))
 		}
@@ -302,7 +305,7 @@ func (c *conn) open(ctx context.Context) error {
 	if err := c.srv.exports.awaitDead(ctx, c.state.Export); err != nil {
 		return err
 	}
-	handle, err := c.srv.backend.Open(ctx, c.state.Export, c.client)
+	handle, err := c.backend.Open(ctx, c.state.Export, c.client)
 	if err != nil {
 		return err
 	}

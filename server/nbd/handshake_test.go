@@ -163,6 +163,39 @@ func TestTheEmptyNameIsTheOnlyExport(t *testing.T) {
 	}
 }
 
+func TestAListenerOfOneExportShowsNoOther(t *testing.T) {
+	s := start(t, nbdtest.NewBackend(nbdtest.NewMemory("a", 1<<20), nbdtest.NewMemory("b", 2<<20)), nbd.Limits{})
+	addr := socketPath(t)
+	ln, err := net.Listen("unix", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.ServeOnly(t.Context(), ln, "b") }()
+	if got, err := client.List(t.Context(), "unix", addr); err != nil || len(got) != 1 || got[0] != "b" {
+		t.Errorf("list: %v, %v", got, err)
+	}
+	for _, tc := range []struct {
+		name string
+		ok   bool
+	}{{"b", true}, {"", true}, {"a", false}, {"c", false}} {
+		c, err := client.Dial(t.Context(), "unix", addr, client.Options{Export: tc.name})
+		if (err == nil) != tc.ok {
+			t.Errorf("%q: %v", tc.name, err)
+		}
+		if err == nil {
+			if c.Size() != 2<<20 {
+				t.Errorf("%q is the wrong export", tc.name)
+			}
+			_ = c.Abort()
+		}
+	}
+	s.Close()
+	if err := await(t, "Serve to return", served); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestExportNameOpensTheOldWay(t *testing.T) {
 	for _, flags := range []uint32{0, proto.FixedNewstyle, proto.NoZeroes, proto.FixedNewstyle | proto.NoZeroes} {
 		t.Run(fmt.Sprintf("client flags %d", flags), func(t *testing.T) {

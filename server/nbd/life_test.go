@@ -188,6 +188,46 @@ func TestCloseDropsClientsUnanswered(t *testing.T) {
 	}
 }
 
+func TestDroppingAnExportLeavesTheOthers(t *testing.T) {
+	s := start(t, nbdtest.NewBackend(nbdtest.NewMemory("a", 1<<20), nbdtest.NewMemory("b", 1<<20)), nbd.Limits{})
+	a, b := s.dial(client.Options{Export: "a"}), s.dial(client.Options{Export: "b"})
+	s.Drop("a")
+	await(t, "the connection to be dropped", a.Done())
+	if err := b.Flush(); err != nil {
+		t.Error(err)
+	}
+	if err := s.dial(client.Options{Export: "a"}).Flush(); err != nil {
+		t.Errorf("the next connection: %v", err)
+	}
+}
+
+func TestAStuckClientLeavesRoomForOthers(t *testing.T) {
+	h := hold(block.Write, 10)
+	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 8<<20))
+	b.Hook = h.hook
+	s := start(t, b, nbd.Limits{TotalBytes: 1 << 20})
+	p, err := s.dial(client.Options{}).Start(proto.Request{Cmd: proto.CmdWrite, Len: 2 << 20}, pattern(2<<20, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := await(t, "the write", h.held)
+	h.off.Store(true)
+	c := s.dial(client.Options{})
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if _, err := c.ReadAt(make([]byte, 1<<20), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	r.Done.Complete(r, nil)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServeEndsWithItsContextAndItsConnections(t *testing.T) {
 	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
 	s := start(t, b, nbd.Limits{})

@@ -23,7 +23,9 @@ type op struct {
 	// reply is what follows the reply's header: the destination of a read, or
 	// the encoded extents of a block status. Its memory goes back once sent.
 	reply *block.Buf
-	// layout says which parts of a read are holes; empty: it is all data.
+	// split says that zeroes in a read need not be sent; layout is then where
+	// they are.
+	split  bool
 	layout []Extent
 	next   *op // in the list of free ones
 }

@@ -108,7 +108,10 @@ func (o *outbox) settle(n int) bool {
 
 // recycle puts p on the free list. It is called with mu held.
 func (o *outbox) recycle(p *op) {
-	o.bytes.Add(p.weight)
+	if p.weight > 0 {
+		o.bytes.Add(p.weight)
+		p.c.srv.held.Add(-p.weight)
+	}
 	o.recycled.Add(1)
 	p.next, o.free = o.free, p
 }

@@ -48,13 +48,17 @@ func (c *conn) receive() (int, error) {
 	}
 	spin := time.Duration(0)
 	if c.calm && c.inflight() == 0 {
-		spin = c.limits.Spin
+		spin = c.spin.next()
 	}
 	for {
 		if c.stop.Load() {
 			return 0, errStopped
 		}
+		c.slept = false
 		n, err := c.sock.read(c, spin)
+		if spin > 0 {
+			c.spin.polled(c.slept)
+		}
 		if err == nil {
 			return n, nil
 		}
@@ -75,7 +79,10 @@ func (c *conn) space() []byte {
 }
 
 // parking lets go of memory before the reader sleeps.
-func (c *conn) parking() { c.in.rest() }
+func (c *conn) parking() {
+	c.slept = true
+	c.in.rest()
+}
 
 func (c *conn) finishBatch() {
 	c.gathered, c.bytes = 0, 0
@@ -198,9 +205,13 @@ func (c *conn) awaitRoom(weight int64) error {
 	return nil
 }
 
+// fits reports whether there is room for one more request of so many bytes. A
+// request that is alone always fits, so that whoever waits for room is woken
+// by a request of its own, even where others take all there is.
 func (c *conn) fits(weight int64) bool {
 	inflight, held := c.inflight(), c.weight-c.out.bytes.Load()
-	return inflight == 0 || inflight < int64(c.limits.Inflight) && held+weight <= c.limits.InflightBytes
+	return inflight == 0 || inflight < int64(c.limits.Inflight) &&
+		held+weight <= c.limits.InflightBytes && c.srv.held.Load()+weight <= c.limits.TotalBytes
 }
 
 // inflight is how many requests were read and not yet answered.
@@ -250,9 +261,17 @@ func (c *conn) newOp(r proto.Request) *op {
 	o.Op, o.Flags = operation(r)
 	c.accepted.Add(1)
 	c.gathered++
-	c.weight += o.weight
+	c.charge(o)
 	o.pending = true
 	return o
+}
+
+// charge counts o's payload as in flight, until it is recycled.
+func (c *conn) charge(o *op) {
+	if o.weight > 0 {
+		c.weight += o.weight
+		c.srv.held.Add(o.weight)
+	}
 }
 
 // operations are the engine's words for the commands that have one.
@@ -296,12 +315,7 @@ func (c *conn) submit(r proto.Request, data []byte) {
 	case r.Cmd == proto.CmdWrite:
 		c.attach(o, data)
 	case r.Cmd == proto.CmdRead:
-		if c.state.Structured && r.Flags&proto.FlagDF == 0 && o.Len >= sparseRead {
-			if o.Err = c.sparse(o); o.Err != nil || o.Len == 0 {
-				c.complete(o, &c.batch)
-				return
-			}
-		}
+		o.split = c.state.Structured && r.Flags&proto.FlagDF == 0 && o.Len >= sparseRead
 		o.reply = c.srv.bufs.get(int(o.Len))
 		o.Data = o.reply.B[:o.Len]
 		c.bytes += o.Len
@@ -326,9 +340,7 @@ func (c *conn) start(o *op) {
 
 // refuse answers a request that does not reach the backend.
 func (c *conn) refuse(r proto.Request, errno proto.Errno, text string) {
-	o := c.newOp(r)
-	o.weight, o.asked = 0, 0
-	c.weight -= payload(r)
+	o := c.newOp(proto.Request{Cmd: r.Cmd, Cookie: r.Cookie})
 	o.errno, o.text = errno, text
 	c.complete(o, &c.batch)
 }

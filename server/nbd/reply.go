@@ -1,9 +1,9 @@
 package nbd
 
 import (
+	"bytes"
 	"encoding/binary"
 
-	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/nbd/proto"
 )
 
@@ -12,6 +12,10 @@ const (
 	headerSpace = 16 << 10
 	// roundBufs is how many pieces one round of replies may have.
 	roundBufs = 512
+	// sparseRead is from which size on a read is looked through for zeroes,
+	// and sparseBlock what is found of them.
+	sparseRead  = 64 << 10
+	sparseBlock = 16 << 10
 	// maxLayout bounds the chunks of a sparse read.
 	maxLayout = 16
 	// maxText bounds an error text: QEMU gives up on chunks over 1000 bytes.
@@ -94,7 +98,8 @@ func (s *sender) chunks(o *op) {
 		s.headers = proto.AppendChunk(s.headers, proto.ChunkBlockStatus, true, o.cookie, len(o.Data))
 		s.header(from)
 		s.data(o.Data)
-	case len(o.layout) > 0:
+	case o.split:
+		o.sparse()
 		for i, e := range o.layout {
 			s.part(o, e, i == len(o.layout)-1)
 		}
@@ -120,60 +125,28 @@ func (s *sender) part(o *op, e Extent, last bool) {
 	h := proto.AppendChunk(s.headers, proto.ChunkOffsetData, last, o.cookie, offsetSize+int(e.Len))
 	s.headers = binary.BigEndian.AppendUint64(h, uint64(e.Off))
 	s.header(from)
-	at := e.Off - o.Off // o was cut down to what lies between its first and last data
+	at := e.Off - o.Off
 	s.data(o.Data[at : at+e.Len])
 }
 
-// sparse looks where a large read would find holes, and cuts the request down
-// to what lies between the first data and the last.
-func (c *conn) sparse(o *op) error {
-	found, err := c.handle.Extents(o.Off, o.Len, maxLayout)
-	if err != nil {
-		return err
+// sparse finds runs of zeroes in the data of a large read, which need not be
+// sent. It looks at what was read rather than ask for extents first: so it
+// says what the read says, whatever is written meanwhile, and costs next to
+// nothing where there is data, while finding the end of a run of data costs
+// some file systems a walk through all of it.
+func (o *op) sparse() {
+	o.layout = o.layout[:0]
+	for at := int64(0); at < o.Len; {
+		n := min(sparseBlock, o.Len-at)
+		hole := len(o.layout) < maxLayout-1 && n == sparseBlock && zeroes(o.Data[at:at+n])
+		if last := len(o.layout) - 1; last >= 0 && o.layout[last].Hole == hole {
+			o.layout[last].Len += n
+		} else {
+			o.layout = append(o.layout, Extent{Off: o.Off + at, Len: n, Hole: hole, Zero: hole})
+		}
+		at += n
 	}
-	whole := o.Extent()
-	o.layout = merge(o.layout[:0], found, whole, maxLayout, func(e Extent) bool { return e.Hole && e.Zero })
-	if len(o.layout) == 1 && !o.layout[0].Hole {
-		o.layout = o.layout[:0]
-		return nil
-	}
-	first, last := o.layout[0], o.layout[len(o.layout)-1]
-	if first.Hole {
-		o.Off += first.Len
-		o.Len -= first.Len
-	}
-	if last.Hole && o.Len > 0 {
-		o.Len -= last.Len
-	}
-	return nil
 }
 
-// merge appends to dst what a backend said of range r as alternating runs of
-// hole and data, such that r is covered exactly. Whatever the backend leaves
-// out, or says out of order, counts as data.
-func merge(dst, found []Extent, r block.Extent, most int, hole func(Extent) bool) []Extent {
-	at := r.Off
-	add := func(to int64, isHole bool) {
-		if to = min(to, r.End()); to <= at {
-			return
-		}
-		if n := len(dst); n > 0 && (dst[n-1].Hole == isHole) {
-			dst[n-1].Len += to - at
-		} else {
-			dst = append(dst, Extent{Off: at, Len: to - at, Hole: isHole, Zero: isHole})
-		}
-		at = to
-	}
-	for _, e := range found {
-		if len(dst) >= most-1 {
-			break
-		}
-		if e.Len <= 0 || e.Off+e.Len < e.Off {
-			continue
-		}
-		add(e.Off, false)
-		add(e.Off+e.Len, hole(e))
-	}
-	add(r.End(), false)
-	return dst
-}
+// zeroes reports whether all of b, which is not empty, is zero.
+func zeroes(b []byte) bool { return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }

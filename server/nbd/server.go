@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +18,12 @@ import (
 
 // Limits bound what clients can take. A zero field means its default.
 type Limits struct {
-	Connections   int           // at a time; those beyond are closed at once; default 1024
+	Connections   int           // at a time; those beyond are closed at once; default 512
 	Handshake     time.Duration // from connecting to GO, not counting the wait for the backend; default 30 s
 	Options       int           // before GO; default 4096
 	Inflight      int           // requests in flight per connection; default 1024
 	InflightBytes int64         // of their payloads; default 64 MiB; one request larger than this may be alone
+	TotalBytes    int64         // of all connections' payloads; default 1 GiB; beyond it each may have one request
 	Slabs         int           // of 1 MiB that writes in flight may hold per connection; default 8
 	// Spin is how long a reader polls for the next request before it sleeps,
 	// where requests come one at a time; default 20 µs, negative for none.
@@ -29,11 +31,12 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() Limits {
-	def(&l.Connections, 1024)
+	def(&l.Connections, 512)
 	def(&l.Handshake, 30*time.Second)
 	def(&l.Options, 4096)
 	def(&l.Inflight, 1024)
 	def(&l.InflightBytes, 64<<20)
+	def(&l.TotalBytes, 1<<30)
 	def(&l.Slabs, 8)
 	def(&l.Spin, 20*time.Microsecond)
 	return l
@@ -62,6 +65,7 @@ type Server struct {
 	bufs    *bufs
 	epoch   time.Time
 	exports exports
+	held    atomic.Int64 // bytes of payloads in flight, of all connections
 
 	// mu guards the fields below.
 	mu        sync.Mutex
@@ -104,6 +108,16 @@ var ErrClosed = errors.New("nbd: server closed")
 // is closed or handed over, or ln fails. It closes ln, and returns when all
 // that it started has ended: nil if it was asked to stop.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	return s.serve(ctx, ln, s.backend)
+}
+
+// ServeOnly is Serve for a listener that belongs to one export: its clients
+// see no other, and the empty name means it.
+func (s *Server) ServeOnly(ctx context.Context, ln net.Listener, export string) error {
+	return s.serve(ctx, ln, only{s.backend, export})
+}
+
+func (s *Server) serve(ctx context.Context, ln net.Listener, b Backend) error {
 	if !s.addListener(ln) {
 		_ = ln.Close()
 		return ErrClosed
@@ -115,7 +129,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer stop()
 
 	var conns sync.WaitGroup
-	err := s.accept(ctx, ln, &conns)
+	err := s.accept(ctx, ln, func(nc net.Conn) { s.start(ctx, nc, b, &conns) })
 	if ctx.Err() != nil || s.isClosed() {
 		err = nil
 	}
@@ -128,7 +142,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 // accept accepts until ln fails for good. Running out of descriptors is waited
 // out: connections that end give some back.
-func (s *Server) accept(ctx context.Context, ln net.Listener, conns *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, ln net.Listener, start func(net.Conn)) error {
 	const least, most = 5 * time.Millisecond, time.Second
 	pause := least
 	for {
@@ -136,7 +150,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener, conns *sync.WaitGr
 		switch {
 		case err == nil:
 			pause = least
-			s.start(ctx, nc, conns)
+			start(nc)
 		case exhausted(err) && ctx.Err() == nil:
 			s.log.Warn("accepting NBD clients failed, trying again", "addr", ln.Addr(), "err", err, "pause", pause)
 			if !sleep(ctx, pause) {
@@ -171,13 +185,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (s *Server) start(ctx context.Context, nc net.Conn, conns *sync.WaitGroup) {
+func (s *Server) start(ctx context.Context, nc net.Conn, b Backend, conns *sync.WaitGroup) {
 	c, err := s.add(nc)
 	if err != nil {
 		_ = nc.Close()
 		s.log.Warn("NBD client refused", "addr", nc.RemoteAddr(), "err", err)
 		return
 	}
+	c.backend = b
 	conns.Go(func() {
 		defer s.remove(c)
 		stop := context.AfterFunc(ctx, func() { c.kill(errShutdown) })
@@ -255,5 +270,13 @@ func (s *Server) shut() []*conn {
 func (s *Server) Close() {
 	for _, c := range s.shut() {
 		c.kill(errShutdown)
+	}
+}
+
+// Drop drops every connection to an export, as Close does with all. A client
+// that connects again is served, if the backend lets it.
+func (s *Server) Drop(export string) {
+	for _, c := range s.exports.of(export) {
+		c.kill(errDropped)
 	}
 }

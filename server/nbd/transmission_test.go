@@ -294,6 +294,8 @@ func TestFlagsReachTheBackend(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	want := []seen{
 		{block.Read, 0}, {block.Write, block.FUA}, {block.Write, 0}, {block.Trim, block.FUA},
 		{block.WriteZeroes, block.FUA | block.NoHole}, {block.WriteZeroes, block.FastZero},
@@ -469,6 +471,7 @@ func TestRequestsInFlightAreLimited(t *testing.T) {
 	}{
 		{"by number", nbd.Limits{Inflight: 8}, 512},
 		{"by bytes", nbd.Limits{InflightBytes: 8 << 16}, 1 << 16},
+		{"by bytes of all connections", nbd.Limits{TotalBytes: 8 << 16}, 1 << 16},
 		{"by bytes of large ones", nbd.Limits{InflightBytes: 8 << 21}, 1 << 21},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -536,8 +539,9 @@ func TestWritesHeldForLongKeepTheirPayload(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	content := m.Content()
 	for i := range 160 {
-		if !bytes.Equal(m.Content()[i*300<<10:][:300<<10], pattern(300<<10, byte(i))) {
+		if !bytes.Equal(content[i*300<<10:][:300<<10], pattern(300<<10, byte(i))) {
 			t.Fatalf("write %d was changed before it was carried out", i)
 		}
 	}

@@ -274,11 +274,9 @@ func (b *Bitmap) clearInPage(g *group, p, a, z int) (changed int64) {
 		pg = &own
 		g.pages[p] = pg
 	}
-	changed = pg.clearRange(a, z)
-	if pg.set == 0 {
-		g.pages[p] = nil
-	}
-	return changed
+	// A page that has become empty is let go when it is written: until then it
+	// is likely to be wanted again.
+	return pg.clearRange(a, z)
 }
 
 // note records that page p changed by n bits.
@@ -311,10 +309,11 @@ func (b *Bitmap) find(from, end int64, wanted bool) int64 {
 }
 
 func (b *Bitmap) findInPage(p *page, i int, wanted bool) int {
+	empty := p == nil || p.set == 0
 	switch {
-	case p == nil && wanted, p == b.full && !wanted:
+	case empty && wanted, p == b.full && !wanted:
 		return pageUnits
-	case p == nil, p == b.full:
+	case empty, p == b.full:
 		return i
 	}
 	return p.find(i, wanted)
@@ -375,7 +374,8 @@ func (b *Bitmap) takeDirty(i int64, mask uint64, out []byte) (taken, empty uint6
 	g.dirty &^= taken
 	for left := taken; left != 0; left &= left - 1 {
 		p := bits.TrailingZeros64(left)
-		if g.pages[p] == nil {
+		if g.pages[p] == nil || g.pages[p].set == 0 {
+			g.pages[p] = nil
 			empty |= 1 << p
 		}
 		g.pages[p].encode(pageID{b.slot, i*groupPages + int64(p)}, out[p*pageBytes:])

@@ -45,18 +45,12 @@ func (d *fileDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, d.wrap("write", off, int64(len(p)), err)
 }
 
-// Sync remembers a failure: the kernel reports a lost write once and then
-// considers the page clean, so a later success would be a lie.
 func (d *fileDisk) Sync() error {
-	if err := d.failed.Load(); err != nil {
-		return *err
-	}
-	err := d.wrap("sync", 0, 0, d.fd.datasync())
-	if err != nil && !errors.Is(err, ErrClosed) {
-		d.failed.CompareAndSwap(nil, &err)
-	}
-	return err
+	d.syncer.note()
+	return d.syncer.sync(d.doSync)
 }
+
+func (d *fileDisk) datasync() error { return d.wrap("sync", 0, 0, d.fd.datasync()) }
 
 func (d *fileDisk) Trim(off, n int64) error {
 	if err := d.check("trim", off, n); err != nil {
@@ -157,6 +151,10 @@ func (d *fileDisk) Extents(off, n int64, max int) ([]DataExtent, error) {
 		return nil, nil
 	}
 	if d.device {
+		// Asked for its end only to find out whether it is still open.
+		if _, _, err := d.fd.allData(0); err != nil {
+			return nil, d.wrap("map", off, n, err)
+		}
 		return []DataExtent{{Extent: block.Extent{Off: off, Len: n}}}, nil
 	}
 	out, err := extents(d.fd, off, n, max)
@@ -274,8 +272,8 @@ func (d *descriptor) do(op callOp, mode uint32, off, n int64) (int64, error) {
 		c.run = c.do
 	}
 	c.op, c.mode, c.off, c.n = op, mode, off, n
-	err := d.conn.Control(c.run)
-	if err == nil {
+	err := os.ErrClosed // all that Control can fail with
+	if d.conn.Control(c.run) == nil {
 		err = c.err
 	}
 	ret := c.ret

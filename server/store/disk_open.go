@@ -179,7 +179,8 @@ func syncDir(dir string) error {
 }
 
 func newFileDisk(f *os.File, size int64, device bool) (Disk, error) {
-	d := &fileDisk{fd: newDescriptor(f), path: f.Name(), device: device, align: 1}
+	d := &fileDisk{fd: newDescriptor(f), path: f.Name(), device: device, align: 1, syncer: newSyncer()}
+	d.doSync = d.datasync
 	d.size.Store(size)
 	if device {
 		n, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
@@ -203,5 +204,6 @@ type fileDisk struct {
 	device bool
 	align  int64 // what the kernel's zeroing needs: a device's sector, 1 for files
 	size   atomic.Int64
-	failed atomic.Pointer[error] // the first failed sync
+	syncer *syncer
+	doSync func() error // datasync, bound once
 }

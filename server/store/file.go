@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,95 +66,46 @@ var _ File = osFile{}
 func newOSFile(f *os.File) File { return osFile{newDescriptor(f)} }
 
 // volume is the metadata file as the parts of Meta write it: errors name the
-// file, and the first failed sync is final, since nobody knows what it lost.
+// file, and nothing is written after a sync failed.
 type volume struct {
-	file File
-	path string
-
-	// mu guards what is below.
-	mu      sync.Mutex
-	written uint64 // writes that completed
-	synced  uint64 // of those, known to be durable
-	failed  error
-}
-
-// err is the failure after which nothing more is written.
-func (v *volume) err() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.failed
-}
-
-func (v *volume) fail(err error) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.failed == nil {
-		v.failed = err
-	}
-	return err
+	file   File
+	path   string
+	syncer *syncer
 }
 
 func (v *volume) write(p []byte, off int64) error {
-	if err := v.err(); err != nil {
+	if err := v.syncer.err(); err != nil {
 		return err
 	}
 	_, err := v.file.WriteAt(p, off)
-	v.wrote()
+	v.syncer.note() // even where it failed: a part may be written
 	return ioError("write", v.path, off, int64(len(p)), err)
 }
 
 func (v *volume) punch(off, n int64) error {
-	if err := v.err(); err != nil {
+	if err := v.syncer.err(); err != nil {
 		return err
 	}
 	err := v.file.Punch(off, n)
-	v.wrote()
+	v.syncer.note() // even where it failed: a part may be written
 	return ioError("punch", v.path, off, n, err)
 }
 
 // truncate makes the file at least size bytes long.
 func (v *volume) truncate(size int64) error {
-	if err := v.err(); err != nil {
+	if err := v.syncer.err(); err != nil {
 		return err
 	}
 	has, err := v.file.Size()
 	if err == nil && has < size {
 		err = v.file.Truncate(size)
-		v.wrote()
+		v.syncer.note()
 	}
 	return ioError("extend", v.path, 0, size, err)
-}
-
-// wrote counts a write, even a failed one: it may have written a part.
-func (v *volume) wrote() {
-	v.mu.Lock()
-	v.written++
-	v.mu.Unlock()
 }
 
 // sync makes every write that completed before durable; it does nothing where
 // that is so already.
 func (v *volume) sync() error {
-	v.mu.Lock()
-	upTo, done, failed := v.written, v.synced == v.written, v.failed
-	v.mu.Unlock()
-	if failed != nil || done {
-		return failed
-	}
-	if err := v.file.Sync(); err != nil {
-		return v.fail(ioError("sync", v.path, 0, 0, err))
-	}
-	v.mu.Lock()
-	v.synced = max(v.synced, upTo)
-	v.mu.Unlock()
-	return nil
+	return v.syncer.sync(func() error { return ioError("sync", v.path, 0, 0, v.file.Sync()) })
 }
-
-// turn lets one goroutine in at a time, for I/O of which two must not mix. It
-// is a channel and not a mutex so that waiting can be given up, and so that
-// virtual time goes on while somebody waits.
-type turn chan struct{}
-
-func newTurn() turn     { return make(turn, 1) }
-func (t turn) take()    { t <- struct{}{} }
-func (t turn) release() { <-t }

@@ -26,15 +26,11 @@ type sbSlot struct {
 // readImage reads a metadata file. It fails with ErrCorrupt where what it holds
 // cannot be trusted.
 func readImage(f File, path string) (*image, error) {
-	head, err := readHead(f, path)
-	if err != nil {
-		return nil, err
-	}
 	img := &image{full: newFullPage()}
-	if err := img.chooseSuperblock(head, path); err != nil {
+	if err := img.readSuperblocks(f, path); err != nil {
 		return nil, err
 	}
-	if err := img.readRing(head[logOff:], path); err != nil {
+	if err := img.readRing(f, path); err != nil {
 		return nil, err
 	}
 	size, err := f.Size()
@@ -50,23 +46,26 @@ func readImage(f File, path string) (*image, error) {
 	return img, img.readBitmaps(f, path)
 }
 
-// readHead reads superblocks and log. What is beyond the end of the file reads
-// as zeroes.
-func readHead(f File, path string) ([]byte, error) {
-	head := make([]byte, logOff+maxLogBlocks*logBlockBytes)
-	n, err := f.ReadAt(head, 0)
+// readPadded reads n bytes. What is beyond the end of the file reads as zeroes.
+func readPadded(f File, path string, off, n int64) ([]byte, error) {
+	buf := make([]byte, n)
+	got, err := f.ReadAt(buf, off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, ioError("read", path, 0, int64(len(head)), err)
+		return nil, ioError("read", path, off, n, err)
 	}
-	clear(head[n:])
-	return head, nil
+	clear(buf[got:])
+	return buf, nil
 }
 
-// chooseSuperblock takes the newest of the whole superblocks.
-func (img *image) chooseSuperblock(head []byte, path string) error {
+// readSuperblocks takes the newest of the whole superblocks.
+func (img *image) readSuperblocks(f File, path string) error {
+	head, err := readPadded(f, path, sbOff, sbSlots*sbBytes)
+	if err != nil {
+		return err
+	}
 	for i := range img.slots {
 		s := &img.slots[i]
-		s.sb, s.err = decodeSuperblock(head[sbOff+i*sbBytes:][:sbBytes])
+		s.sb, s.err = decodeSuperblock(head[i*sbBytes:][:sbBytes])
 		if s.err == nil && sbPlace(s.sb.Seq) != int64(sbOff+i*sbBytes) {
 			s.err = fmt.Errorf("in the wrong place")
 		}
@@ -89,8 +88,13 @@ func (img *image) chooseSuperblock(head []byte, path string) error {
 }
 
 // readRing finds what was hot at an unclean stop, and makes sure that the
-// superblock is not older than the log.
-func (img *image) readRing(ring []byte, path string) error {
+// superblock is not older than the log. Whatever the length of the ring, its
+// first blocks are among the first of any other.
+func (img *image) readRing(f File, path string) error {
+	ring, err := readPadded(f, path, logOff, int64(img.sb.log.blocks())*logBlockBytes)
+	if err != nil {
+		return err
+	}
 	if provesStale(img.sb, ring) {
 		return &ErrCorrupt{path, "its newest superblock is lost: the activity log was written under one newer than those left"}
 	}

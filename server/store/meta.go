@@ -85,7 +85,6 @@ type Meta struct {
 	lastSeq uint64
 
 	problems []string   // found on opening
-	damaged  int        // sectors of bitmaps that were bad on opening
 	ring     logState   // found on opening, if the stop was unclean
 	closing  sync.Once  // makes Close and Abandon happen once
 	closed   error      // outcome of that
@@ -156,7 +155,7 @@ func FormatMeta(f File, opts MetaOptions) error {
 	if err := sb.validate(); err != nil {
 		return err
 	}
-	head := make([]byte, logOff+maxLogBlocks*logBlockBytes)
+	head := make([]byte, logOff+sb.log.blocks()*logBlockBytes)
 	sb.Seq = 1
 	sb.encode(head[sbPlace(sb.Seq):])
 	if _, err := f.WriteAt(head, 0); err != nil {
@@ -194,6 +193,10 @@ func OpenMetaFile(f File, path string, opts MetaOptions) (*Meta, error) {
 	if err := belongs(img.sb, path, opts); err != nil {
 		return nil, err
 	}
+	next := img.sb.clone()
+	if next.log = opts.session(); next.validate() != nil {
+		return nil, fmt.Errorf("metadata %s: %w", path, next.validate())
+	}
 	return newMeta(f, path, img, opts), nil
 }
 
@@ -212,8 +215,8 @@ func belongs(sb *Superblock, path string, opts MetaOptions) error {
 
 func newMeta(f File, path string, img *image, opts MetaOptions) *Meta {
 	m := &Meta{
-		vol: &volume{file: f, path: path}, want: opts.session(), full: img.full, bitmaps: img.bitmaps,
-		sbTurn: newTurn(), pages: newTurn(), problems: img.problems, damaged: img.damaged, ring: img.ring,
+		vol: &volume{file: f, path: path, syncer: newSyncer()}, want: opts.session(), full: img.full, bitmaps: img.bitmaps,
+		sbTurn: newTurn(), pages: newTurn(), problems: img.problems, ring: img.ring,
 	}
 	m.sb.Store(img.sb)
 	m.al = &ActivityLog{log: m, pressure: opts.Pressure, turn: newTurn(), wake: make(chan struct{}, 1)}
@@ -281,7 +284,7 @@ func (m *Meta) save() error {
 }
 
 func (m *Meta) shut() error {
-	_ = m.vol.fail(fmt.Errorf("metadata %s: %w", m.vol.path, ErrClosed))
+	m.vol.syncer.fail(fmt.Errorf("metadata %s: %w", m.vol.path, ErrClosed))
 	return ioError("close", m.vol.path, 0, 0, m.vol.file.Close())
 }
 

@@ -10,13 +10,22 @@ import (
 // WriteBitmaps makes all bits of all bitmaps durable as they are now.
 func (m *Meta) WriteBitmaps() error {
 	for _, b := range m.bitmaps {
-		for _, g := range b.dirtyGroups() {
+		for _, g := range m.toWrite(b) {
 			if err := m.writePages(b, g, ^uint64(0)); err != nil {
 				return err
 			}
 		}
 	}
 	return m.vol.sync()
+}
+
+// toWrite lists the groups of b that are not in the file as they are. It looks
+// while nobody writes: pages that are being written are not dirty and not there
+// yet either.
+func (m *Meta) toWrite(b *Bitmap) []int64 {
+	m.pages.take()
+	defer m.pages.release()
+	return b.dirtyGroups()
 }
 
 // writeBitmaps makes the bits of extents durable, and does nothing where they
@@ -176,6 +185,17 @@ type Recovery struct {
 	Peers   []int  // node ids whose bitmaps got bits
 	Full    bool   // all of the device is marked
 	Reason  string // why all of it is
+}
+
+// String is a recovery in words.
+func (r Recovery) String() string {
+	switch {
+	case !r.Unclean:
+		return "nothing to recover"
+	case r.Full:
+		return fmt.Sprintf("all %d bytes are in doubt for node ids %v: %s", r.Bytes, r.Peers, r.Reason)
+	}
+	return fmt.Sprintf("%d hot extents, %d bytes, are in doubt for node ids %v", r.Extents, r.Bytes, r.Peers)
 }
 
 // Unclean reports whether Recover has something to do.

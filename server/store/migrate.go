@@ -56,13 +56,13 @@ func migrateFrom(f File, path string, level uint32, list []migration) error {
 
 // fileLevel is the level of the newest whole superblock, 0 if there is none.
 func fileLevel(f File, path string) (uint32, error) {
-	head, err := readHead(f, path)
+	head, err := readPadded(f, path, sbOff, sbSlots*sbBytes)
 	if err != nil {
 		return 0, err
 	}
 	newest, level := uint64(0), uint32(0)
 	for i := range sbSlots {
-		raw := head[sbOff+i*sbBytes:][:sbBytes]
+		raw := head[i*sbBytes:][:sbBytes]
 		l, err := superblockLevel(raw)
 		if seq := binary.LittleEndian.Uint64(raw[sbSeq:]); err == nil && seq >= newest {
 			newest, level = seq, l

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"github.com/lockstepd/lockstep/server/block"
 )
@@ -16,13 +17,11 @@ const (
 	logUpdates      = 64                               // per block
 	logContext      = logHeader + logUpdates*8         // where the window of slots begins
 	logWindow       = (logBlockBytes - logContext) / 4 // slots per block
-	logBatch        = 8                                // blocks per transaction
-	logSpare        = 2 * logBatch                     // ring blocks beyond a window's worth
+	logBatch        = 24                               // blocks per transaction at most: at 4 MiB an extent, more than any request of 4 GiB touches
 	maxLogSlots     = 65536                            // keeps the ring within its place in the file
 	minLogExtent    = 64 << 10                         // smaller ones are bits, nearly
 	maxLogExtent    = 1 << 30                          // larger ones are full syncs, nearly
 	noExtent        = ^uint32(0)                       // a slot that is not in use
-	maxLogBlocks    = (maxLogSlots+logWindow-1)/logWindow + logSpare
 	maxBatchUpdates = logBatch * logUpdates
 )
 
@@ -43,7 +42,10 @@ func (g logSession) windows() int { return (g.slots + logWindow - 1) / logWindow
 // blocks is the length of the ring. The newest block proves durable what came
 // before its own transaction; so behind the transaction that is being written
 // there is another one, and behind that a window's worth.
-func (g logSession) blocks() int { return g.windows() + logSpare }
+func (g logSession) blocks() int { return g.windows() + 2*g.batch() }
+
+// batch is how many blocks a transaction has at most.
+func (g logSession) batch() int { return min((g.slots+logUpdates-1)/logUpdates, logBatch) }
 
 // place is where in the file the block with a sequence number is.
 func (g logSession) place(seq uint64) int64 {
@@ -228,7 +230,7 @@ func (st *logState) judgeTail(g logSession, bad []int) {
 	n := uint64(g.blocks())
 	for _, place := range bad {
 		ahead := (uint64(place) + n - st.last%n) % n
-		if ahead == 0 || ahead > logBatch {
+		if ahead == 0 || ahead > uint64(g.batch()) {
 			st.damage = fmt.Sprintf("block at place %d is unreadable, and not where a write can have been cut short", place)
 			return
 		}
@@ -236,12 +238,10 @@ func (st *logState) judgeTail(g logSession, bad []int) {
 	}
 }
 
+// collect lists the extents of all slots, in order and once each: one that moved
+// between slots may be in both.
 func (st *logState) collect(state []uint32) {
-	seen := make(map[uint32]bool)
-	for _, e := range state {
-		if e != noExtent && !seen[e] {
-			seen[e] = true
-			st.hot = append(st.hot, e)
-		}
-	}
+	state = slices.DeleteFunc(state, func(e uint32) bool { return e == noExtent })
+	slices.Sort(state)
+	st.hot = slices.Compact(state)
 }

@@ -183,7 +183,7 @@ func (s *Superblock) encode(out []byte) {
 	copy(out, sbMagic)
 	le.PutUint32(out[sbLevel:], Level)
 	le.PutUint64(out[sbSeq:], s.Seq)
-	le.PutUint64(out[sbCreated:], uint64(s.Created.UnixNano()))
+	le.PutUint64(out[sbCreated:], uint64(unixNano(s.Created)))
 	le.PutUint64(out[sbSize:], uint64(s.Size))
 	le.PutUint32(out[sbNode:], uint32(s.NodeID))
 	le.PutUint32(out[sbFlags:], uint32(s.Flags))
@@ -202,6 +202,21 @@ func (s *Superblock) encode(out []byte) {
 	}
 	copy(out[sbExt:][:MaxExtension], s.Ext)
 	le.PutUint32(out[sbCRC:], superblockSum(out))
+}
+
+// unixNano writes a time down; no time is 0.
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromUnixNano(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
 }
 
 // superblockSum is the checksum of a superblock with the checksum left out.
@@ -247,7 +262,7 @@ func decodeSuperblock(in []byte) (*Superblock, error) {
 		Device:  string(in[sbName:][:nameLen]),
 		NodeID:  int(le.Uint32(in[sbNode:])),
 		Size:    int64(le.Uint64(in[sbSize:])),
-		Created: time.Unix(0, int64(le.Uint64(in[sbCreated:]))).UTC(),
+		Created: fromUnixNano(int64(le.Uint64(in[sbCreated:]))),
 		Seq:     le.Uint64(in[sbSeq:]),
 		Current: le.Uint64(in[sbCurrent:]),
 		Flags:   Flags(le.Uint32(in[sbFlags:])),

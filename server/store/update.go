@@ -89,7 +89,7 @@ func (m *Meta) writeSuperblock(next *Superblock) error {
 	next.encode(buf[:])
 	current.encode(old[:])
 	if bytes.Equal(buf[:], old[:]) {
-		return m.vol.err()
+		return m.vol.syncer.err()
 	}
 	next.Seq = current.Seq + 1
 	next.encode(buf[:])

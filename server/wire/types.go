@@ -36,7 +36,7 @@ const (
 	Bits      Type = 39 // dirty bitmap of the sender, a run list; Arg[0]: 1 = last
 	VerifyReq Type = 40 // Arg: offset, request id, length
 	VerifySum Type = 41 // payload: CRC32C per unit
-	OutOfSync Type = 42 // Arg: offset, device sequence, length: written elsewhere, not sent to you
+	Marks     Type = 42 // Arg: node, first unit; a run list: that node may lack these, though it was sent them
 	NewGen    Type = 43 // new generation of the primary; on the data link so that it precedes its writes
 	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream
 
@@ -93,7 +93,7 @@ var types = [128]typeInfo{
 	Bits:      {"bits", MaxControlPayload, Data},
 	VerifyReq: {"verify-request", 64, Data},
 	VerifySum: {"verify-sums", MaxControlPayload, Data},
-	OutOfSync: {"out-of-sync", 0, Data},
+	Marks:     {"marks", MaxControlPayload, Data},
 	NewGen:    {"new-generation", MaxControlPayload, Data},
 	Receivers: {"receivers", 0, Data},
 

@@ -21,6 +21,11 @@ type Fault struct {
 	Delay time.Duration
 	// DelayFunc, if not nil, is asked for the delay of each operation.
 	DelayFunc func(Record) time.Duration
+}
+
+// Injection is a fault in force.
+type Injection struct {
+	Fault
 
 	mu       sync.Mutex // guards what is below
 	seen     int
@@ -30,26 +35,24 @@ type Fault struct {
 	changed  chan struct{} // closed and replaced when waiting changes
 }
 
-// Inject puts a fault in force and returns it.
-func (im *Image) Inject(f *Fault) *Fault {
-	f.mu.Lock()
-	f.released, f.changed = make(chan struct{}), make(chan struct{})
-	f.mu.Unlock()
+// Inject puts a fault in force.
+func (im *Image) Inject(f Fault) *Injection {
+	in := &Injection{Fault: f, released: make(chan struct{}), changed: make(chan struct{})}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.faults = append(im.faults, f)
-	return f
+	im.faults = append(im.faults, in)
+	return in
 }
 
 // Lift takes a fault away. What hangs in it goes on hanging until Release.
-func (im *Image) Lift(f *Fault) {
+func (im *Image) Lift(f *Injection) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.faults = slices.DeleteFunc(im.faults, func(g *Fault) bool { return f == g })
+	im.faults = slices.DeleteFunc(im.faults, func(g *Injection) bool { return f == g })
 }
 
 // Release lets go on what hangs, and what would hang from now on.
-func (f *Fault) Release() {
+func (f *Injection) Release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
@@ -60,14 +63,14 @@ func (f *Fault) Release() {
 }
 
 // Hits is how many operations the fault has hit.
-func (f *Fault) Hits() int {
+func (f *Injection) Hits() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.hits
 }
 
 // Await waits until n operations hang in the fault.
-func (f *Fault) Await(n int) {
+func (f *Injection) Await(n int) {
 	for {
 		f.mu.Lock()
 		waiting, changed := f.waiting, f.changed
@@ -80,7 +83,7 @@ func (f *Fault) Await(n int) {
 }
 
 // hit reports whether the fault strikes an operation, and counts it.
-func (f *Fault) hit(r Record) bool {
+func (f *Injection) hit(r Record) bool {
 	if f.Ops != 0 && f.Ops&r.Op == 0 {
 		return false
 	}
@@ -98,7 +101,7 @@ func (f *Fault) hit(r Record) bool {
 }
 
 // wait is the fault's delay or hang.
-func (f *Fault) wait(r Record) {
+func (f *Injection) wait(r Record) {
 	delay := f.Delay
 	if f.DelayFunc != nil {
 		delay += f.DelayFunc(r)
@@ -113,7 +116,7 @@ func (f *Fault) wait(r Record) {
 	}
 }
 
-func (f *Fault) count(n int) {
+func (f *Injection) count(n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiting += n

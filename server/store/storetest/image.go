@@ -138,7 +138,7 @@ type Image struct {
 	now     content
 	pending []change // since durable, in order
 	pins    map[*pin]bool
-	faults  []*Fault
+	faults  []*Injection
 	journal []Record
 	keepLog bool
 	onOp    func(Record)
@@ -211,6 +211,16 @@ func (im *Image) CrashClone(c Crash) *Image {
 		lose(&left, pending, c)
 	}
 	return &Image{durable: left, now: left.clone(), pins: make(map[*pin]bool)}
+}
+
+// Fork returns a copy of the image, what is not synced included, without its
+// faults, hooks and log.
+func (im *Image) Fork() *Image {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return &Image{
+		durable: im.durable.clone(), now: im.now.clone(), pending: slices.Clone(im.pending), pins: make(map[*pin]bool),
+	}
 }
 
 func cutShort(left *content, pending []change, cut Cut) {

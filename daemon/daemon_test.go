@@ -1,0 +1,644 @@
+package daemon_test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestForeground(t *testing.T) {
+	d := newTestd(t)
+	cmd := d.start()
+	pid := cmd.Process.Pid
+	if d.pid() != pid {
+		t.Errorf("pidfile says %d, the process is %d", d.pid(), pid)
+	}
+	if comm(pid) != "testd" {
+		t.Errorf("short name %q", comm(pid))
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after TERM: %v\n%s", err, d.brief())
+	}
+	for _, name := range []string{"testd.pid", "echo.sock"} {
+		if _, err := os.Stat(d.path(name)); err == nil {
+			t.Errorf("%s stays", name)
+		}
+	}
+}
+
+func TestDetach(t *testing.T) {
+	d := newTestd(t)
+	d.detach()
+	pid := d.pid()
+	if _, pgid, sid := stat(pid); pgid != pid || sid != pid {
+		t.Errorf("pid %d, group %d, session %d: not a session leader", pid, pgid, sid)
+	}
+	if got := link(pid, "cwd"); got != "/" {
+		t.Errorf("working folder %s", got)
+	}
+	for fd := range 3 {
+		if got := link(pid, fmt.Sprintf("fd/%d", fd)); got != "/dev/null" {
+			t.Errorf("descriptor %d is %s", fd, got)
+		}
+	}
+	d.say("exit")
+	d.gone(pid)
+	if d.pid() != 0 {
+		t.Error("the pidfile stays")
+	}
+}
+
+func TestNoChdir(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--no-chdir", "--monitor")
+	for _, pid := range []int{d.pid(), parentOf(d.pid())} {
+		if got := link(pid, "cwd"); got != d.dir {
+			t.Errorf("%s: working folder %s, want %s", comm(pid), got, d.dir)
+		}
+	}
+}
+
+func TestDetachMonitor(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	pid := d.pid()
+	mon := parentOf(pid)
+	if comm(mon) != "testd-mon" || comm(pid) != "testd" {
+		t.Fatalf("short names: monitor %q, daemon %q", comm(mon), comm(pid))
+	}
+	if got, want := psTitle(mon), fmt.Sprintf("testd: monitoring pid %d (healthy)", pid); got != want {
+		t.Errorf("title %q, want %q", got, want)
+	}
+	for fd := range 3 {
+		if got := link(mon, fmt.Sprintf("fd/%d", fd)); got != "/dev/null" {
+			t.Errorf("monitor: descriptor %d is %s", fd, got)
+		}
+	}
+	if got := link(mon, "cwd"); got != "/" {
+		t.Errorf("monitor: working folder %s", got)
+	}
+	syscall.Kill(pid, syscall.SIGSEGV)
+	next := d.restarted(pid)
+	if parentOf(next) != mon {
+		t.Errorf("the new daemon's parent is %d, want %d", parentOf(next), mon)
+	}
+	if got, want := psTitle(mon), fmt.Sprintf("testd: monitoring pid %d (1 crash: pid %d died, exit status 2, SIGSEGV: segmentation violation)", next, pid); got != want {
+		t.Errorf("title %q, want %q", got, want)
+	}
+	syscall.Kill(next, syscall.SIGTERM)
+	d.gone(next)
+	d.gone(mon)
+	if _, err := os.Stat(d.path("echo.sock")); err == nil {
+		t.Error("the socket's file stays")
+	}
+}
+
+func TestMonitorInForeground(t *testing.T) {
+	d := newTestd(t)
+	cmd := d.start("--monitor")
+	pid := d.pid()
+	if parentOf(pid) != cmd.Process.Pid {
+		t.Fatalf("the daemon's parent is %d, want %d", parentOf(pid), cmd.Process.Pid)
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+	next := d.restarted(pid)
+	cmd.Process.Signal(syscall.SIGINT)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after INT: %v", err)
+	}
+	d.gone(next)
+}
+
+// TestStartupErrors asserts that the command's status and message are the
+// daemon's own, in every mode, and that nothing stays.
+func TestStartupErrors(t *testing.T) {
+	modes := map[string][]string{
+		"foreground": nil, "monitor": {"--monitor"}, "detach": {"--detach"}, "detach monitor": {"--detach", "--monitor"},
+	}
+	for how, want := range map[string]struct {
+		status int
+		text   string
+	}{
+		"exit7":  {7, ""},
+		"exit0":  {1, "died before it served (exit status 0)"},
+		"fail":   {1, "testd: cannot frob the widget\n"},
+		"config": {2, "testd: testd.toml:3:7: no such key\ntestd.toml:9:1: duplicate\n"},
+		"panic":  {2, "startup went wrong"},
+		"segv":   {2, "SIGSEGV"},
+	} {
+		for mode, args := range modes {
+			t.Run(how+" "+mode, func(t *testing.T) {
+				t.Parallel()
+				if how == "exit0" && mode == "foreground" {
+					t.Skip("nothing was promised to anyone")
+				}
+				d := newTestd(t)
+				d.setenv(startVar + "=" + how)
+				status, stderr := d.launch(append(args, "--pidfile", "--log-file")...)
+				if status != want.status && !(how == "exit0" && mode == "monitor") {
+					t.Errorf("status %d, want %d", status, want.status)
+				}
+				if !strings.Contains(stderr, want.text) {
+					t.Errorf("standard error has no %q:\n%s", want.text, stderr)
+				}
+				if n := strings.Count(stderr, "cannot frob"); n > 1 {
+					t.Errorf("said %d times:\n%s", n, stderr)
+				}
+				if got := strings.Count(d.file("starts"), "\n"); got != 1 {
+					t.Errorf("%d starts, want 1", got)
+				}
+				if how != "fail" && how != "config" {
+					return
+				}
+				if d.pid() != 0 {
+					t.Error("the pidfile stays")
+				}
+				if !strings.Contains(d.log(), "|ERR|exiting: ") {
+					t.Errorf("the log does not say so:\n%s", d.brief())
+				}
+			})
+		}
+	}
+}
+
+func TestStartupCrashIsReported(t *testing.T) {
+	for _, args := range [][]string{{"--detach"}, {"--detach", "--monitor"}} {
+		d := newTestd(t)
+		d.setenv(startVar + "=panic")
+		status, stderr := d.launch(append(args, "--log-file")...)
+		if status == 0 {
+			t.Fatalf("%v: a crash is reported as success", args)
+		}
+		if !strings.Contains(stderr, "died before it served") {
+			t.Errorf("%v: %s", args, stderr)
+		}
+	}
+}
+
+func TestStartupThatHangsIsBounded(t *testing.T) {
+	for _, args := range [][]string{{"--monitor"}, {"--detach", "--monitor"}} {
+		d := newTestd(t)
+		d.opts.StartTimeout = 200 * time.Millisecond
+		d.setenv(startVar + "=hang")
+		status, stderr := d.launch(append(args, "--log-file")...)
+		if status == 0 || !strings.Contains(stderr, "did not serve within 200ms") {
+			t.Errorf("%v: status %d: %s", args, status, stderr)
+		}
+		if !strings.Contains(d.log(), "SIGABRT") {
+			t.Errorf("%v: no report of what it hung in:\n%s", args, d.log())
+		}
+	}
+}
+
+func TestLauncherIsNotHeldUpByGrandchildren(t *testing.T) {
+	d := newTestd(t)
+	d.setenv(startVar + "=forking")
+	cmd := d.cmd("--detach")
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 7 {
+		t.Errorf("status %d, want 7", cmd.ProcessState.ExitCode())
+	}
+	var pid int
+	fmt.Sscan(d.file("sleeper"), &pid)
+	if pid == 0 || ended(pid) {
+		t.Fatal("the child is gone: nothing was tested")
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+	d.gone(pid)
+}
+
+func TestRestartedDeaths(t *testing.T) {
+	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "deadlock"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			d := newTestd(t)
+			d.detach("--monitor")
+			pid := d.pid()
+			d.say("crash " + how)
+			d.restarted(pid)
+			if !strings.Contains(d.log(), fmt.Sprintf("|ERR|1 crash: pid %d died, ", pid)) {
+				t.Errorf("no such line:\n%s", d.brief())
+			}
+		})
+	}
+}
+
+func TestCrashReportGoesToLogAndFile(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	pid := d.pid()
+	d.say("crash panic")
+	d.restarted(pid)
+	if !strings.Contains(d.log(), "panic: boom") || !strings.Contains(d.log(), "testMain") {
+		t.Errorf("the log has no report of all goroutines:\n%s", d.brief())
+	}
+	reports, err := filepath.Glob(d.path("crash/crash-*.txt"))
+	if err != nil || len(reports) != 1 {
+		t.Fatalf("reports: %v %v", reports, err)
+	}
+	data, err := os.ReadFile(reports[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("testd 1.0: pid %d crashed: panic: boom\n", pid); !strings.HasPrefix(string(data), want) {
+		t.Errorf("report begins %.200s", data)
+	}
+}
+
+func TestCrashWithoutMonitorIsReportedByTheNextStart(t *testing.T) {
+	d := newTestd(t)
+	d.detach()
+	pid := d.pid()
+	d.say("crash panic")
+	d.gone(pid)
+	if err := os.Remove(d.path("echo.sock")); err != nil {
+		t.Fatal(err)
+	}
+	d.detach()
+	if !strings.Contains(d.log(), "an earlier daemon crashed: panic: boom") {
+		t.Errorf("log:\n%s", d.brief())
+	}
+	if reports, _ := filepath.Glob(d.path("crash/crash-*.txt")); len(reports) != 1 {
+		t.Errorf("reports: %v", reports)
+	}
+	pid = d.pid()
+	d.say("exit")
+	d.gone(pid)
+	if left, _ := filepath.Glob(d.path("crash/running-*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestFailedRestartIsRetried(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor", "--restart-delay=1ms")
+	pid := d.pid()
+	if err := os.WriteFile(d.path("start"), []byte("fail"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.say("crash segv")
+	d.until("two failed restarts", func() bool { return strings.Count(d.file("starts"), "fail") >= 2 })
+	if err := os.Remove(d.path("start")); err != nil {
+		t.Fatal(err)
+	}
+	d.restarted(pid)
+}
+
+func TestThrottleIsSaid(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor", "--restart-delay=1h")
+	pid := d.pid()
+	mon := parentOf(pid)
+	d.say("crash kill")
+	pid = d.restarted(pid)
+	d.say("crash kill")
+	d.until("throttle", func() bool {
+		return strings.Contains(d.log(), "2 crashes: pid "+fmt.Sprint(pid)+" died, killed (Killed), waiting until 1h0m0s since last restart")
+	})
+	// HUP: try now.
+	syscall.Kill(mon, syscall.SIGHUP)
+	pid = d.restarted(pid)
+	d.say("crash kill")
+	d.until("throttle", func() bool { return strings.Contains(d.log(), "|ERR|3 crashes") })
+	syscall.Kill(mon, syscall.SIGTERM)
+	d.gone(mon)
+	if _, err := os.Stat(d.path("echo.sock")); err == nil {
+		t.Error("the socket's file stays")
+	}
+}
+
+func TestMonitorPassesSignalsOn(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	pid := d.pid()
+	mon := parentOf(pid)
+	syscall.Kill(mon, syscall.SIGHUP)
+	d.until("reload", func() bool { return d.file("reloads") != "" })
+	syscall.Kill(mon, syscall.SIGUSR1)
+	d.until("dump", func() bool {
+		return strings.Contains(d.log(), "|dump|INFO|state of the echo server") && strings.Contains(d.log(), "|dump|INFO|goroutine ")
+	})
+	syscall.Kill(mon, syscall.SIGUSR2)
+	syscall.Kill(mon, syscall.SIGTERM)
+	d.gone(mon)
+	if !ended(pid) {
+		t.Error("the monitor has ended before its daemon")
+	}
+	if d.pid() != 0 {
+		t.Error("the pidfile stays")
+	}
+}
+
+func TestDaemonThatDoesNotStopIsKilled(t *testing.T) {
+	d := newTestd(t)
+	d.opts.StopTimeout = 100 * time.Millisecond
+	d.setenv(startVar + "=stubborn")
+	cmd := d.start("--monitor")
+	pid := d.pid()
+	cmd.Process.Signal(syscall.SIGTERM)
+	err := cmd.Wait()
+	if cmd.ProcessState.ExitCode() != 128+9 {
+		t.Errorf("%v, want status 137", err)
+	}
+	d.gone(pid)
+	if !strings.Contains(d.log(), "did not stop in time: killing it") {
+		t.Errorf("log:\n%s", d.brief())
+	}
+}
+
+func TestSecondSignalStopsAtOnce(t *testing.T) {
+	d := newTestd(t)
+	d.setenv(startVar + "=stubborn")
+	cmd := d.start()
+	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("%v, want status 1", err)
+	}
+	if d.pid() != 0 {
+		t.Error("the pidfile stays")
+	}
+}
+
+func TestDaemonServesOnWithoutItsMonitor(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	pid := d.pid()
+	mon := parentOf(pid)
+	syscall.Kill(mon, syscall.SIGKILL)
+	d.gone(mon)
+	d.until("notice", func() bool { return strings.Contains(d.log(), "the monitor is gone: going on to serve") })
+	d.serves()
+	if !strings.Contains(psTitle(pid), "serving without its monitor") {
+		t.Errorf("title %q", psTitle(pid))
+	}
+	// A planned restart needs no monitor.
+	d.say("restart")
+	d.until("restart", func() bool { return strings.Count(d.file("starts"), "\n") == 2 })
+	d.serves()
+	if d.pid() != pid {
+		t.Errorf("pid %d became %d", pid, d.pid())
+	}
+	d.say("exit")
+	d.gone(pid)
+}
+
+func TestOneOfManyStarts(t *testing.T) {
+	d := newTestd(t)
+	const n = 12
+	type result struct {
+		status int
+		stderr string
+	}
+	results := make(chan result, n)
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			status, stderr := d.launch("--detach", "--pidfile", "--unixctl=none")
+			results <- result{status, stderr}
+		})
+	}
+	wg.Wait()
+	close(results)
+	t.Cleanup(d.stop)
+	started := 0
+	for r := range results {
+		switch {
+		case r.status == 0:
+			started++
+		case r.status != 3 || !strings.Contains(r.stderr, "already running as pid "):
+			t.Errorf("status %d: %s", r.status, r.stderr)
+		}
+	}
+	if started != 1 {
+		t.Errorf("%d starts succeeded", started)
+	}
+	d.serves()
+}
+
+func TestAlreadyRunningNamesThePid(t *testing.T) {
+	d := newTestd(t)
+	d.detach()
+	for _, args := range [][]string{nil, {"--monitor"}, {"--detach"}, {"--detach", "--monitor"}} {
+		status, stderr := d.launch(append(args, "--pidfile")...)
+		if want := fmt.Sprintf("testd: %s: already running as pid %d, aborting\n", d.path("testd.pid"), d.pid()); status != 3 || !strings.HasSuffix(stderr, want) {
+			t.Errorf("%v: status %d: %s", args, status, stderr)
+		}
+	}
+}
+
+func TestOverwrittenPidfileStays(t *testing.T) {
+	d := newTestd(t)
+	d.detach()
+	first := d.pid()
+	d.setenv(startVar + "=stubborn") // only so that the second differs
+	if err := os.Remove(d.path("echo.sock")); err != nil {
+		t.Fatal(err)
+	}
+	d.detach("--overwrite-pidfile")
+	second := d.pid()
+	if second == first {
+		t.Fatal("the pidfile was not overwritten")
+	}
+	syscall.Kill(first, syscall.SIGTERM)
+	d.gone(first)
+	if d.pid() != second {
+		t.Error("the end of the first daemon took the second one's pidfile")
+	}
+	d.serves() // and its socket is still its own
+	syscall.Kill(second, syscall.SIGKILL)
+	d.gone(second)
+}
+
+func TestKilledDaemonLeavesNothingInTheWay(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--unixctl=" + d.path("x.ctl"))
+	pid := d.pid()
+	syscall.Kill(pid, syscall.SIGKILL)
+	d.gone(pid)
+	if d.pid() != pid {
+		t.Fatal("the pidfile is gone: nothing is tested")
+	}
+	os.Remove(d.path("echo.sock"))
+	os.Remove(d.path("x.ctl"))
+	d.detach("--unixctl=" + d.path("x.ctl"))
+}
+
+func TestNoLogFileFromNowhere(t *testing.T) {
+	d := newTestd(t)
+	status, stderr := d.launch("--detach", "--monitor", "--pidfile")
+	if status != 0 {
+		t.Fatal(stderr)
+	}
+	t.Cleanup(d.stop)
+	pid := d.pid()
+	d.say("crash segv")
+	d.restarted(pid)
+	if _, err := os.Stat(d.path("testd.log")); err == nil {
+		t.Error("a crash made a log file that nobody asked for")
+	}
+}
+
+func TestUnwritableLogStopsNothing(t *testing.T) {
+	d := newTestd(t)
+	if err := os.WriteFile(d.path("plain"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	status, stderr := d.launch("--detach", "--monitor", "--pidfile", "--log-file="+d.path("plain/log"))
+	if status != 0 {
+		t.Fatalf("status %d: %s", status, stderr)
+	}
+	t.Cleanup(d.stop)
+	if !strings.Contains(stderr, "going on without a log file") {
+		t.Errorf("standard error: %s", stderr)
+	}
+	d.serves()
+}
+
+func TestStrangersAreNotInherited(t *testing.T) {
+	d := newTestd(t)
+	f, err := os.Create(d.path("stranger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := d.cmd("--detach", "--monitor", "--pidfile", "--log-file")
+	cmd.ExtraFiles = []*os.File{f, f, f}
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.stop)
+	for _, pid := range []int{d.pid(), parentOf(d.pid())} {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if link(pid, "fd/"+e.Name()) == f.Name() {
+				t.Errorf("%s has inherited descriptor %s", comm(pid), e.Name())
+			}
+		}
+	}
+}
+
+// TestCrashLoop crashes the daemon over and over while clients come and go:
+// none of them may be refused, and nothing may be left behind.
+func TestCrashLoop(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor", "--restart-delay=1ms")
+	mon := parentOf(d.pid())
+	fds := d.say("fds")
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 2 {
+		clients.Go(func() { loopClient(t, d, stop) })
+	}
+	const crashes = 20
+	kinds := []string{"segv", "kill", "panic"}
+	pid := d.pid()
+	for i := range crashes {
+		d.say("crash " + kinds[i%len(kinds)])
+		pid = d.restarted(pid)
+	}
+	close(stop)
+	clients.Wait()
+	if parentOf(d.pid()) != mon {
+		t.Error("another monitor")
+	}
+	d.until("as many open files as before: "+fds, func() bool { return d.say("fds") == fds })
+	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", crashes)) {
+		t.Errorf("title %q", psTitle(mon))
+	}
+	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 1 {
+		t.Errorf("control sockets: %v", left)
+	}
+	if reports, _ := filepath.Glob(d.path("crash/*")); len(reports) != 5 {
+		t.Errorf("crash reports: %v", reports)
+	}
+}
+
+// loopClient connects again and again. A connection may end with its daemon;
+// to be refused is an error.
+func loopClient(t *testing.T, d *testd, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		c, err := net.Dial("unix", d.path("echo.sock"))
+		if err != nil {
+			t.Errorf("refused: %v", err)
+			return
+		}
+		r := bufio.NewReader(c)
+		for range 10 {
+			if ask(c, r, "hello") != nil {
+				break
+			}
+		}
+		c.Close()
+	}
+}
+
+func TestPlannedRestartKeepsConnections(t *testing.T) {
+	for name, args := range map[string][]string{"monitored": {"--monitor"}, "alone": nil} {
+		t.Run(name, func(t *testing.T) {
+			d := newTestd(t)
+			d.detach(args...)
+			pid := d.pid()
+			c, err := net.Dial("unix", d.path("echo.sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			r := bufio.NewReader(c)
+			for i := range 5 {
+				if got, err := answer(c, r, "hello"); err != nil || got != fmt.Sprintf("%d hello", 2*i+1) {
+					t.Fatalf("before restart %d: %q %v", i, got, err)
+				}
+				d.say("restart")
+				d.until("restart", func() bool { return strings.Count(d.file("starts"), "\n") == i+2 })
+				if got, err := answer(c, r, "hello"); err != nil || got != fmt.Sprintf("%d hello", 2*i+2) {
+					t.Fatalf("after restart %d: %q %v\n%s", i, got, err, d.brief())
+				}
+			}
+			if alone := len(args) == 0; (d.pid() == pid) != alone {
+				t.Errorf("pid %d became %d", pid, d.pid())
+			}
+			if strings.Contains(d.log(), "crash") {
+				t.Errorf("a planned restart is no crash:\n%s", d.brief())
+			}
+		})
+	}
+}
+
+func TestLevelsSurvive(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor", "-vecho:warn")
+	pid := d.pid()
+	d.say("level echo:file:dbg")
+	d.say("level PATTERN:file:%m")
+	want := d.say("levels")
+	if !strings.Contains(want, "DBG") || !strings.Contains(want, "WARN") {
+		t.Fatal(want)
+	}
+	d.say("crash segv")
+	pid = d.restarted(pid)
+	if got := d.say("levels"); got != want {
+		t.Errorf("after a crash:\n%s\nwant\n%s", got, want)
+	}
+	d.say("restart")
+	d.restarted(pid)
+	if got := d.say("levels"); got != want {
+		t.Errorf("after a planned restart:\n%s\nwant\n%s", got, want)
+	}
+}

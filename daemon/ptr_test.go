@@ -1,0 +1,5 @@
+package daemon_test
+
+import "unsafe"
+
+func ptr[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }

@@ -1,0 +1,189 @@
+package messenger
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// simPair runs f in virtual time on two nodes that are connected.
+func simPair(t *testing.T, change func(i int, o *Options), f func(t *testing.T, a, b *node, sn *simNet)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		bed, sn := simBed(t, 2, change)
+		a, b := bed.start(0), bed.start(1)
+		a.waitUp(1)
+		b.waitUp(1)
+		f(t, a, b, sn)
+		a.stop()
+		b.stop()
+	})
+}
+
+// TestASilentPeerIsDownWithinTheWindow: in virtual time, at many phases
+// of the pings: T to T + T/I after the last frame.
+func TestASilentPeerIsDownWithinTheWindow(t *testing.T) {
+	const tick, count = 4 * time.Second, 4
+	for phase := range 20 {
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			time.Sleep(10*time.Second + time.Duration(phase)*70*time.Millisecond)
+			start := time.Now()
+			sn.stop("beta", "alpha")
+			sn.stop("alpha", "beta")
+			time.Sleep(2 * tick)
+			for _, n := range []*node{a, b} {
+				d, e := since(start, n, cluster.NodeDown)
+				if e.Reason != "tick-timeout" || d < tick-tick/count || d > tick+tick/count {
+					t.Errorf("phase %d: node %s saw %q after %v", phase, n.name, e.Reason, d)
+				}
+			}
+		})
+	}
+}
+
+// TestOneWaySilenceIsSeen: only what b sends is lost.
+func TestOneWaySilenceIsSeen(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+		time.Sleep(10 * time.Second)
+		start := time.Now()
+		sn.stop("beta", "alpha")
+		time.Sleep(10 * time.Second)
+		if d, e := since(start, a, cluster.NodeDown); e.Reason != "tick-timeout" || d < 3*time.Second || d > 5*time.Second {
+			t.Errorf("alpha saw %q after %v", e.Reason, d)
+		}
+		if d, e := since(start, b, cluster.NodeDown); d < 3*time.Second || d > 9*time.Second {
+			t.Errorf("beta saw %q after %v", e.Reason, d)
+		}
+	})
+}
+
+// TestAShortCutIsNoNodedown: 3 seconds without a wire at T = 4 s, with
+// connections reset in the middle of it.
+func TestAShortCutIsNoNodedown(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+		sa, sb := a.waitUp(1), b.waitUp(1)
+		time.Sleep(5 * time.Second)
+		sn.stop("beta", "alpha")
+		sn.stop("alpha", "beta")
+		for i := range uint64(100) {
+			sendNumber(sa, wire.Write, i+1, pattern(4096), nil)
+			sendNumber(sb, wire.WriteAck, i+1, nil, nil)
+			if i == 50 {
+				sn.reset("alpha", "beta")
+			}
+			time.Sleep(29 * time.Millisecond)
+		}
+		sn.heal("beta", "alpha")
+		sn.heal("alpha", "beta")
+		time.Sleep(2 * time.Second)
+		checkOrder(t, b.frames(wire.Data), 100)
+		checkOrder(t, a.frames(wire.Meta), 100)
+		a.waitLog("up 1")
+		b.waitLog("up 0")
+	})
+}
+
+// TestMissedPingsShowBeforeTheTimeout: the peer goes silent for less than T.
+func TestMissedPingsShowBeforeTheTimeout(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+		time.Sleep(5 * time.Second)
+		sn.stop("beta", "alpha")
+		time.Sleep(2800 * time.Millisecond)
+		if n, _ := a.Node("beta"); n.MissedPings < 1 || n.State != "up" {
+			t.Errorf("after 2.8 s of silence: %d pings missed, state %s", n.MissedPings, n.State)
+		}
+		sn.heal("beta", "alpha")
+		time.Sleep(2 * time.Second)
+		if n, _ := a.Node("beta"); n.MissedPings != 0 || n.State != "up" {
+			t.Errorf("after it was heard again: %d pings missed, state %s", n.MissedPings, n.State)
+		}
+		a.waitEvent(cluster.PingMissed)
+		a.waitEvent(cluster.PingHeard)
+		a.waitLog("up 1")
+	})
+}
+
+// TestIdleLinksCarryOnePingAnInterval: and the answer to one.
+func TestIdleLinksCarryOnePingAnInterval(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
+		time.Sleep(10 * time.Second)
+		count := func(n *node, peer string) uint64 {
+			i, _ := n.Node(peer)
+			return i.Meta.RecvFrames
+		}
+		before := [2]uint64{count(a, "beta"), count(b, "alpha")}
+		time.Sleep(60 * time.Second)
+		after := [2]uint64{count(a, "beta"), count(b, "alpha")}
+		for i := range before {
+			// One ping and one pong a second.
+			if n := after[i] - before[i]; n < 110 || n > 130 {
+				t.Errorf("%d frames in 60 intervals", n)
+			}
+		}
+		if i, _ := a.Node("beta"); i.LastFrame > time.Second {
+			t.Errorf("the last frame came %v ago", i.LastFrame)
+		}
+	})
+}
+
+// TestTickSetReachesEveryNodeAndDropsNone: lengthened and
+// shortened, under load, on five nodes, whoever is asked.
+func TestTickSetReachesEveryNodeAndDropsNone(t *testing.T) {
+	for _, c := range []struct {
+		from, to, transition time.Duration
+	}{
+		{8 * time.Second, time.Second, 10 * time.Second},
+		{time.Second, 8 * time.Second, 10 * time.Second},
+		{8 * time.Second, 200 * time.Millisecond, 0},
+		{200 * time.Millisecond, time.Minute, 0},
+	} {
+		t.Run(fmt.Sprintf("%v to %v in %v", c.from, c.to, c.transition), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bed, sn := simBed(t, 5, func(_ int, o *Options) { o.Tick = c.from })
+				sn.delay = time.Millisecond
+				for i := range 5 {
+					bed.start(i)
+				}
+				time.Sleep(2 * time.Second)
+				res, target, err := bed.nodes[2].SetTick(c.to, c.transition, false)
+				if err != nil || res != cluster.ChangeInitiated || target != c.to {
+					t.Fatalf("tick set answers %v, %v, %v", res, target, err)
+				}
+				time.Sleep(c.transition + 3*time.Minute)
+				for _, n := range bed.nodes {
+					if got := n.GetTick(); got.Tick != c.to || got.Target != 0 {
+						t.Errorf("node %s has %+v", n.name, got)
+					}
+					if d, e := since(time.Now(), n, cluster.NodeDown); e.Type != "" {
+						t.Errorf("node %s: %s (%v ago)", n.name, e.Text, -d)
+					}
+				}
+				for _, n := range bed.nodes {
+					n.stop()
+				}
+			})
+		})
+	}
+}
+
+// TestANodeThatNeverChangedIsNotDropped: only one node changes its tick time,
+// both ways.
+func TestANodeThatNeverChangedIsNotDropped(t *testing.T) {
+	for _, to := range []time.Duration{300 * time.Millisecond, 2 * time.Minute} {
+		simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
+			if _, _, err := a.SetTick(to, 0, true); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Minute)
+			a.waitLog("up 1")
+			b.waitLog("up 0")
+			if got := b.GetTick().Tick; got != 4*time.Second {
+				t.Errorf("a local change reached the other node: %v", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,230 @@
+package simtest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+var (
+	seeds = flag.Int("seeds", 60, "how many histories the torture runs")
+	first = flag.Uint64("seed", 1, "the first seed")
+)
+
+// ledger is what a client was told, block by block.
+type ledger struct {
+	next   uint64
+	acked  map[int64]uint64          // last acknowledged value
+	maybe  map[int64]map[uint64]bool // values written since whose outcome is unknown
+	writes int
+}
+
+const tortureBlocks = 96
+
+func fill(v uint64) []byte {
+	p := make([]byte, block.Unit)
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], v)
+	}
+	return p
+}
+
+func (l *ledger) write(ctx context.Context, n *Node, blk int64) {
+	l.next++
+	v := l.next
+	err := n.Do(ctx, block.Write, 0, blk*block.Unit*7, fill(v), 0)
+	if err == nil {
+		l.acked[blk] = v
+		l.maybe[blk] = nil
+		l.writes++
+		return
+	}
+	if l.maybe[blk] == nil {
+		l.maybe[blk] = map[uint64]bool{}
+	}
+	l.maybe[blk][v] = true
+}
+
+// check compares a disk's content with the ledger.
+func (l *ledger) check(read func(off int64, p []byte)) error {
+	p := make([]byte, block.Unit)
+	for blk := range int64(tortureBlocks) {
+		read(blk*block.Unit*7, p)
+		v := binary.LittleEndian.Uint64(p)
+		for i := 8; i < len(p); i += 8 {
+			if w := binary.LittleEndian.Uint64(p[i:]); w != v {
+				return fmt.Errorf("block %d is torn: %d and %d", blk, v, w)
+			}
+		}
+		if v != l.acked[blk] && !l.maybe[blk][v] {
+			return fmt.Errorf("block %d holds %d; acknowledged %d, possible %v", blk, v, l.acked[blk], l.maybe[blk])
+		}
+	}
+	return nil
+}
+
+// TestTorture runs random histories of writes, kills, power cuts, partitions
+// and promotions, then heals everything: the disks are then identical, and
+// hold what clients were told. A failing seed is replayed with
+// -run Torture/SEED$ -seed SEED -seeds 1.
+func TestTorture(t *testing.T) {
+	for i := range uint64(*seeds) {
+		seed := *first + i
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { torture(t, seed) })
+		})
+	}
+}
+
+func torture(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	nodes := 2 + rng.IntN(3)
+	o := Options{
+		Nodes: nodes, Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
+		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+	}
+	if rng.IntN(4) == 0 {
+		o.Protocol = replication.ProtocolB
+	}
+	c := New(o)
+	if err := c.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+	}()
+	h := &history{t: t, c: c, rng: rng, l: &ledger{acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{}}}
+	for range 12 {
+		h.step()
+	}
+	h.heal()
+}
+
+type history struct {
+	t   *testing.T
+	c   *Cluster
+	rng *rand.Rand
+	l   *ledger
+}
+
+func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }
+
+// step does one thing to the cluster, and writes through whoever lets it.
+func (h *history) step() {
+	n := h.node()
+	switch h.rng.IntN(8) {
+	case 0:
+		n.Kill()
+	case 1:
+		if h.up() > 1 && h.l.writes >= 0 && len(h.c.Nodes) > 2 {
+			n.Kill()
+		}
+	case 2, 3:
+		if n.Dev == nil {
+			if err := n.Start(); err != nil {
+				h.t.Fatal(err)
+			}
+		}
+	case 4:
+		h.c.Isolate(n.ID)
+	case 5:
+		h.c.Rejoin(n.ID)
+	case 6:
+		if m := h.node(); m != n {
+			h.c.Cut(n.ID, m.ID)
+		}
+	case 7:
+		if m := h.node(); m != n {
+			h.c.Heal(n.ID, m.ID)
+		}
+	}
+	h.write()
+}
+
+func (h *history) up() (n int) {
+	for _, x := range h.c.Nodes {
+		if x.Dev != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// write promotes where there is no usable primary, then writes for a while,
+// some of it while the next thing happens.
+func (h *history) write() {
+	var p *Node
+	for _, n := range h.c.Nodes {
+		if n.Dev != nil {
+			if st := n.Dev.Status(); st.Role == replication.Primary && st.Quorum.Quorate {
+				p = n
+			}
+		}
+	}
+	if p == nil {
+		n := h.node()
+		if n.Dev == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if err := n.Dev.Promote(ctx, false); err != nil {
+			return
+		}
+		p = n
+	}
+	for range 1 + h.rng.IntN(12) {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		h.l.write(ctx, p, int64(h.rng.IntN(tortureBlocks)))
+		cancel()
+	}
+	if h.rng.IntN(3) == 0 {
+		// One whose outcome the next step decides.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Microsecond)
+		h.l.write(ctx, p, int64(h.rng.IntN(tortureBlocks)))
+		cancel()
+	}
+	if h.rng.IntN(4) == 0 {
+		time.Sleep(time.Duration(h.rng.IntN(4000)) * time.Millisecond)
+	}
+}
+
+// heal brings everything back and checks the end.
+func (h *history) heal() {
+	for _, n := range h.c.Nodes {
+		if n.Dev == nil {
+			if err := n.Start(); err != nil {
+				h.t.Fatal(err)
+			}
+		}
+	}
+	for i := range h.c.Nodes {
+		for j := range i {
+			h.c.Heal(i, j)
+		}
+	}
+	for _, n := range h.c.Nodes {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		err := n.Dev.WaitFor(ctx, "synced")
+		cancel()
+		if err != nil {
+			h.t.Fatalf("%s does not get in sync: %v\n%s", n.Name, errors.Unwrap(err), h.c.Describe())
+		}
+	}
+	time.Sleep(time.Second)
+	h.c.mustEqual(h.t)
+	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
+		h.t.Fatalf("%v\n%s", err, h.c.Describe())
+	}
+}
