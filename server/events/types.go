@@ -20,6 +20,7 @@ const (
 	Resync        = "resync"         // a resync started, went on, or ended
 	ResyncDone    = "resync-done"    // a resync ended and the disks are equal
 	OutOfSync     = "out-of-sync"    // blocks differ, or may, from a peer's
+	Generation    = "generation"     // a device's data got a new generation id
 	Verify        = "verify"         // a verify started, went on, or ended
 	SplitBrain    = "split-brain"    // both sides have written; nothing is merged
 	IOError       = "io-error"       // a disk failed a request
@@ -38,7 +39,7 @@ func Types() []string {
 	return []string{
 		NodeUp, NodeDown, MissedPing, PeerRefused, TickTime,
 		Role, Disk, Replication, Quorum, QuorumLost, QuorumGained, Suspended, Resumed,
-		Resync, ResyncDone, OutOfSync, Verify, SplitBrain, IOError, Fence,
+		Resync, ResyncDone, OutOfSync, Generation, Verify, SplitBrain, IOError, Fence,
 		DeviceChange, Config, ConfigRefused, Service,
 	}
 }
