@@ -215,7 +215,7 @@ func TestLauncherIsNotHeldUpByGrandchildren(t *testing.T) {
 }
 
 func TestRestartedDeaths(t *testing.T) {
-	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "deadlock"} {
+	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "fatal"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			d := newTestd(t)
@@ -640,5 +640,66 @@ func TestLevelsSurvive(t *testing.T) {
 	d.restarted(pid)
 	if got := d.say("levels"); got != want {
 		t.Errorf("after a planned restart:\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestHandedOverConnectionsOfACrashAreClosed(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	c, err := net.Dial("unix", d.path("echo.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	if err := ask(c, r, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	pid := d.pid()
+	d.say("crash kill")
+	d.restarted(pid)
+	if err := ask(c, r, "hello"); err == nil {
+		t.Error("a connection outlived a crash")
+	}
+}
+
+func TestStopIsExtendedOnDemand(t *testing.T) {
+	d := newTestd(t)
+	d.opts.StopTimeout = 100 * time.Millisecond
+	d.setenv(startVar + "=slow")
+	m := newManager(d)
+	cmd := d.start("--monitor")
+	cmd.Process.Signal(syscall.SIGTERM)
+	m.await("EXTEND_TIMEOUT_USEC=20000000")
+	if err := os.WriteFile(d.path("finish"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, d.brief())
+	}
+}
+
+// BenchmarkRestart is the time from the death of a monitored daemon to the
+// next one's first answer.
+func BenchmarkRestart(b *testing.B) {
+	d := newTestd(b)
+	d.detach("--monitor", "--restart-delay=1ns")
+	pid := d.pid()
+	for b.Loop() {
+		syscall.Kill(pid, syscall.SIGKILL)
+		pid = d.restarted(pid)
+	}
+}
+
+// BenchmarkStart is the time from the start of a daemon in the foreground to
+// its first answer, and its end.
+func BenchmarkStart(b *testing.B) {
+	d := newTestd(b)
+	for b.Loop() {
+		cmd := d.start()
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // manager is the notification socket of a service manager.
 type manager struct {
-	t    *testing.T
+	t    testing.TB
 	conn *net.UnixConn
 	seen []string // messages received, in order
 }
