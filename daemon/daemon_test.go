@@ -258,8 +258,10 @@ func TestCrashWithoutMonitorIsReportedByTheNextStart(t *testing.T) {
 	pid := d.pid()
 	d.say("crash panic")
 	d.gone(pid)
-	if err := os.Remove(d.path("echo.sock")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"echo.sock", "testd.ctl"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.detach()
 	if !strings.Contains(d.log(), "an earlier daemon crashed: panic: boom") {
@@ -440,8 +442,10 @@ func TestOverwrittenPidfileStays(t *testing.T) {
 	d.detach()
 	first := d.pid()
 	d.setenv(startVar + "=stubborn") // only so that the second differs
-	if err := os.Remove(d.path("echo.sock")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"echo.sock", "testd.ctl"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.detach("--overwrite-pidfile")
 	second := d.pid()
@@ -469,6 +473,7 @@ func TestKilledDaemonLeavesNothingInTheWay(t *testing.T) {
 	}
 	os.Remove(d.path("echo.sock"))
 	os.Remove(d.path("x.ctl"))
+	os.Remove(d.path("testd.ctl"))
 	d.detach("--unixctl=" + d.path("x.ctl"))
 }
 
@@ -535,6 +540,9 @@ func TestCrashLoop(t *testing.T) {
 	d := newTestd(t)
 	d.detach("--monitor", "--restart-delay=1ms")
 	mon := parentOf(d.pid())
+	first := d.pid()
+	d.say("crash kill")
+	d.restarted(first) // from now on sockets are inherited
 	fds := d.say("fds")
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -554,10 +562,10 @@ func TestCrashLoop(t *testing.T) {
 		t.Error("another monitor")
 	}
 	d.until("as many open files as before: "+fds, func() bool { return d.say("fds") == fds })
-	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", crashes)) {
+	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", 1+crashes)) {
 		t.Errorf("title %q", psTitle(mon))
 	}
-	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 1 {
+	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 2 { // and the link
 		t.Errorf("control sockets: %v", left)
 	}
 	if reports, _ := filepath.Glob(d.path("crash/*")); len(reports) != 5 {

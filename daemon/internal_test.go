@@ -204,11 +204,11 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := b.send(message{Op: opHold, Name: "x", Socket: &socketFile{"/p", 1, 2}}, f); err != nil {
+	if err := b.send(message{Op: opHold, Name: "x", Socket: &socketFile{Path: "/p", Dev: 1, Ino: 2}}, f); err != nil {
 		t.Fatal(err)
 	}
 	m, got, err := a.receive()
-	if err != nil || m.Name != "x" || *m.Socket != (socketFile{"/p", 1, 2}) || got == nil {
+	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || got == nil {
 		t.Fatalf("%+v %v %v", m, got, err)
 	}
 	defer got.Close()

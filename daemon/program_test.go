@@ -187,7 +187,17 @@ func (s *echoServer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctl, err := s.env.Control(func(path string) (net.Listener, error) { return net.Listen("unix", path) })
+	ctl, err := s.env.Control(func(path string) (net.Listener, error) {
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return nil, err
+		}
+		link := filepath.Join(s.dir, "testd.ctl")
+		if err := os.Symlink(filepath.Base(path), link); err != nil {
+			return nil, err
+		}
+		return &tidyListener{l.(*net.UnixListener), link}, nil
+	})
 	if err != nil {
 		return err
 	}
@@ -236,6 +246,18 @@ func (s *echoServer) run(ctx context.Context) error {
 	s.closeConns()
 	s.wg.Wait()
 	return nil
+}
+
+// tidyListener removes its files by itself when closed.
+type tidyListener struct {
+	*net.UnixListener
+	link string
+}
+
+func (l *tidyListener) Close() error {
+	os.Remove(l.Addr().String())
+	os.Remove(l.link)
+	return l.UnixListener.Close()
 }
 
 func (s *echoServer) accept(l net.Listener) {

@@ -85,7 +85,7 @@ func (p *process) supervise(rep *reporter) (int, error) {
 // inherit takes the sockets that the stage before passed on.
 func (s *supervisor) inherit() {
 	for _, f := range s.stage.Files {
-		h := held{os.NewFile(uintptr(f.FD), f.Name), f.Conn, f.State, f.Socket}
+		h := held{file: os.NewFile(uintptr(f.FD), f.Name), conn: f.Conn, state: f.State, socket: f.Socket}
 		if f.Conn {
 			s.conns = append(s.conns, passedConn{f.Name, h})
 		} else {
