@@ -122,6 +122,9 @@ func (p *process) newEnv(v *vlog.Vlog, rep *reporter) (*Env, error) {
 
 // keepLevels has the monitor keep the log's settings for the next daemon.
 func (e *Env) keepLevels() {
+	if e.orphaned.Load() {
+		return
+	}
 	for name, value := range map[string]string{keptLevels: string(e.vlog.Save()), keptLogFile: e.vlog.FilePath()} {
 		if err := e.link.send(message{Op: opKeep, Name: name, Value: value}, nil); err != nil {
 			e.log.Warn("a restart will lose the log's settings", "error", err)

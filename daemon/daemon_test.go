@@ -215,7 +215,7 @@ func TestLauncherIsNotHeldUpByGrandchildren(t *testing.T) {
 }
 
 func TestRestartedDeaths(t *testing.T) {
-	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "deadlock"} {
+	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "fatal"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			d := newTestd(t)
@@ -258,8 +258,10 @@ func TestCrashWithoutMonitorIsReportedByTheNextStart(t *testing.T) {
 	pid := d.pid()
 	d.say("crash panic")
 	d.gone(pid)
-	if err := os.Remove(d.path("echo.sock")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"echo.sock", "testd.ctl"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.detach()
 	if !strings.Contains(d.log(), "an earlier daemon crashed: panic: boom") {
@@ -440,8 +442,10 @@ func TestOverwrittenPidfileStays(t *testing.T) {
 	d.detach()
 	first := d.pid()
 	d.setenv(startVar + "=stubborn") // only so that the second differs
-	if err := os.Remove(d.path("echo.sock")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"echo.sock", "testd.ctl"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d.detach("--overwrite-pidfile")
 	second := d.pid()
@@ -469,6 +473,7 @@ func TestKilledDaemonLeavesNothingInTheWay(t *testing.T) {
 	}
 	os.Remove(d.path("echo.sock"))
 	os.Remove(d.path("x.ctl"))
+	os.Remove(d.path("testd.ctl"))
 	d.detach("--unixctl=" + d.path("x.ctl"))
 }
 
@@ -535,6 +540,9 @@ func TestCrashLoop(t *testing.T) {
 	d := newTestd(t)
 	d.detach("--monitor", "--restart-delay=1ms")
 	mon := parentOf(d.pid())
+	first := d.pid()
+	d.say("crash kill")
+	d.restarted(first) // from now on sockets are inherited
 	fds := d.say("fds")
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
@@ -554,10 +562,10 @@ func TestCrashLoop(t *testing.T) {
 		t.Error("another monitor")
 	}
 	d.until("as many open files as before: "+fds, func() bool { return d.say("fds") == fds })
-	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", crashes)) {
+	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", 1+crashes)) {
 		t.Errorf("title %q", psTitle(mon))
 	}
-	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 1 {
+	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 2 { // and the link
 		t.Errorf("control sockets: %v", left)
 	}
 	if reports, _ := filepath.Glob(d.path("crash/*")); len(reports) != 5 {
@@ -640,5 +648,66 @@ func TestLevelsSurvive(t *testing.T) {
 	d.restarted(pid)
 	if got := d.say("levels"); got != want {
 		t.Errorf("after a planned restart:\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestHandedOverConnectionsOfACrashAreClosed(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor")
+	c, err := net.Dial("unix", d.path("echo.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	if err := ask(c, r, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	pid := d.pid()
+	d.say("crash kill")
+	d.restarted(pid)
+	if err := ask(c, r, "hello"); err == nil {
+		t.Error("a connection outlived a crash")
+	}
+}
+
+func TestStopIsExtendedOnDemand(t *testing.T) {
+	d := newTestd(t)
+	d.opts.StopTimeout = 100 * time.Millisecond
+	d.setenv(startVar + "=slow")
+	m := newManager(d)
+	cmd := d.start("--monitor")
+	cmd.Process.Signal(syscall.SIGTERM)
+	m.await("EXTEND_TIMEOUT_USEC=20000000")
+	if err := os.WriteFile(d.path("finish"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, d.brief())
+	}
+}
+
+// BenchmarkRestart is the time from the death of a monitored daemon to the
+// next one's first answer.
+func BenchmarkRestart(b *testing.B) {
+	d := newTestd(b)
+	d.detach("--monitor", "--restart-delay=1ns")
+	pid := d.pid()
+	for b.Loop() {
+		syscall.Kill(pid, syscall.SIGKILL)
+		pid = d.restarted(pid)
+	}
+}
+
+// BenchmarkStart is the time from the start of a daemon in the foreground to
+// its first answer, and its end.
+func BenchmarkStart(b *testing.B) {
+	d := newTestd(b)
+	for b.Loop() {
+		cmd := d.start()
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

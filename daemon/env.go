@@ -112,8 +112,10 @@ func (e *Env) told(err error) {
 
 // AdoptOrListen returns the listening socket that this daemon's predecessor,
 // its monitor or the service manager holds under the given name, or makes one
-// with listen and has it held from now on. Closing the listener does not
-// release the name: the successor gets it. See Release.
+// with listen and has it held from now on. Of what listen returns, the socket
+// counts: the listener that is returned is a plain one on it. Closing that does
+// not give up the name, nor remove a Unix socket's file: the successor gets
+// both. See Release.
 func (e *Env) AdoptOrListen(name string, listen func() (net.Listener, error)) (net.Listener, error) {
 	return e.sockets.adoptOrListen(name, listen)
 }
@@ -149,37 +151,43 @@ func (e *Env) ControlPath() string {
 }
 
 // Control returns the listening control socket: the inherited one, whose file
-// is moved to this process's name for it, or a new one made by listen. It
+// is moved to this process's name for it, or a new one made by listen. A
+// symbolic link PROGRAM.ctl beside it that leads to it goes on to do so. It
 // returns nil, nil if there is to be none.
 func (e *Env) Control(listen func(path string) (net.Listener, error)) (net.Listener, error) {
 	path := e.ControlPath()
 	if path == "" {
 		return nil, nil
 	}
-	old := e.sockets.inheritedFile(controlName)
-	l, err := e.sockets.adopt(controlName)
+	l, err := e.AdoptOrListen(controlName, func() (net.Listener, error) { return listen(path) })
 	if err != nil {
 		return nil, err
 	}
-	if l == nil {
-		return e.sockets.adoptOrListen(controlName, func() (net.Listener, error) { return listen(path) })
+	socket := e.sockets.socketOf(controlName)
+	if socket == nil {
+		return l, nil // from a service manager, or of another kind
 	}
-	if old == nil || old.Path == path {
-		return l, nil
+	if err := e.place(socket, path); err != nil {
+		l.Close()
+		e.sockets.release(controlName)
+		return nil, fmt.Errorf("cannot move the control socket to %s: %w", path, err)
 	}
-	if now := socketFileAt(old.Path); now == nil || *now != *old {
-		return nil, e.noControl(l, path, errors.New("its file is gone"))
-	}
-	if err := os.Rename(old.Path, path); err != nil {
-		return nil, e.noControl(l, path, err)
-	}
-	return l, e.sockets.moved(controlName, path)
+	return l, nil
 }
 
-func (e *Env) noControl(l net.Listener, path string, err error) error {
-	l.Close()
-	e.sockets.release(controlName)
-	return fmt.Errorf("cannot move the control socket to %s: %w", path, err)
+// place moves the control socket to path if it is not there, and has the
+// monitor know of it and of its link.
+func (e *Env) place(socket *socketFile, path string) error {
+	link := filepath.Join(filepath.Dir(socket.Path), e.opts.Program+".ctl")
+	if socket.Link == "" && leadsTo(link, socket.Path) {
+		socket.Link = link
+	}
+	if socket.Path != path {
+		if err := socket.rename(path); err != nil {
+			return err
+		}
+	}
+	return e.sockets.describe(controlName, socket)
 }
 
 // Reload returns the channel on which requests to read the configuration again

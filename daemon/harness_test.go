@@ -24,14 +24,14 @@ const patience = 20 * time.Second
 
 // testd is one instance of the program under test.
 type testd struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	env  []string
 	exe  string
 	opts testOptions
 }
 
-func newTestd(t *testing.T) *testd {
+func newTestd(t testing.TB) *testd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 
 // manager is the notification socket of a service manager.
 type manager struct {
-	t    *testing.T
+	t    testing.TB
 	conn *net.UnixConn
 	seen []string // messages received, in order
 }
@@ -212,17 +212,20 @@ func TestOvsAppctlFindsTheDaemon(t *testing.T) {
 	}
 	d := newTestd(t)
 	d.detach("--monitor", "--restart-delay=1ms")
-	for range 3 {
+	for _, how := range []string{"restart", "crash segv", "restart", "crash kill"} {
 		pid := d.pid()
 		cmd := exec.Command(client, "-T", "10", "-t", "testd", "version")
 		cmd.Env = append(os.Environ(), "OVS_RUNDIR="+d.dir)
 		if out, err := cmd.CombinedOutput(); err != nil || string(out) != fmt.Sprintf("pid %d\n", pid) {
 			t.Fatalf("%v: %s", err, out)
 		}
-		if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 1 {
+		if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 2 {
 			t.Errorf("control sockets: %v", left)
 		}
-		d.say("crash segv")
+		if got, want := readLink(d.path("testd.ctl")), fmt.Sprintf("testd.%d.ctl", pid); got != want {
+			t.Errorf("the link leads to %s, want %s", got, want)
+		}
+		d.say(how)
 		d.restarted(pid)
 	}
 	mon := parentOf(d.pid())
@@ -231,6 +234,11 @@ func TestOvsAppctlFindsTheDaemon(t *testing.T) {
 	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 0 {
 		t.Errorf("control sockets stay: %v", left)
 	}
+}
+
+func readLink(path string) string {
+	target, _ := os.Readlink(path)
+	return target
 }
 
 // asRoot skips a test that needs to become another user.

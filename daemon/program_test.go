@@ -116,10 +116,13 @@ func testMain(ctx context.Context, env *daemon.Env, dir string) error {
 		os.Exit(7)
 	}
 	s := &echoServer{env: env, dir: dir, conns: map[net.Conn]bool{}}
-	if how == "stubborn" {
-		s.stubborn = true
-	}
+	s.stubborn, s.slow = how == "stubborn", how == "slow"
 	return s.run(ctx)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func appendLine(path, line string) {
@@ -151,9 +154,9 @@ func crash(how string) {
 		dieBy(syscall.SIGALRM)
 	case "panic":
 		go func() { panic("boom") }()
-	case "deadlock":
-		var m map[int]int
-		m[1] = 1
+	case "fatal": // an error that can't be recovered from
+		var mu sync.Mutex
+		mu.Unlock()
 	}
 	select {}
 }
@@ -170,6 +173,7 @@ type echoServer struct {
 	env      *daemon.Env
 	dir      string
 	stubborn bool // does not stop when asked to
+	slow     bool // asks for time to stop, and takes it
 
 	wg    sync.WaitGroup
 	mu    sync.Mutex // guards conns
@@ -183,7 +187,17 @@ func (s *echoServer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctl, err := s.env.Control(func(path string) (net.Listener, error) { return net.Listen("unix", path) })
+	ctl, err := s.env.Control(func(path string) (net.Listener, error) {
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return nil, err
+		}
+		link := filepath.Join(s.dir, "testd.ctl")
+		if err := os.Symlink(filepath.Base(path), link); err != nil {
+			return nil, err
+		}
+		return &tidyListener{l.(*net.UnixListener), link}, nil
+	})
 	if err != nil {
 		return err
 	}
@@ -219,6 +233,12 @@ func (s *echoServer) run(ctx context.Context) error {
 	if s.stubborn {
 		select {}
 	}
+	if s.slow {
+		s.env.Extend(patience)
+		for !exists(filepath.Join(s.dir, "finish")) {
+			time.Sleep(time.Millisecond) // the program's, not the test's
+		}
+	}
 	l.Close()
 	if ctl != nil {
 		ctl.Close()
@@ -226,6 +246,18 @@ func (s *echoServer) run(ctx context.Context) error {
 	s.closeConns()
 	s.wg.Wait()
 	return nil
+}
+
+// tidyListener removes its files by itself when closed.
+type tidyListener struct {
+	*net.UnixListener
+	link string
+}
+
+func (l *tidyListener) Close() error {
+	os.Remove(l.Addr().String())
+	os.Remove(l.link)
+	return l.UnixListener.Close()
 }
 
 func (s *echoServer) accept(l net.Listener) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -148,26 +149,30 @@ func (p *process) serviceManager() error {
 
 // makeDirs makes the folders that are missing.
 func (p *process) makeDirs(who *credentials) error {
-	dirs := append([]string{p.opts.Flags.RunDir}, p.opts.Dirs...)
+	// Clients look for sockets in the rundir; the rest is nobody's business.
+	if err := makeDir(p.opts.Flags.RunDir, 0o755, who); err != nil {
+		return err
+	}
+	dirs := p.opts.Dirs
 	if f := p.opts.Flags.LogFile; f.Set {
-		dirs = append(dirs, filepath.Dir(f.Value))
+		dirs = append(slices.Clip(dirs), filepath.Dir(f.Value))
 	}
 	for _, dir := range dirs {
-		if err := makeDir(dir, who); err != nil {
+		if err := makeDir(dir, 0o750, who); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func makeDir(dir string, who *credentials) error {
+func makeDir(dir string, mode os.FileMode, who *credentials) error {
 	if dir == "" {
 		return nil
 	}
 	if _, err := os.Stat(dir); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return nil // there; whether it can be used, its use will show
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, mode); err != nil {
 		return fmt.Errorf("cannot make a folder: %w", err)
 	}
 	if who == nil || who.uid == os.Getuid() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ type socketFile struct {
 	Path string `json:"path"`
 	Dev  uint64 `json:"dev"`
 	Ino  uint64 `json:"ino"`
+	Link string `json:"link,omitempty"` // a symbolic link beside it that leads to it
 }
 
 // socketFileAt describes the socket at path, nil if there is none.
@@ -27,17 +29,53 @@ func socketFileAt(path string) *socketFile {
 	if path == "" || path[0] != '/' || unix.Lstat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return nil
 	}
-	return &socketFile{path, uint64(st.Dev), st.Ino}
+	return &socketFile{Path: path, Dev: uint64(st.Dev), Ino: st.Ino}
 }
 
-// remove unlinks the socket if it is still the same.
+// there reports whether the file is still at its path.
+func (s *socketFile) there() bool {
+	now := socketFileAt(s.Path)
+	return now != nil && now.Dev == s.Dev && now.Ino == s.Ino
+}
+
+// remove unlinks the socket if it is still the same, and the link that leads to it.
 func (s *socketFile) remove() {
 	if s == nil {
 		return
 	}
-	if now := socketFileAt(s.Path); now != nil && *now == *s {
+	if s.there() {
 		os.Remove(s.Path)
 	}
+	if s.Link != "" && leadsTo(s.Link, s.Path) {
+		os.Remove(s.Link)
+	}
+}
+
+// leadsTo reports whether link is a symbolic link to path, which is in the same folder.
+func leadsTo(link, path string) bool {
+	target, err := os.Readlink(link)
+	return err == nil && (target == path || target == filepath.Base(path))
+}
+
+// rename moves the socket's file, and has the link lead to its new place.
+func (s *socketFile) rename(path string) error {
+	if !s.there() {
+		return errors.New("its file is gone")
+	}
+	linked := s.Link != "" && leadsTo(s.Link, s.Path)
+	if err := os.Rename(s.Path, path); err != nil {
+		return err
+	}
+	s.Path = path
+	if !linked {
+		s.Link = ""
+		return nil
+	}
+	tmp := fmt.Sprintf("%s.%d.tmp", s.Link, os.Getpid())
+	if err := os.Symlink(filepath.Base(path), tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, s.Link)
 }
 
 // held is one socket that outlives the daemon.
@@ -46,6 +84,7 @@ type held struct {
 	conn   bool
 	state  []byte
 	socket *socketFile
+	maker  net.Listener // what made it here, closed when it is given up; nil if it was inherited
 }
 
 // Conn is a connection that the daemon before this one handed over.
@@ -77,7 +116,7 @@ type passedConn struct {
 func newSockets(files []passed, log *slog.Logger) *sockets {
 	s := &sockets{log: log, inherited: map[string]*held{}, kept: map[string]*held{}}
 	for _, p := range files {
-		h := held{os.NewFile(uintptr(p.FD), p.Name), p.Conn, p.State, p.Socket}
+		h := held{file: os.NewFile(uintptr(p.FD), p.Name), conn: p.Conn, state: p.State, socket: p.Socket}
 		if p.Conn {
 			s.arrived = append(s.arrived, passedConn{p.Name, h})
 		} else {
@@ -99,10 +138,12 @@ func (s *sockets) adoptOrListen(name string, listen func() (net.Listener, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.keep(name, l); err != nil {
+	kept, err := s.keep(name, l)
+	if err != nil {
 		s.log.Warn("a restart will interrupt this listening socket", "name", name, "error", err)
+		return l, nil
 	}
-	return l, nil
+	return kept, nil
 }
 
 // adopt claims an inherited listener, nil if there is none of the name. The
@@ -136,16 +177,25 @@ func keepFile(l net.Listener) {
 	}
 }
 
-// keep gives the monitor a copy of the listener's descriptor.
-func (s *sockets) keep(name string, l net.Listener) error {
-	f, err := fileOf(l)
+// keep gives the monitor a copy of the listener's descriptor, and returns a
+// listener on the same socket whose Close leaves the socket's file alone.
+// What made the socket may remove the file when closed, so it stays open until
+// the socket is given up.
+func (s *sockets) keep(name string, maker net.Listener) (net.Listener, error) {
+	f, err := fileOf(maker)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
 	keepFile(l)
-	h := &held{file: f}
-	if l.Addr().Network() == "unix" {
-		h.socket = socketFileAt(l.Addr().String())
+	keepFile(maker) // by name; giveUp does it by inode
+	h := &held{file: f, maker: maker}
+	if maker.Addr().Network() == "unix" {
+		h.socket = socketFileAt(maker.Addr().String())
 	}
 	s.mu.Lock()
 	old := s.kept[name]
@@ -154,7 +204,21 @@ func (s *sockets) keep(name string, l net.Listener) error {
 	if old != nil {
 		old.file.Close()
 	}
-	return s.tell(message{Op: opHold, Name: name, Socket: h.socket}, f)
+	if err := s.tell(message{Op: opHold, Name: name, Socket: h.socket}, f); err != nil {
+		s.log.Warn("a crash will interrupt this listening socket", "name", name, "error", err)
+	}
+	return l, nil
+}
+
+// giveUp closes the socket for good and removes its file if it is still ours.
+func (h *held) giveUp(log *slog.Logger) {
+	h.file.Close()
+	if h.maker != nil {
+		if err := h.maker.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			log.Warn("cannot close a listening socket in order", "error", err)
+		}
+	}
+	h.socket.remove()
 }
 
 // fileOf returns a copy of a socket's descriptor.
@@ -203,27 +267,24 @@ func (s *sockets) release(name string) {
 	if h == nil {
 		return
 	}
-	h.file.Close()
-	h.socket.remove()
+	h.giveUp(s.log)
 	if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
 		s.log.Warn("the monitor still holds a listening socket that is no longer in use", "name", name, "error", err)
 	}
 }
 
-// moved notes that a listener's socket file has another path now.
-func (s *sockets) moved(name, path string) error {
+// describe notes where the file of a held Unix socket is.
+func (s *sockets) describe(name string, socket *socketFile) error {
 	s.mu.Lock()
 	h := s.kept[name]
-	var f *os.File
 	if h != nil {
-		h.socket = socketFileAt(path)
-		f = h.file
+		h.socket = socket
 	}
 	s.mu.Unlock()
-	if f == nil {
+	if h == nil {
 		return nil
 	}
-	return s.tell(message{Op: opHold, Name: name, Socket: socketFileAt(path)}, f)
+	return s.tell(message{Op: opHold, Name: name, Socket: socket}, h.file)
 }
 
 // conns claims the connections that were handed over. One that can't be used
@@ -283,8 +344,7 @@ func (s *sockets) dropUnclaimed() {
 	s.mu.Unlock()
 	for name, h := range inherited {
 		s.log.Info("closing an inherited listening socket that nothing uses", "name", name)
-		h.file.Close()
-		h.socket.remove()
+		h.giveUp(s.log)
 		if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
 			s.log.Warn("the monitor still holds it", "name", name, "error", err)
 		}
@@ -320,9 +380,10 @@ func (s *sockets) closeAll(last bool) {
 	for _, m := range []map[string]*held{s.kept, s.inherited} {
 		for _, h := range m {
 			if last {
-				h.socket.remove()
+				h.giveUp(s.log)
+			} else {
+				h.file.Close()
 			}
-			h.file.Close()
 		}
 		clear(m)
 	}
@@ -332,12 +393,15 @@ func (s *sockets) closeAll(last bool) {
 	s.arrived, s.handed = nil, nil
 }
 
-// inheritedFile returns the file of an inherited Unix socket that nobody claimed yet.
-func (s *sockets) inheritedFile(name string) *socketFile {
+// socketOf returns the file of a held or inherited Unix socket, nil without one.
+func (s *sockets) socketOf(name string) *socketFile {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if h := s.inherited[name]; h != nil {
-		return h.socket
+	for _, m := range []map[string]*held{s.kept, s.inherited} {
+		if h := m[name]; h != nil && h.socket != nil {
+			socket := *h.socket
+			return &socket
+		}
 	}
 	return nil
 }

@@ -85,7 +85,7 @@ func (p *process) supervise(rep *reporter) (int, error) {
 // inherit takes the sockets that the stage before passed on.
 func (s *supervisor) inherit() {
 	for _, f := range s.stage.Files {
-		h := held{os.NewFile(uintptr(f.FD), f.Name), f.Conn, f.State, f.Socket}
+		h := held{file: os.NewFile(uintptr(f.FD), f.Name), conn: f.Conn, state: f.State, socket: f.Socket}
 		if f.Conn {
 			s.conns = append(s.conns, passedConn{f.Name, h})
 		} else {
@@ -118,12 +118,8 @@ func (s *supervisor) run() (int, error) {
 func (s *supervisor) wait(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	feed := make(<-chan time.Time)
-	if s.stage.Watchdog > 0 {
-		tick := time.NewTicker(s.stage.Watchdog / 3)
-		defer tick.Stop()
-		feed = tick.C
-	}
+	feed, stop := s.feeder()
+	defer stop()
 	for {
 		select {
 		case <-t.C:
@@ -139,6 +135,15 @@ func (s *supervisor) wait(d time.Duration) bool {
 			}
 		}
 	}
+}
+
+// feeder ticks at the pace of the service manager's watchdog, if it has one.
+func (s *supervisor) feeder() (<-chan time.Time, func()) {
+	if s.stage.Watchdog <= 0 {
+		return nil, func() {}
+	}
+	tick := time.NewTicker(s.stage.Watchdog / 3)
+	return tick.C, tick.Stop
 }
 
 func (s *supervisor) told(err error) {
@@ -250,8 +255,15 @@ func (t *term) receive() {
 // watch does what there is to do while the daemon runs.
 func (s *supervisor) watch(t *term) {
 	messages := t.messages
+	feed, stop := s.feeder()
+	defer stop()
 	for {
 		select {
+		case <-feed:
+			// While it starts or stops, which is bounded, the daemon can't feed the watchdog itself.
+			if !t.serving || t.asked {
+				s.told(s.notifier.Alive())
+			}
 		case m, ok := <-messages:
 			if !ok {
 				messages = nil
@@ -348,7 +360,9 @@ func (s *supervisor) verdict(t *term, v readiness) {
 		return
 	}
 	t.serving = true
-	t.kill.Stop()
+	if !t.asked { // else the timer bounds its stop
+		t.kill.Stop()
+	}
 	s.policy.Serving(time.Now())
 	s.setTitle(t)
 	if !s.reporter.pending() {

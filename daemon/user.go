@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/user"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -167,12 +168,7 @@ func dropBounding() error {
 }
 
 func kept(cap uintptr) bool {
-	for _, k := range keptCaps {
-		if k == cap {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(keptCaps, cap)
 }
 
 // raiseCaps makes the kept capabilities effective, inheritable and ambient, as

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime/metrics"
 	"slices"
@@ -50,9 +51,7 @@ func (a *Account) Attach(name string, read func() uint64) {
 func (a *Account) Show() []Usage {
 	a.mu.Lock()
 	readers := make(map[string]func() uint64, len(a.readers))
-	for name, read := range a.readers {
-		readers[name] = read
-	}
+	maps.Copy(readers, a.readers)
 	a.mu.Unlock()
 	usage := make([]Usage, 0, len(readers))
 	for name, read := range readers {

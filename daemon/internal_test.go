@@ -1,0 +1,283 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstepd/lockstep/daemon/pidfile"
+)
+
+func parseFlags(t *testing.T, args ...string) (Flags, error) {
+	t.Helper()
+	var f Flags
+	cmd := &cobra.Command{Use: "testd", SilenceErrors: true, SilenceUsage: true, RunE: func(*cobra.Command, []string) error { return nil }}
+	f.Register(cmd)
+	cmd.SetArgs(Normalize(args))
+	err := cmd.Execute()
+	return f, err
+}
+
+func TestFlags(t *testing.T) {
+	for _, tc := range []struct {
+		args string
+		want Flags
+	}{
+		{"", Flags{}},
+		{"--detach --monitor --no-chdir --overwrite-pidfile", Flags{Detach: true, Monitor: true, NoChdir: true, OverwritePidfile: true}},
+		{"--pidfile", Flags{Pidfile: Optional{Set: true}}},
+		{"--pidfile=", Flags{Pidfile: Optional{Set: true}}},
+		{"--pidfile=/x", Flags{Pidfile: Optional{true, "/x"}}},
+		{"--log-file --user=a:b", Flags{LogFile: Optional{Set: true}, User: "a:b"}},
+		{"--log-file=x --user a", Flags{LogFile: Optional{true, "x"}, User: "a"}},
+		{"-v", Flags{Verbose: []string{""}}},
+		{"--verbose", Flags{Verbose: []string{""}}},
+		{"-vnbd:dbg -v=rpc:err --verbose=warn", Flags{Verbose: []string{"nbd:dbg", "rpc:err", "warn"}}},
+		{"--unixctl=none --rundir=/r --restart-delay=2s", Flags{Unixctl: "none", RunDir: "/r", RestartDelay: 2e9}},
+	} {
+		got, err := parseFlags(t, strings.Fields(tc.args)...)
+		if err != nil || !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%s: got %+v %v, want %+v", tc.args, got, err, tc.want)
+		}
+	}
+	for _, bad := range []string{"--bogus", "--detach=maybe", "--restart-delay=x"} {
+		if _, err := parseFlags(t, bad); err == nil {
+			t.Errorf("%s is taken", bad)
+		}
+	}
+	if got := Normalize([]string{"-vx", "--", "-vy"}); strings.Join(got, " ") != "-v=x -- -vy" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestResolve(t *testing.T) {
+	t.Setenv("TESTD_RUNDIR", "")
+	places := Places{Program: "testd", RunDirEnv: "TESTD_RUNDIR", RunDir: "/run/testd", LogDir: "/var/log/testd"}
+	for _, tc := range []struct {
+		args, env                 string
+		pidfile, log, run, socket string
+	}{
+		{"", "", "/run/testd/testd.pid", "/var/log/testd/testd.log", "/run/testd", ""},
+		{"", "/env", "/env/testd.pid", "/var/log/testd/testd.log", "/env", ""},
+		{"--rundir=/flag", "/env", "/flag/testd.pid", "/var/log/testd/testd.log", "/flag", ""},
+		{"--pidfile=x --log-file=y --unixctl=z", "", "/run/testd/x", "/var/log/testd/y", "/run/testd", "/run/testd/z"},
+		{"--pidfile=/a/../x --log-file=/y --unixctl=/z", "", "/x", "/y", "/run/testd", "/z"},
+		{"--unixctl=none", "", "/run/testd/testd.pid", "/var/log/testd/testd.log", "/run/testd", "none"},
+	} {
+		t.Setenv("TESTD_RUNDIR", tc.env)
+		f, err := parseFlags(t, strings.Fields(tc.args)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Resolve(places); err != nil {
+			t.Fatal(err)
+		}
+		if got := [4]string{f.Pidfile.Value, f.LogFile.Value, f.RunDir, f.Unixctl}; got != [4]string{tc.pidfile, tc.log, tc.run, tc.socket} {
+			t.Errorf("%s (%s): got %q", tc.args, tc.env, got)
+		}
+	}
+	f := Flags{RunDir: "relative"}
+	if err := f.Resolve(places); err != nil || !filepath.IsAbs(f.RunDir) {
+		t.Errorf("%s %v", f.RunDir, err)
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{ErrExit, 0},
+		{&SignalError{os.Interrupt}, 0},
+		{errors.New("x"), 1},
+		{context.Canceled, 1},
+		{&ConfigError{errors.New("x")}, 2},
+		{fmt.Errorf("while starting: %w", &ConfigError{errors.New("x")}), 2},
+		{&pidfile.RunningError{Path: "p", PID: 7}, 3},
+		{ErrRestart, exitRestart},
+	} {
+		if got := ExitStatus(tc.err); got != tc.want {
+			t.Errorf("%v: got %d, want %d", tc.err, got, tc.want)
+		}
+	}
+}
+
+func TestOutcome(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	boom := errors.New("boom")
+	if err := outcome(ctx, nil); err != nil {
+		t.Error(err)
+	}
+	cancel(ErrRestart)
+	for err, want := range map[error]error{nil: ErrRestart, context.Canceled: ErrRestart, boom: boom} {
+		if got := outcome(ctx, err); got != want {
+			t.Errorf("%v: got %v, want %v", err, got, want)
+		}
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	long := strings.Repeat("ä\n", maxVerdict)
+	for _, v := range []verdict{{ready: true}, {status: 2, text: "line one\nline \"two\"\x00"}, {status: 255}, {status: 1, text: long}} {
+		var b strings.Builder
+		if err := v.send(&b); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readVerdict(strings.NewReader(b.String()))
+		if err != nil || got.ready != v.ready || got.status != v.status || !strings.HasPrefix(v.text, strings.TrimSuffix(got.text, "…")) {
+			t.Errorf("%.80q: %v", b.String(), err)
+		}
+	}
+	if _, err := readVerdict(strings.NewReader("")); err != errDied {
+		t.Error(err)
+	}
+	for _, bad := range []string{
+		"R", "R \n", "E\n", "E 2\n", "E 0 \"\"\n", "E 256 \"\"\n", "E x \"\"\n", "E 2 text\n", "E 2 \"text\"",
+		"panic: boom\n", "\x00", strings.Repeat("x", 2*maxVerdict),
+	} {
+		if v, err := readVerdict(strings.NewReader(bad)); err == nil {
+			t.Errorf("%.40q is taken for %+v", bad, v)
+		}
+	}
+}
+
+func FuzzVerdict(f *testing.F) {
+	f.Add("R\n")
+	f.Add("E 2 \"x\"\n")
+	f.Fuzz(func(t *testing.T, line string) {
+		if v, err := parseVerdict(line); err == nil && !v.ready && (v.status < 1 || v.status > 255) {
+			t.Errorf("%+v", v)
+		}
+	})
+}
+
+func FuzzStage(f *testing.F) {
+	f.Add([]byte(`{"role":"daemon","ready":4,"files":[{"name":"x","fd":5}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := parseStage(data)
+		if err != nil {
+			return
+		}
+		for _, fd := range s.descriptors() {
+			if fd < 3 {
+				t.Error(fd)
+			}
+		}
+	})
+}
+
+func FuzzMessage(f *testing.F) {
+	f.Add([]byte(`{"op":"hold","name":"x"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if m, err := parseMessage(data); err == nil && m.Op == "" {
+			t.Error("no operation")
+		}
+	})
+}
+
+func TestLinkCarriesDescriptors(t *testing.T) {
+	a, file, err := newLink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	b, err := openLink(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := fileOf(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := b.send(message{Op: opHold, Name: "x", Socket: &socketFile{Path: "/p", Dev: 1, Ino: 2}}, f); err != nil {
+		t.Fatal(err)
+	}
+	m, got, err := a.receive()
+	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || got == nil {
+		t.Fatalf("%+v %v %v", m, got, err)
+	}
+	defer got.Close()
+	copied, err := net.FileListener(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	if copied.Addr().String() != l.Addr().String() {
+		t.Errorf("%v became %v", l.Addr(), copied.Addr())
+	}
+	if err := b.send(message{Op: opKeep, Value: strings.Repeat("x", maxMessage)}, nil); err == nil {
+		t.Error("a message of any length is sent")
+	}
+	if _, err := b.conn.Write([]byte("nonsense")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := a.receive(); err != errBadMessage {
+		t.Error(err)
+	}
+	b.close()
+	if _, _, err := a.receive(); err == nil {
+		t.Error("no end")
+	}
+}
+
+func TestParsers(t *testing.T) {
+	if n := counter("low 1\noom_kill 7\noom_kill_group 9\n", "oom_kill"); n != 7 {
+		t.Error(n)
+	}
+	if p := unifiedGroup("1:cpu:/a\n0::/system.slice/x.service\n"); p != "/system.slice/x.service" {
+		t.Error(p)
+	}
+	oomKills() // whatever there is must be readable
+}
+
+func TestHandOverIsBounded(t *testing.T) {
+	s := newSockets(nil, nil)
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if err := s.handOver("x", a, make([]byte, maxState+1)); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Error(err)
+	}
+	if err := s.handOver("x", a, nil); err == nil || !strings.Contains(err.Error(), "no access to its descriptor") {
+		t.Error(err)
+	}
+}
+
+// TestNamesWithColons asserts that a service manager, whose names have none, can hold them.
+func TestNamesWithColons(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := fileOf(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSockets(nil, nil)
+	s.inherited["nbd-r0"] = &held{file: f}
+	got, err := s.adopt("nbd:r0")
+	if err != nil || got == nil {
+		t.Fatal(got, err)
+	}
+	defer got.Close()
+	if len(s.kept) != 1 || len(s.inherited) != 0 {
+		t.Errorf("%v %v", s.kept, s.inherited)
+	}
+	s.closeAll(true)
+}
