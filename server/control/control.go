@@ -115,7 +115,7 @@ func (c *Control) attach(to Coverage) {
 		"rpc_requests":      func(s rpc.Stats) uint64 { return s.Requests },
 		"rpc_failures":      func(s rpc.Stats) uint64 { return s.Failures },
 		"rpc_timeouts":      func(s rpc.Stats) uint64 { return s.Timeouts },
-		"rpc_panics":        func(s rpc.Stats) uint64 { return s.Panics },
+		"rpc_faults":        func(s rpc.Stats) uint64 { return s.Panics },
 		"rpc_malformed":     func(s rpc.Stats) uint64 { return s.Malformed },
 		"rpc_accepted":      func(s rpc.Stats) uint64 { return s.Accepted },
 		"rpc_refused":       func(s rpc.Stats) uint64 { return s.Refused },

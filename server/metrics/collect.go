@@ -204,7 +204,7 @@ func (o out) commands(c Commands) {
 		{"requests", "Commands received.", c.Requests},
 		{"failures", "Commands that were answered with an error.", c.Failures},
 		{"timeouts", "Of them, because the deadline passed.", c.Timeouts},
-		{"panics", "Of them, because of a fault of the daemon.", c.Panics},
+		{"faults", "Of them, because of a fault of the daemon.", c.Panics},
 		{"malformed", "Messages that were no commands.", c.Malformed},
 		{"notifications", "Notifications queued for subscribers.", c.Notifications},
 		{"dropped", "Notifications that found a full queue.", c.Dropped},
