@@ -98,6 +98,9 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
 	}
+	if d.role == replication.Primary && d.genNew != d.gens.Current {
+		f.Announced = d.genNew
+	}
 	if d.primary < 0 && d.change.promised != 0 {
 		f.Primary = d.change.promisedTo // it has our vote
 	}
@@ -200,6 +203,9 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
 	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
+	if d.role == replication.Primary && behind && d.dstat > replication.Outdated {
+		yield = true // others went on without this node: what waits here is never answered
+	}
 	if yield {
 		d.yieldLocked(p, b)
 	}
@@ -527,7 +533,7 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode,
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode, Announced: uint64(f.Announced),
 	}
 	if f.Primary >= 0 {
 		w.Primary = uint8(f.Primary)
@@ -555,7 +561,7 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary,
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)

@@ -402,7 +402,7 @@ func (w *waiter) Complete(*block.Request, *block.Batch) { close(w.ch) }
 // yieldLocked: another primary has quorum and this one has not. What is in
 // flight here was never answered and never will be: clients must come back.
 func (d *Device) yieldLocked(p *peer, b *block.Batch) {
-	d.eventLocked("role", p, "yielding the primary role to %s, which has quorum", p.name)
+	d.eventLocked("role", p, "yielding the primary role: %s has quorum, or newer data", p.name)
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
 	d.hold, d.needGen, d.genAgain = 0, false, false

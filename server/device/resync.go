@@ -25,7 +25,6 @@ import (
 
 // syncState is a resync with one peer. The device's mutex guards it.
 type syncState struct {
-	base    replication.Gen // target: the generation as taken over at the beginning
 	full    bool
 	pulling bool  // this node is the target, and p is its source
 	ready   bool  // both bitmaps are joined: pieces may be asked for
@@ -158,7 +157,6 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
-	p.sync.base = d.gens.Current
 	d.voidLogLocked(p)
 	// What differs from the source differs from all that are in sync with it.
 	for e := range d.meta.Bitmap(p.id).Runs(0) {
@@ -586,7 +584,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	src := factsOf(p.id, f)
 	// That is what the source knew when it finished: a generation that the
 	// primary has announced since is newer. And a primary makes its own.
-	if d.role != replication.Primary && d.gens.Current == p.sync.base {
+	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
 	}
 	d.gens = d.gens.FinishSync(p.id)

@@ -31,6 +31,9 @@ type Facts struct {
 	// Tentative: the current generation came from a primary that has not said
 	// yet that all who take part have it. Nothing was answered in it.
 	Tentative bool
+	// Announced is the generation that this node, as primary, has announced and
+	// that is not in force; NoGen: none.
+	Announced Gen
 }
 
 // NoPrimary is the Primary of one who knows of none.
@@ -142,6 +145,9 @@ func decide(me, peer *Facts) Decision {
 	if me.Gens.Current == peer.Gens.Current {
 		return equal(me, peer)
 	}
+	if d, ok := announced(me, peer); ok {
+		return d
+	}
 	d := ancestry(me, peer)
 	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
 		d = tentative(me, peer)
@@ -150,6 +156,19 @@ func decide(me, peer *Facts) Decision {
 		return discard(me, peer, d)
 	}
 	return fromMixture(me, peer, d)
+}
+
+// announced: the peer noted a generation that its primary then did not bring
+// into force. It is no further than the primary.
+func announced(me, peer *Facts) (Decision, bool) {
+	const rule, why = "announced", "the replica noted a generation that its primary did not bring into force"
+	switch {
+	case me.Role == Primary && me.Announced != NoGen && peer.Gens.Current == me.Announced:
+		return Decision{Action: SourceBits, Rule: rule, Why: why}, true
+	case peer.Role == Primary && peer.Announced != NoGen && me.Gens.Current == peer.Announced:
+		return Decision{Action: TargetBits, Rule: rule, Why: why}, true
+	}
+	return Decision{}, false
 }
 
 // rival: another acts as primary on the peer's side.

@@ -31,9 +31,12 @@ type DeviceFacts struct {
 	Dirty    int64  // units marked in the sender's bitmap for the receiver
 	Stream   uint64
 	Received uint64
-	Current  uint64
-	Bitmap   [Slots]uint64
-	History  [Slots]uint64
+	// Announced is a generation that the sender, as primary, has announced and
+	// that is not in force.
+	Announced uint64
+	Current   uint64
+	Bitmap    [Slots]uint64
+	History   [Slots]uint64
 }
 
 // Flags of DeviceFacts and DeviceState.
@@ -173,6 +176,7 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u64(uint64(f.Dirty))
 	e.u64(f.Stream)
 	e.u64(f.Received)
+	e.u64(f.Announced)
 	e.u64(f.Current)
 	for _, g := range f.Bitmap {
 		e.u64(g)
@@ -200,6 +204,7 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Dirty = int64(d.u64())
 	f.Stream = d.u64()
 	f.Received = d.u64()
+	f.Announced = d.u64()
 	f.Current = d.u64()
 	for i := range f.Bitmap {
 		f.Bitmap[i] = d.u64()
