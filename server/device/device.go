@@ -155,6 +155,7 @@ type Device struct {
 	genAway    replication.NodeSet
 	committing bool // all have it, and are noting that
 	genHeld    bool // the primary itself is noting it
+	genOwed    bool // one was announced and given up
 	tentative  bool // a replica's current generation is not known to be in force
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it

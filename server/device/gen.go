@@ -27,7 +27,7 @@ func (d *Device) startGenLocked() {
 		return // never by a minority; evaluateLocked comes back to it
 	}
 	b := &block.Batch{}
-	d.genBusy, d.committing = true, false
+	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, newGen()
 	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
@@ -98,6 +98,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
 		d.needGen, d.genAgain = true, false
+		d.genOwed = true // some have noted it: they need one that is in force
 	case d.committing:
 		d.genDoneLocked(b)
 	default:

@@ -70,7 +70,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 	if p.agreed {
 		d.partLocked(p, "a new handshake", b)
 	}
-	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	p.hs.no, p.hs.sent, p.hs.got, p.early = no, false, false, nil
 	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
 	f := wireFacts(&p.hs.mine)
@@ -94,7 +94,7 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
+		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
 	}
@@ -114,6 +114,15 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		f.Dirty = d.meta.Bitmap(p.id).Count()
 	}
 	return f
+}
+
+// followingLocked reports whether a primary in contact sends its writes here.
+func (d *Device) followingLocked() bool {
+	if d.primary < 0 || d.primary == d.cfg.Self || d.dstat != replication.UpToDate {
+		return false
+	}
+	p := d.peers[d.primary]
+	return p != nil && p.agreed && replication.NodeSet(p.state.Receives).Has(d.cfg.Self)
 }
 
 // HelloReceived takes a peer's facts about the device.
@@ -297,6 +306,11 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	d.log.Info("agreed", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "peer_disk", p.disk.String())
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+	early := p.early
+	p.early = nil
+	for _, f := range early {
+		f(b)
+	}
 }
 
 // enterInSyncLocked: nothing differs; whoever knows that the data is current
@@ -351,7 +365,7 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
-	p.agreed, p.inSync = false, false
+	p.agreed, p.inSync, p.early = false, false, nil
 	p.hs.sent, p.hs.got = false, false
 	if d.genBusy && d.genWait.Has(p.id) {
 		// It takes part no longer; if it comes back, in another generation.
@@ -545,7 +559,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 		w.History[i] = uint64(g)
 	}
 	for flag, on := range map[uint8]bool{
-		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
+		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
 		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
 	} {
 		if on {
@@ -559,7 +573,7 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
-		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
+		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
 		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}

@@ -167,7 +167,9 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	if !d.quorum.Quorate {
 		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
 	}
-	if d.dstat == replication.UpToDate || d.remoteDataLocked() && (d.disk == nil || d.pullingLocked()) {
+	// A disk that is being resynced could be read through its source; but the
+	// data would then hang on that one peer, so the resync comes first.
+	if d.dstat == replication.UpToDate || d.remoteDataLocked() && d.disk == nil {
 		return nil
 	}
 	if d.dstat == replication.Consistent && d.cfg.Quorum.Kind == replication.QuorumOff {
@@ -359,7 +361,7 @@ func (d *Device) demote(ctx context.Context, open bool) error {
 	}
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
-	d.needGen, d.hold = false, 0
+	d.needGen, d.genOwed, d.hold = false, false, 0
 	d.receives = 0
 	d.recent.reset()
 	d.newEpochLocked()
@@ -405,7 +407,7 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.eventLocked("role", p, "yielding the primary role: %s has quorum, or newer data", p.name)
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
-	d.hold, d.needGen, d.genAgain = 0, false, false
+	d.hold, d.needGen, d.genAgain, d.genOwed = 0, false, false, false
 	defer d.newEpochLocked()
 	d.receives = 0
 	d.gate = gateShut

@@ -157,6 +157,7 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
+	d.tentative = p.hs.theirs.Tentative
 	d.voidLogLocked(p)
 	// What differs from the source differs from all that are in sync with it.
 	for e := range d.meta.Bitmap(p.id).Runs(0) {
@@ -586,6 +587,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	// primary has announced since is newer. And a primary makes its own.
 	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
+		d.tentative = src.Tentative
 	}
 	d.gens = d.gens.FinishSync(p.id)
 	d.crashed = false

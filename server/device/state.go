@@ -22,7 +22,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.receiversChangedLocked(b)
 	d.gateLocked()
 	d.announceLocked(b)
-	if d.hold&holdGeneration != 0 && !d.genBusy && d.quorum.Quorate {
+	if (d.hold&holdGeneration != 0 || d.genOwed) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
 		d.startGenLocked()
 	}
 	d.releaseHeldLocked(b)
@@ -313,21 +313,19 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 }
 
 func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
+	if r != replication.Primary && d.primary == p.id {
+		d.primary = -1
+		d.recent.reset() // it demoted in order: everything is everywhere
+	}
 	if r == p.role {
 		return
 	}
 	p.role = r
 	d.eventLocked("role", p, "%s is now %v", p.name, r)
 	d.touchLocked()
-	switch {
-	case r == replication.Primary:
-		if d.primary != p.id || p.state.Stream != d.stream {
-			d.followLocked(p, p.state.Stream)
-			d.saveLocked(nil)
-		}
-	case d.primary == p.id:
-		d.primary = -1
-		d.recent.reset() // it demoted in order: everything is everywhere
+	if r == replication.Primary && (d.primary != p.id || p.state.Stream != d.stream) {
+		d.followLocked(p, p.state.Stream)
+		d.saveLocked(nil)
 	}
 }
 

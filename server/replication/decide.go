@@ -18,6 +18,9 @@ type Facts struct {
 	// Live: this node's process has held its disk as up to date: it has not
 	// been through a crash since its data was known to be current.
 	Live bool
+	// Following: a primary in contact counts this node among those that have
+	// its writes.
+	Following bool
 	// Stream names the primary's stint whose writes this node last took part
 	// in, and Received how far it got.
 	Stream   uint64
@@ -332,6 +335,7 @@ var keys = []struct {
 }{
 	{func(f *Facts) uint64 { return flag(f.Disk >= Consistent) }, "the other side is outdated"},
 	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return flag(f.Following) }, "it has what the present primary writes"},
 	// A power cut may have taken from a cache what had been acknowledged; who
 	// kept running has it.
 	{func(f *Facts) uint64 { return flag(f.Live) }, "it kept running while the other stopped"},

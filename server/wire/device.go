@@ -47,6 +47,7 @@ const (
 	DevFlagQuorate               // has quorum
 	DevFlagSyncing               // its disk is being resynced by somebody
 	DevFlagTentative             // its generation is not known to be in force
+	DevFlagFollowing             // a primary in contact sends it its writes
 )
 
 // DeviceState is the payload of DevState: the sender's state after the
