@@ -167,7 +167,11 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		return
 	}
 	if d.gens.Current != next {
-		d.gens = d.gens.Bump(next, replication.NodeSet(g.Away).Without(d.cfg.Self).Without(p.id)&d.disks)
+		// Until the primary says that all have it, others that take part may be
+		// left in the old one.
+		d.genOld = d.gens.Current
+		d.genAway = replication.NodeSet(g.Away)
+		d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self).Without(p.id))
 	}
 	d.tentative = true
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
@@ -177,6 +181,13 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 func (d *Device) genCommitLocked(p *peer, no uint64) {
 	if d.meta == nil || !p.agreed {
 		return
+	}
+	if d.tentative {
+		for id := range d.disks.Without(d.cfg.Self).All() {
+			if !d.genAway.Has(id) && d.gens.Bitmap[id] == d.genOld {
+				d.gens = d.gens.FinishSync(id)
+			}
+		}
 	}
 	d.tentative = false
 	d.confirmLocked(p, wire.Header{Type: wire.GenDone, Arg: [3]uint64{no}})

@@ -391,7 +391,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
 	doubtful := d.missSinceLocked(p, p.stable)
-	if inSync || d.gens.Bitmap[p.id] == replication.NoGen {
+	if inSync || d.needsGenLocked() {
 		d.needGen = true
 		d.genAgain = d.genBusy
 	}

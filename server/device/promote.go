@@ -197,7 +197,6 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 			p.stable = start
 		}
 	}
-	d.needGen = d.needsGenLocked()
 	d.saveLocked(nil)
 	d.evaluateLocked(b)
 	// Where this disk was to be resynced from another of its generation, the
@@ -211,15 +210,16 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.rehelloLocked(again, b)
 }
 
-// needsGenLocked: the first change starts a generation where a disk does not
-// take part whose slot does not say so yet; and always where nothing was ever
-// written, lest a disk made anew later look equal.
+// needsGenLocked: the next change must start a generation where a disk does
+// not take part whose slot does not say that it has been left behind: else that
+// disk would bear the same name as this one and lack an answered change. And
+// always where nothing was ever written, lest a disk made anew look equal.
 func (d *Device) needsGenLocked() bool {
 	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
 		return true
 	}
-	for id := range d.disks.Without(d.cfg.Self).All() {
-		if p := d.peers[id]; d.gens.Bitmap[id] == replication.NoGen && (!p.agreed || p.repl != replication.Established) {
+	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
+		if slot := d.gens.Bitmap[id]; slot == replication.NoGen || slot == d.gens.Current {
 			return true
 		}
 	}

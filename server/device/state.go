@@ -20,6 +20,10 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.upgradeLocked()
 	d.censusLocked()
 	d.receiversChangedLocked(b)
+	if d.role == replication.Primary && !d.needGen {
+		d.needGen = d.needsGenLocked()
+		d.genAgain = d.genAgain || d.needGen && d.genBusy && d.committing
+	}
 	d.gateLocked()
 	d.announceLocked(b)
 	if (d.hold&holdGeneration != 0 || d.genOwed) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
