@@ -159,10 +159,6 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
 	d.tentative = p.hs.theirs.Tentative
 	d.voidLogLocked(p)
-	// What differs from the source differs from all that are in sync with it.
-	for e := range d.meta.Bitmap(p.id).Runs(0) {
-		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
-	}
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {
 			d.announceLocked(b)
@@ -261,6 +257,10 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.
 func (d *Device) joinedLocked(p *peer) {
 	s, meta := p.session, d.meta
+	// What is about to change here changes against every other disk too.
+	for e := range meta.Bitmap(p.id).Runs(0) {
+		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
+	}
 	d.work.do(func() {
 		err := meta.WriteBitmaps()
 		b := &block.Batch{}

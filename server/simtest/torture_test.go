@@ -223,8 +223,30 @@ func (h *history) heal() {
 		}
 	}
 	time.Sleep(time.Second)
-	h.c.mustEqual(h.t)
+	h.compare()
 	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("%v\n%s", err, h.c.Describe())
 	}
+}
+
+// compare fails if two disks differ, and says what each holds.
+func (h *history) compare() {
+	h.t.Helper()
+	for blk := range int64(tortureBlocks) {
+		p := make([]byte, 8)
+		var held []uint64
+		same := true
+		for _, n := range h.c.Nodes {
+			n.Disk.Peek(p, blk*block.Unit*7)
+			held = append(held, binary.LittleEndian.Uint64(p))
+			same = same && held[0] == held[len(held)-1]
+		}
+		if !same {
+			h.t.Errorf("block %d (at %d): the disks hold %v; acknowledged %d, possible %v", blk, blk*block.Unit*7, held, h.l.acked[blk], h.l.maybe[blk])
+		}
+	}
+	if h.t.Failed() {
+		h.t.Fatal(h.c.Describe())
+	}
+	h.c.mustEqual(h.t)
 }
