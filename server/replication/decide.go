@@ -155,6 +155,11 @@ func decide(me, peer *Facts) Decision {
 	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
 		d = tentative(me, peer)
 	}
+	if d.Action == SplitBrain && me.Quorate != peer.Quorate {
+		// Quorums meet: a generation that ever came into force is known to
+		// whoever has quorum now. What went apart from it was never answered.
+		d = yielding(me, peer)
+	}
 	if d.Action == SplitBrain || d.Action == Unrelated {
 		return discard(me, peer, d)
 	}
