@@ -146,6 +146,9 @@ func (d *Device) sourceLocked(p *peer) bool {
 func (d *Device) beginPullLocked(p *peer) {
 	s := p.session
 	for _, q := range d.peers {
+		if q != nil && q != p {
+			q.inSync = false // this disk is about to change
+		}
 		if q != nil && q.repl == replication.SyncSource {
 			// A mixture is no source.
 			d.syncPartLocked(q)
@@ -590,6 +593,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 		d.tentative = src.Tentative
 	}
 	d.gens = d.gens.FinishSync(p.id)
+	d.inheritMarksLocked(p)
 	d.crashed = false
 	from := p.sync
 	p.sync = syncState{}
@@ -607,6 +611,20 @@ func (d *Device) targetDoneLocked(p *peer) {
 		d.regardOthersLocked(p, b)
 		d.chooseSourceLocked(b)
 	})
+}
+
+// inheritMarksLocked: this disk is now what its source's is, so it differs from
+// no disk from which that does not differ. Without this two sources would have
+// it resynced from each in turn.
+func (d *Device) inheritMarksLocked(p *peer) {
+	if d.primary >= 0 && d.primary != p.id {
+		return // a third node orders the writes
+	}
+	for id := range replication.NodeSet(p.state.InSync).All() {
+		if id != d.cfg.Self && id != p.id && d.disks.Has(id) {
+			d.meta.Bitmap(id).ClearAll()
+		}
+	}
 }
 
 // regardOthersLocked: what was agreed with other peers was agreed on data that

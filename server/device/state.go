@@ -344,6 +344,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	}
 	was := p.disk
 	p.disk = s
+	p.inSync = p.inSync && s >= replication.Outdated
 	d.eventLocked("disk", p, "disk of %s: %v -> %v", p.name, was, s)
 	d.touchLocked()
 	if was.HasData() && !s.HasData() {
