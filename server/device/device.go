@@ -129,6 +129,7 @@ type Device struct {
 	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
 	crashed      bool   // was primary when it stopped uncleanly
 	live         bool   // the disk has been up to date while this process held it
+	best         bool   // every disk was in reach, and no complete one had newer data
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64

@@ -120,7 +120,7 @@ func (d *Device) takeGenLocked() {
 		}
 		d.stats.Generations++
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
-		d.genWait = d.receives
+		d.genWait = d.receives | d.withDataLocked()
 		for id := range d.genWait.All() {
 			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no}}, nil, nil, b)
 		}
@@ -154,6 +154,13 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
+		if d.dstat == replication.Inconsistent && d.gens.Current != replication.Gen(g.New) {
+			// A mixture takes the name: whoever meets it learns that there is newer
+			// data than it has.
+			d.gens = d.gens.Bump(replication.Gen(g.New), d.disks.Without(d.cfg.Self))
+			d.genAway, d.genOld = replication.NodeSet(g.Away), replication.NoGen
+			d.tentative = true
+		}
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
@@ -182,7 +189,7 @@ func (d *Device) genCommitLocked(p *peer, no uint64) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
-	if d.tentative {
+	if d.tentative && d.genOld != replication.NoGen {
 		for id := range d.disks.Without(d.cfg.Self).All() {
 			if !d.genAway.Has(id) && d.gens.Bitmap[id] == d.genOld {
 				d.gens = d.gens.FinishSync(id)

@@ -94,7 +94,7 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Stream: d.stream, Received: d.received,
+		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
 	}
@@ -334,7 +334,7 @@ func inSyncState(a, b *replication.Facts) replication.DiskState {
 	if lo.Disk > hi.Disk {
 		lo, hi = hi, lo
 	}
-	if lo.Disk <= replication.Outdated && hi.Role != replication.Primary && !(hi.Disk == replication.UpToDate && hi.Quorate) {
+	if lo.Disk <= replication.Outdated && !hi.Knows() {
 		return lo.Disk
 	}
 	return hi.Disk
@@ -558,9 +558,9 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	for i, g := range f.Gens.History {
 		w.History[i] = uint64(g)
 	}
-	for flag, on := range map[uint8]bool{
+	for flag, on := range map[uint16]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative, wire.DevFlagBest: f.Best,
 	} {
 		if on {
 			w.Flags |= flag
@@ -575,7 +575,7 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Best: w.Flags&wire.DevFlagBest != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)

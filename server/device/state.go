@@ -110,9 +110,10 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
 	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
+		d.best = true
 		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
 	}
-	if d.dstat != replication.Consistent {
+	if d.dstat < replication.Outdated || d.dstat == replication.UpToDate {
 		return
 	}
 	for _, p := range d.peers {
@@ -121,6 +122,9 @@ func (d *Device) upgradeLocked() {
 			d.saveLocked(nil)
 			return
 		}
+	}
+	if d.dstat == replication.Outdated {
+		return
 	}
 	d.censusLocked()
 	if !d.quorum.Quorate {
@@ -148,6 +152,9 @@ func (d *Device) everybodyBehindLocked() bool {
 		if p == nil || p.diskless {
 			continue
 		}
+		if p.agreed && p.disk == replication.Inconsistent {
+			continue
+		}
 		if !p.agreed || p.disk > replication.Outdated || !(p.inSync || p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) {
 			return false
 		}
@@ -161,6 +168,7 @@ func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	}
 	old := d.dstat
 	d.dstat = s
+	d.best = d.best && s > replication.Outdated
 	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
 	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)

@@ -34,10 +34,17 @@ type Facts struct {
 	// Tentative: the current generation came from a primary that has not said
 	// yet that all who take part have it. Nothing was answered in it.
 	Tentative bool
+	// Best: every disk of the device is in this node's reach, and no complete one
+	// has newer data.
+	Best bool
 	// Announced is the generation that this node, as primary, has announced and
 	// that is not in force; NoGen: none.
 	Announced Gen
 }
+
+// Knows reports whether this node, without the other, could tell that its data
+// is current.
+func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
 // NoPrimary is the Primary of one who knows of none.
 const NoPrimary = -1
@@ -297,6 +304,12 @@ func equal(me, peer *Facts) Decision {
 	case mi:
 		return Decision{Action: TargetBits, Rule: "self-inconsistent", Why: "same generation, and this disk's resync was interrupted"}
 	}
+	switch {
+	case me.Disk == Outdated && peer.Disk > Outdated && !peer.Knows():
+		return Decision{Action: PeerOutdated, Rule: "equal-outdated", Why: "this node knows that there is newer data than this generation"}
+	case peer.Disk == Outdated && me.Disk > Outdated && !me.Knows():
+		return Decision{Action: SelfOutdated, Rule: "equal-outdated", Why: "the peer knows that there is newer data than this generation"}
+	}
 	if me.Dirty == 0 && peer.Dirty == 0 && !me.Crashed && !peer.Crashed {
 		return Decision{Action: InSync, Rule: "equal", Why: "same generation, and neither side knows of a difference"}
 	}
@@ -427,6 +440,15 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 	}
 	if other.Disk == Inconsistent {
 		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
+	}
+	if other.Best && other.Disk > Outdated || src.Tentative && !other.Tentative && other.Disk > Outdated {
+		// The generation that the mixture names lives nowhere any more, or never
+		// came into force.
+		act := SourceFull
+		if d.Source() {
+			act = TargetFull
+		}
+		return Decision{Action: act, Rule: "last-complete", Why: "the newest generation is on no complete disk, and every disk was asked"}
 	}
 	if d.Source() {
 		return Decision{Action: PeerOutdated, Rule: d.Rule + "-mixture", Why: "the peer is behind this disk, whose own resync has not completed"}
