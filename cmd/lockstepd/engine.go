@@ -48,13 +48,15 @@ func check(f engineFlags, stdout, stderr io.Writer) int {
 }
 
 // engineMain returns the function that runs as the daemon.
-func engineMain(f engineFlags) daemon.Main {
+func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 	return func(ctx context.Context, env *daemon.Env) error {
 		o := server.Options{
 			Config: f.Config, Node: f.Node, StateDir: f.StateDir, RunDir: f.RunDir, Version: version(),
 			Logger: func(module string) *slog.Logger { return env.Logger(module) },
-			Listen: env.AdoptOrListen,
-			Ready:  env.Ready, Exit: env.Exit, Restart: env.Restart, Status: env.Status,
+			Log:    logTable{env.Vlog(), flags},
+			Listen: env.AdoptOrListen, Release: env.Release,
+			Reload: env.Reload(), Reloaded: env.Reloaded, Runner: commandRunner{env.Logger("events")},
+			Ready: env.Ready, Exit: env.Exit, Restart: env.Restart, Status: env.Status,
 			Vlog: env.Vlog(), Coverage: env.Coverage(), Memory: env.Memory(),
 		}
 		if env.ControlPath() != "" {

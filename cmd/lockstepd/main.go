@@ -145,7 +145,7 @@ func (o *options) start(t *title.Title, args []string, stdout, stderr io.Writer)
 		Program: program, Version: version(), Args: args, Title: t, Flags: o.daemon, Modules: modules,
 		CrashDir: filepath.Join(o.engine.StateDir, "crash"), Dirs: []string{o.engine.StateDir},
 		ProbeArgs: []string{"--version"},
-	}, engineMain(o.engine))
+	}, engineMain(o.engine, o.daemon))
 }
 
 const help = `lockstepd: replicate block devices of this host to its peers, synchronously

@@ -29,10 +29,14 @@ func (c *Control) commands() []rpc.Command {
 		{Name: "restart", Access: rpc.Admin, Doc: "restart the daemon; its monitor keeps the sockets meanwhile", Do: rpc.Typed(c.restart, done)},
 		{Name: "messenger/show", Usage: "[NODE]", MaxArgs: 1, Doc: "show the links to peers: bytes, frames, queues", Do: rpc.Typed(c.messengerShow, messengerText)},
 		{Name: "reconnect/show", Usage: "[NODE]", MaxArgs: 1, Doc: "show attempts to connect, backoff and the next try", Do: rpc.Typed(c.reconnectShow, reconnectText)},
+		{Name: "metrics", Doc: "show all metrics as Prometheus text", Do: rpc.Text(func(ctx context.Context, _ rpc.Actor, _ []string) (string, error) { return c.o.Metrics(ctx) })},
 	}
 	rows = append(rows, c.nodeCommands()...)
 	rows = append(rows, c.deviceCommands()...)
 	rows = append(rows, c.eventCommands()...)
+	rows = append(rows, c.configCommands()...)
+	rows = append(rows, c.cmapCommands()...)
+	rows = append(rows, c.serviceCommands()...)
 	return append(rows, c.hostCommands()...)
 }
 

@@ -13,15 +13,20 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/rpc/unixsock"
+	"github.com/lockstepd/lockstep/server/cmap"
 	"github.com/lockstepd/lockstep/server/config"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/metrics"
 	"github.com/lockstepd/lockstep/server/nbd"
+	"github.com/lockstepd/lockstep/server/reload"
+	"github.com/lockstepd/lockstep/server/service"
 )
 
 // Vlog is the log whose levels "vlog/…" shows and sets.
@@ -54,7 +59,12 @@ type Options struct {
 	Version string
 	RunDir  string
 
-	Config    *config.Local
+	// Config returns the configuration that holds.
+	Config    func() *config.Local
+	Reload    *reload.Engine
+	Cmap      *cmap.DB
+	Services  *service.Manager
+	Metrics   func(ctx context.Context) (string, error)
 	Devices   *device.Set
 	Messenger *messenger.Messenger
 	NBD       *nbd.Server
@@ -70,9 +80,12 @@ type Options struct {
 
 // Control is the set of commands and the server that answers them.
 type Control struct {
-	o   Options
-	reg *rpc.Registry
-	srv *rpc.Server
+	o      Options
+	reg    *rpc.Registry
+	srv    *rpc.Server
+	policy atomic.Pointer[rpc.Policy]
+
+	subs subscriptions
 }
 
 // New builds the table of commands.
@@ -82,16 +95,61 @@ func New(o Options) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, err := policyOf(&o.Config.Control)
-	if err != nil {
+	if err := c.SetGroups(&o.Config().Control); err != nil {
 		return nil, err
 	}
 	c.reg = reg
 	c.srv = rpc.NewServer(rpc.ServerOptions{
-		Registry: reg, Logger: o.Log, Program: "lockstepd", Version: o.Version, Authorize: policy.Role,
+		Registry: reg, Logger: o.Log, Program: "lockstepd", Version: o.Version,
+		Authorize: func(a rpc.Actor) rpc.Role { return c.policy.Load().Role(a) },
 	})
+	if o.Coverage != nil {
+		c.attach(o.Coverage)
+	}
 	return c, nil
 }
+
+// attach shows the server's own counts among the daemon's.
+func (c *Control) attach(to Coverage) {
+	for name, read := range map[string]func(s rpc.Stats) uint64{
+		"rpc_requests":      func(s rpc.Stats) uint64 { return s.Requests },
+		"rpc_failures":      func(s rpc.Stats) uint64 { return s.Failures },
+		"rpc_timeouts":      func(s rpc.Stats) uint64 { return s.Timeouts },
+		"rpc_faults":        func(s rpc.Stats) uint64 { return s.Panics },
+		"rpc_malformed":     func(s rpc.Stats) uint64 { return s.Malformed },
+		"rpc_accepted":      func(s rpc.Stats) uint64 { return s.Accepted },
+		"rpc_refused":       func(s rpc.Stats) uint64 { return s.Refused },
+		"rpc_cut_off":       func(s rpc.Stats) uint64 { return s.CutOff },
+		"rpc_notifications": func(s rpc.Stats) uint64 { return s.Notifications },
+		"rpc_dropped":       func(s rpc.Stats) uint64 { return s.Dropped },
+	} {
+		to.Attach(name, func() uint64 { return read(c.srv.Stats()) })
+	}
+}
+
+// SetGroups replaces the groups that may look and that may command. New
+// connections are judged by them.
+func (c *Control) SetGroups(cfg *config.Control) error {
+	p, err := policyOf(cfg)
+	if err != nil {
+		return err
+	}
+	c.policy.Store(&p)
+	return nil
+}
+
+// Commands counts what the control socket has seen.
+func (c *Control) Commands() metrics.Commands {
+	s := c.srv.Stats()
+	return metrics.Commands{
+		Connections: s.Connections, InProgress: s.InProgress, Requests: s.Requests, Failures: s.Failures, Timeouts: s.Timeouts,
+		Panics: s.Panics, Malformed: s.Malformed, Accepted: s.Accepted, Refused: s.Refused, CutOff: s.CutOff,
+		Notifications: s.Notifications, Dropped: s.Dropped,
+	}
+}
+
+// CleanStale removes the control sockets of dead daemons in the rundir.
+func CleanStale(rundir string) ([]string, error) { return rpc.CleanStale(rundir, "lockstepd") }
 
 // Serve answers on l until ctx ends.
 func (c *Control) Serve(ctx context.Context, l net.Listener) error { return c.srv.Serve(ctx, l) }

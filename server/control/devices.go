@@ -77,7 +77,7 @@ func (c *Control) deviceShow(_ context.Context, _ rpc.Actor, p api.DeviceParams)
 // exports are the NBD URIs of a device.
 func (c *Control) exports(name string) []string {
 	uris := []string{}
-	for _, ld := range c.o.Config.Devices {
+	for _, ld := range c.o.Config().Devices {
 		if ld.Name != name {
 			continue
 		}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/lockstepd/lockstep/rpc"
-	"github.com/lockstepd/lockstep/rpc/api"
-	"github.com/lockstepd/lockstep/server/events"
 )
 
 // hostCommands are those of the daemonizer's log, counters and memory.
@@ -40,60 +38,4 @@ func (c *Control) hostCommands() []rpc.Command {
 
 func verb(do func(args ...string) error) rpc.Handler {
 	return rpc.Text(func(_ context.Context, _ rpc.Actor, args []string) (string, error) { return "", do(args...) })
-}
-
-func (c *Control) eventCommands() []rpc.Command {
-	return []rpc.Command{
-		{Name: "events/subscribe", Usage: "[TYPE]...", MaxArgs: rpc.Unlimited, Doc: "send events to this connection as they happen", Do: rpc.Typed(c.subscribe, func(s api.Subscribed) string {
-			return fmt.Sprintf("subscribed after event %d", s.Seq)
-		})},
-	}
-}
-
-// subscribe pushes events to the connection until it closes. What a slow
-// subscriber misses costs it a note that says how much.
-func (c *Control) subscribe(ctx context.Context, _ rpc.Actor, p api.Subscribe) (api.Subscribed, error) {
-	n, ok := rpc.NotifierFrom(ctx)
-	if !ok {
-		return api.Subscribed{}, api.Errorf(api.CodeInvalidRequest, "events can only be sent to a connection")
-	}
-	sub, err := c.o.Events.Subscribe(p.After, p.Types...)
-	if err != nil {
-		return api.Subscribed{}, api.Errorf(api.CodeInvalidParams, "%v", err)
-	}
-	sctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		<-n.Done()
-		cancel()
-	}()
-	go push(sctx, sub, n)
-	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed()}, nil
-}
-
-func push(ctx context.Context, sub *events.Subscription, n *rpc.Notifier) {
-	for {
-		ev, lost, err := sub.Next(ctx)
-		if err != nil {
-			return
-		}
-		method, params := "event", any(ev)
-		if lost != nil {
-			method, params = "lost", *lost
-		}
-		note, err := rpc.NewNotification(method, params)
-		if err != nil {
-			continue
-		}
-		for {
-			err := n.Send(note)
-			if err == nil {
-				break
-			}
-			select {
-			case <-n.Room():
-			case <-n.Done():
-				return
-			}
-		}
-	}
 }

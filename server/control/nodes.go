@@ -9,7 +9,9 @@ import (
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/config"
 	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/reload"
 )
 
 func nodeOf(n *messenger.NodeInfo) api.Node {
@@ -122,14 +124,25 @@ func (c *Control) tickGet(context.Context, rpc.Actor, none) (api.Tick, error) {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-func (c *Control) tickSet(_ context.Context, _ rpc.Actor, p api.TickSetParams) (api.TickSet, error) {
+// tickSet begins a change of the tick time and keeps it, over the file's, as
+// what the configuration says from now on.
+func (c *Control) tickSet(ctx context.Context, by rpc.Actor, p api.TickSetParams) (api.TickSet, error) {
 	transition := cluster.DefaultTransition
 	if p.Transition != 0 {
 		transition = seconds(p.Transition)
 	}
+	kept := config.Setting{Key: "cluster.tick_time", Value: seconds(p.Seconds).String()}
+	if _, err := c.o.Reload.Current().With(nil, kept); err != nil {
+		return api.TickSet{}, api.Errorf(api.CodeInvalidParams, "cannot change the tick time: %v", err)
+	}
 	res, target, err := c.o.Messenger.SetTick(seconds(p.Seconds), transition, p.Local)
 	if err != nil {
 		return api.TickSet{}, api.Errorf(api.CodeInvalidParams, "cannot change the tick time: %v", err)
+	}
+	if target == seconds(p.Seconds) {
+		if _, err := c.o.Reload.Set(ctx, reload.Request{Who: by.String()}, kept); err != nil {
+			c.o.Log.Warn("the tick time changes, and will be as the file says after a restart", "err", err)
+		}
 	}
 	return api.TickSet{Result: res.String(), TargetMS: target.Milliseconds()}, nil
 }

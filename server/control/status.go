@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
@@ -21,7 +22,12 @@ func (c *Control) snapshot(dev string) (api.Status, error) {
 	t := c.o.Messenger.GetTick()
 	st := api.Status{
 		Node: c.o.Node, ID: c.o.ID, Version: c.o.Version, Revision: rev,
-		TickTimeMS: t.Tick.Milliseconds(), MaxPingCount: t.Pings, Nodes: c.nodes(), Devices: []api.Device{}, ConfigRevision: 1,
+		TickTimeMS: t.Tick.Milliseconds(), MaxPingCount: t.Pings, Nodes: c.nodes(), Devices: []api.Device{},
+	}
+	cfg := c.o.Reload.Status()
+	st.ConfigRevision = cfg.Revision
+	if cfg.Err != nil {
+		st.ConfigError = cfg.Err.Error()
 	}
 	sts, err := c.deviceStatuses(dev)
 	if err != nil {
@@ -31,6 +37,12 @@ func (c *Control) snapshot(dev string) (api.Status, error) {
 		st.Devices = append(st.Devices, deviceOf(&sts[i]))
 	}
 	st.Health, st.Problems = health(st.Nodes, sts)
+	if cfg.Err != nil {
+		st.Problems = append(st.Problems, api.Problem{Subject: "configuration", What: "not applied: " + firstLine(st.ConfigError), Do: "lockstepctl config check; lockstepctl config diff"})
+		if st.Health == "ok" {
+			st.Health = "degraded"
+		}
+	}
 	return st, nil
 }
 
@@ -94,4 +106,9 @@ func deviceProblems(st *device.Status) (failed bool, ps []api.Problem) {
 		}
 	}
 	return failed, ps
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
 }

@@ -223,10 +223,17 @@ func (e *Engine) changeOf(t *transaction, err error) *config.Change {
 	if !ok {
 		return nil
 	}
-	for i := range t.applied {
-		if t.applied[i].Key == ke.Key {
+	near := -1 // a change of the table that the key is in, or of one of its keys
+	for i, c := range t.applied {
+		if c.Key == ke.Key {
 			return &t.applied[i]
 		}
+		if near < 0 && (strings.HasPrefix(ke.Key, c.Key+".") || strings.HasPrefix(c.Key, ke.Key+".")) {
+			near = i
+		}
+	}
+	if near >= 0 {
+		return &t.applied[near]
 	}
 	return nil
 }

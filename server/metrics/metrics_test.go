@@ -1,0 +1,193 @@
+package metrics
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/events"
+	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/nbd"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/service"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// full are sources that show every metric.
+func full() Sources {
+	return Sources{
+		Version: "1.2.3",
+		Nodes:   func() []messenger.NodeInfo { return []messenger.NodeInfo{{Name: "beta", State: "up", Connects: 3}} },
+		Tick:    func() time.Duration { return 8 * time.Second },
+		Devices: func() []device.Status {
+			return []device.Status{{Name: "r0", Size: 1 << 30, Role: replication.Primary, Disk: replication.UpToDate,
+				Peers: []device.PeerStatus{{Node: "beta", Resync: &device.Progress{Done: 5, Total: 10}}}}}
+		},
+		NBD: func() nbd.ServerStats {
+			x := nbd.ExportStats{Export: "r0", Open: 1}
+			x.Stats.Read.Latency[3], x.Stats.Read.Nanos = 2, 9000
+			return nbd.ServerStats{Exports: []nbd.ExportStats{x}, Connections: []nbd.ConnStats{{Export: "r0", Inflight: 2}}}
+		},
+		Commands: func() Commands { return Commands{Requests: 7} },
+		Services: func() []service.Info { return []service.Info{{Name: "nbd", State: service.Running, Health: "ok"}} },
+		Handlers: func() []events.HandlerStats {
+			return []events.HandlerStats{{Event: "nodedown", Command: []string{"/bin/a"}}, {Event: "nodedown", Command: []string{"/bin/a"}}}
+		},
+		Events: func() uint64 { return 9 },
+		Config: func() Config { return Config{Revision: 4, Applied: true} },
+	}
+}
+
+func text(t *testing.T, s Sources) string {
+	t.Helper()
+	m, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := m.Text(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestEveryPartIsShown(t *testing.T) {
+	out := text(t, full())
+	for _, want := range []string{
+		`lockstep_info{version="1.2.3"} 1`,
+		`lockstep_node_up{node="beta"} 1`,
+		`lockstep_tick_time_seconds 8`,
+		`lockstep_link_queue_bytes{link="data",node="beta"} 0`,
+		`lockstep_device_primary{device="r0"} 1`,
+		`lockstep_device_disk_state{device="r0",state="UpToDate"} 1`,
+		`lockstep_resync_done_bytes{device="r0",node="beta"} 5`,
+		`lockstep_nbd_in_flight{device="r0"} 2`,
+		`lockstep_nbd_request_seconds_bucket{command="read",device="r0",le="8e-06"} 2`,
+		`lockstep_nbd_request_seconds_sum{command="read",device="r0"} 9e-06`,
+		`lockstep_control_requests_total 7`,
+		`lockstep_service_running{service="nbd"} 1`,
+		`lockstep_handler_queue{command="/bin/a",event="nodedown",handler="2"} 0`,
+		`lockstep_events_total 9`,
+		`lockstep_config_revision 4`,
+	} {
+		if !strings.Contains(out, want+"\n") {
+			t.Errorf("there is no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestWithoutSourcesThereIsNoError(t *testing.T) {
+	if out := text(t, Sources{}); !strings.Contains(out, "lockstep_info") {
+		t.Error(out)
+	}
+}
+
+// described are our metrics with their types and help.
+func described(t *testing.T) map[string]string {
+	t.Helper()
+	help, out := map[string]string{}, map[string]string{}
+	for line := range strings.Lines(text(t, full())) {
+		f := strings.SplitN(strings.TrimSpace(line), " ", 4)
+		switch {
+		case len(f) < 4 || !strings.HasPrefix(f[2], "lockstep_"):
+		case f[1] == "HELP":
+			help[f[2]] = f[3]
+		case f[1] == "TYPE":
+			out[f[2]] = f[3] + " | " + help[f[2]]
+		}
+	}
+	return out
+}
+
+func TestMETRICSDescribesEveryNameAndNoOther(t *testing.T) {
+	raw, err := os.ReadFile("METRICS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	all := described(t)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		want.WriteString("| `" + name + "` | " + all[name] + " |\n")
+	}
+	if _, table, _ := strings.Cut(string(raw), "|---|---|---|\n"); table != want.String() {
+		t.Errorf("METRICS.md is not up to date; its table has to be\n%s", want.String())
+	}
+}
+
+func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
+	raw, err := os.ReadFile("grafana.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(raw, &board); err != nil {
+		t.Fatal(err)
+	}
+	all, asked := described(t), 0
+	suffix := regexp.MustCompile(`_(bucket|sum|count)$`)
+	for _, p := range board.Panels {
+		if p.Title == "" || len(p.Targets) == 0 {
+			t.Errorf("panel %q asks for nothing", p.Title)
+		}
+		for _, target := range p.Targets {
+			names := regexp.MustCompile(`lockstep_\w+`).FindAllString(target.Expr, -1)
+			asked += len(names)
+			for _, n := range names {
+				if all[n] == "" && all[suffix.ReplaceAllString(n, "")] == "" {
+					t.Errorf("panel %q asks for %s, which there is not", p.Title, n)
+				}
+			}
+		}
+	}
+	if asked < len(board.Panels) {
+		t.Errorf("%d panels ask for %d metrics", len(board.Panels), asked)
+	}
+}
+
+func TestScrapesAreServedUntilTheEnd(t *testing.T) {
+	m, err := New(full())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { s <- m.Serve(ctx, l) }()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for path, want := range map[string]string{"/metrics": "lockstep_node_up", "/": "/metrics"} {
+		resp, err := client.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s, %v", path, body, err)
+		}
+	}
+	cancel()
+	if err := <-s; err != nil {
+		t.Error(err)
+	}
+}

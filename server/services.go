@@ -1,0 +1,444 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/cmap"
+	"github.com/lockstepd/lockstep/server/config"
+	"github.com/lockstepd/lockstep/server/control"
+	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/events"
+	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/nbd"
+	"github.com/lockstepd/lockstep/server/service"
+	"github.com/lockstepd/lockstep/server/store"
+)
+
+// plain is a service made of functions; either may be nil.
+type plain struct {
+	start, stop func(context.Context) error
+}
+
+func (p plain) Start(ctx context.Context) error {
+	if p.start == nil {
+		return nil
+	}
+	return p.start(ctx)
+}
+
+func (p plain) Stop(ctx context.Context) error {
+	if p.stop == nil {
+		return nil
+	}
+	return p.stop(ctx)
+}
+
+// runner is a plain service that works on its own once it is started.
+type runner struct {
+	plain
+	run func(context.Context) error
+}
+
+func (r runner) Run(ctx context.Context) error { return r.run(ctx) }
+
+// id is the identity of a part of this version of the engine.
+func id(name string) service.ID { return service.ID{Name: name, Version: 1} }
+
+func ids(names ...string) []service.ID {
+	out := make([]service.ID, len(names))
+	for i, n := range names {
+		out[i] = id(n)
+	}
+	return out
+}
+
+// start brings everything up, stage by stage: what is in one stage starts side
+// by side where it can, and is stopped before anything of an earlier stage.
+// The stages are there beside the needs because a device or a listener may be
+// stopped by command, which is refused for what others need.
+func (e *engine) start(ctx context.Context) error {
+	stages := []func() ([]service.Spec, error){
+		e.groundStage, e.deviceStage, e.linkStage, e.serveStage, e.listenStage, e.controlStage, e.lastStage,
+	}
+	for _, stage := range stages {
+		specs, err := stage()
+		if err != nil {
+			return err
+		}
+		for _, s := range specs {
+			if err := e.services.Register(s); err != nil {
+				return err
+			}
+		}
+		if err := e.services.StartAll(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// groundStage is what holds and tells state.
+func (e *engine) groundStage() ([]service.Spec, error) {
+	var lock *store.Lock
+	return []service.Spec{
+		{ID: id("events"), Service: plain{stop: func(context.Context) error { e.events.Close(); return nil }}},
+		{ID: id("cmap"), Service: plain{stop: func(context.Context) error { e.cmap.Close(); return nil }}},
+		{ID: id("state"), Service: plain{
+			start: func(context.Context) (err error) { lock, err = e.lockState(); return err },
+			stop:  func(context.Context) error { return lock.Unlock() },
+		}},
+	}, nil
+}
+
+// lockState makes sure that nobody else uses our disks.
+func (e *engine) lockState() (*store.Lock, error) {
+	if err := os.MkdirAll(e.opts.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("cannot make the state directory: %w", err)
+	}
+	if err := os.MkdirAll(e.opts.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the runtime directory: %w", err)
+	}
+	return store.LockStateDir(e.opts.StateDir)
+}
+
+// deviceStage is the devices: each is a service.
+func (e *engine) deviceStage() ([]service.Spec, error) {
+	local := e.local()
+	var out []service.Spec
+	for _, ld := range local.Devices {
+		spec, err := e.diskSpec(local, ld)
+		if err != nil {
+			return nil, &ConfigError{err}
+		}
+		out = append(out, e.addDisk(spec))
+	}
+	return out, nil
+}
+
+// diskSpec is all that a device is opened with.
+type diskSpec struct {
+	Config  device.Config
+	Backing device.Backing
+}
+
+func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec, error) {
+	o, err := deviceOptions(local, ld)
+	s := diskSpec{o.Config, device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
+	if !ld.Diskless {
+		s.Backing.Disk = ld.Disk
+		if !filepath.IsAbs(ld.Disk) {
+			s.Backing.Disk = filepath.Join(e.opts.StateDir, ld.Disk)
+		}
+		s.Backing.Meta = filepath.Join(e.opts.StateDir, ld.Name+".meta")
+	}
+	return s, err
+}
+
+// diskService is a device.
+type diskService struct {
+	e    *engine
+	spec diskSpec // changed while it is stopped only
+	dev  atomic.Pointer[device.Device]
+}
+
+func diskName(device string) string { return "device/" + device }
+
+// addDisk keeps a device's service and returns its registration.
+func (e *engine) addDisk(spec diskSpec) service.Spec {
+	s := &diskService{e: e, spec: spec}
+	e.disks[spec.Config.Name] = s
+	return service.Spec{ID: id(diskName(spec.Config.Name)), Service: s, Needs: ids("state", "events"), Stoppable: true, StopTimeout: stopTimeout}
+}
+
+// Start opens the device and introduces it to the peers in contact.
+func (s *diskService) Start(context.Context) error {
+	e := s.e
+	o := device.Options{Config: s.spec.Config, Log: e.opts.Logger("device"), Changed: func() { e.rev.Bump() }}
+	tell := &narrator{device: o.Name, suspends: o.OnNoQuorum == device.SuspendIO, publish: e.events.Publish}
+	o.Event, o.Handle = tell.tell, e.devices.NextHandle()
+	d, err := device.Open(o, s.spec.Backing)
+	if err != nil {
+		return err
+	}
+	d.Start()
+	if err := e.devices.Add(d); err != nil {
+		return errors.Join(err, d.Close(context.Background()))
+	}
+	s.dev.Store(d)
+	e.rev.Bump()
+	return nil
+}
+
+// Stop closes the device. It is refused while clients have it open.
+func (s *diskService) Stop(ctx context.Context) error {
+	d := s.dev.Load()
+	if d == nil {
+		return nil
+	}
+	if n := d.Status().Open; n > 0 && !s.e.ending.Load() {
+		return fmt.Errorf("%w: %d clients have the device open", service.ErrBusy, n)
+	}
+	if !s.e.ending.Load() {
+		s.e.devices.Remove(d)
+	}
+	err := d.Close(ctx)
+	s.dev.Store(nil)
+	s.e.rev.Bump()
+	return err
+}
+
+// Health says what keeps the device from being whole.
+func (s *diskService) Health() error {
+	d := s.dev.Load()
+	if d == nil {
+		return nil
+	}
+	if st := d.Status(); st.LastError != "" {
+		return errors.New(st.LastError)
+	} else if !st.Quorum.Quorate {
+		return errors.New("no quorum: " + st.Quorum.Why)
+	}
+	return nil
+}
+
+// Stats counts what the device has done.
+func (s *diskService) Stats() map[string]any {
+	d := s.dev.Load()
+	if d == nil {
+		return nil
+	}
+	st := d.Status()
+	return map[string]any{
+		"reads": st.Stats.Reads, "writes": st.Stats.Writes, "flushes": st.Stats.Flushes, "trims": st.Stats.Trims,
+		"read_bytes": st.Stats.ReadBytes, "write_bytes": st.Stats.WriteBytes, "resync_bytes": st.Stats.ResyncBytes, "open": st.Open,
+	}
+}
+
+// linkStage is what talks with the peers. Nobody is dialled before the rest serves.
+func (e *engine) linkStage() ([]service.Spec, error) {
+	if err := e.startLog(); err != nil {
+		return nil, &ConfigError{err}
+	}
+	return []service.Spec{{
+		ID: id("messenger"), Needs: ids("state", "events"), StopTimeout: stopTimeout,
+		Service: plain{start: e.openMessenger, stop: func(ctx context.Context) error { return e.msgr.Close(ctx) }},
+	}}, nil
+}
+
+func (e *engine) openMessenger(ctx context.Context) error {
+	local := e.local()
+	c := &local.Cluster
+	l, err := e.opts.Listen("peers", func() (net.Listener, error) {
+		return messenger.Bind(ctx, messenger.Binding{Address: local.Node.ListenAddress(), Retries: 3, Delay: 200 * time.Millisecond})
+	})
+	if err != nil {
+		return fmt.Errorf("cannot listen for peers on %s: %w", local.Node.ListenAddress(), err)
+	}
+	o := messenger.Options{
+		Cluster: c.Name, NodeName: local.Node.Name, NodeID: local.Node.ID,
+		Secrets: [][]byte{c.Secret.Reveal()}, Listener: l, Sign: c.Sign,
+		Tick: c.TickTime, PingCount: c.MaxPingCount,
+		Handler: router{e.devices}, Events: e.nodeEvent, Log: e.opts.Logger("messenger"),
+		Store: disconnects{filepath.Join(e.opts.StateDir, "disconnected")},
+	}
+	if c.TLS.Enabled() {
+		if o.TLS, err = messenger.NewTLSFiles(local.Resolve(c.TLS.CA), local.Resolve(c.TLS.Cert), local.Resolve(c.TLS.Key)); err != nil {
+			return errors.Join(&ConfigError{err}, l.Close())
+		}
+	}
+	for _, n := range local.Peers {
+		o.Peers = append(o.Peers, peerOf(local.Node, n))
+	}
+	if e.msgr, err = messenger.New(o); err != nil {
+		return errors.Join(fmt.Errorf("cannot set up the links to peers: %w", err), l.Close())
+	}
+	e.secrets = newRotation(e.msgr.SetSecrets, c.Secret.Reveal(), e.opts.Logger("messenger"))
+	return nil
+}
+
+// nodeEvent passes on what happens to nodes.
+func (e *engine) nodeEvent(ev cluster.Event) {
+	e.events.Publish(events.Event{Type: eventType(ev.Type), Time: ev.Time, Node: ev.Node, Text: ev.Text, Data: eventData(ev)})
+	e.rev.Bump()
+}
+
+// serveStage is what serves clients, without any listener yet.
+func (e *engine) serveStage() ([]service.Spec, error) {
+	e.nbd = nbd.NewServer(nbd.Options{Backend: exports{e.devices, e.opts.Logger("nbd")}, Logger: e.opts.Logger("nbd")})
+	specs := []service.Spec{{
+		ID: id("nbd"), Service: plain{stop: func(context.Context) error { e.nbd.Close(); return nil }},
+	}}
+	e.handlers.Set(handlersOf(e.conf.Current()))
+	if e.opts.Runner != nil {
+		specs = append(specs, service.Spec{
+			ID: id("handlers"), Needs: ids("events"), Stoppable: true, Contained: true, Policy: service.Policy{Restart: true},
+			Service: handlerService{e.handlers},
+		})
+	}
+	return specs, nil
+}
+
+// handlerService runs the commands of [[handler]].
+type handlerService struct{ h *events.Handlers }
+
+func (handlerService) Start(context.Context) error { return nil }
+
+// Run runs commands until ctx ends.
+func (s handlerService) Run(ctx context.Context) error { return s.h.Run(ctx, 0) }
+
+// Stats tells what each handler has done.
+func (s handlerService) Stats() map[string]any {
+	return map[string]any{"handlers": s.h.Stats(), "lost": s.h.Lost()}
+}
+
+// listenStage is where NBD clients come in.
+func (e *engine) listenStage() ([]service.Spec, error) {
+	var out []service.Spec
+	for _, ld := range e.local().Devices {
+		for _, ls := range ld.Listeners {
+			out = append(out, e.addListener(ld.Name, ls))
+		}
+	}
+	return out, nil
+}
+
+// nbdListener is one place where a device is served.
+type nbdListener struct {
+	e      *engine
+	device string
+	at     config.Listener
+	l      net.Listener
+}
+
+// holdName is the name under which the surroundings keep the listener.
+func (s *nbdListener) holdName() string {
+	if s.at.Network == "unix" {
+		return "nbd:" + s.device + ":unix"
+	}
+	return "nbd:" + s.device + ":" + s.at.Network + ":" + s.at.Address
+}
+
+// listenerName is the service's name.
+func listenerName(device string, at config.Listener) string {
+	if at.Network == "unix" {
+		return "nbd/" + device + "/unix"
+	}
+	return "nbd/" + device + "/" + cmap.Name(at.Network+":"+at.Address)
+}
+
+// addListener keeps a listener's service and returns its registration.
+func (e *engine) addListener(device string, at config.Listener) service.Spec {
+	s := &nbdListener{e: e, device: device, at: at}
+	name := listenerName(device, at)
+	e.listeners[name] = s
+	return service.Spec{ID: id(name), Service: s, Needs: ids("nbd", diskName(device)), Stoppable: true, Policy: service.Policy{Restart: true}}
+}
+
+// Start listens.
+func (s *nbdListener) Start(context.Context) (err error) {
+	what, open := s.at.Address, func() (net.Listener, error) { return net.Listen("tcp", s.at.Address) }
+	if s.at.Network == "unix" {
+		what = filepath.Join(s.e.opts.RunDir, s.device+".nbd")
+		open = func() (net.Listener, error) { return control.ListenUnix(what, 0o660) }
+	}
+	if s.l, err = s.e.opts.Listen(s.holdName(), open); err != nil {
+		return fmt.Errorf("cannot listen for NBD clients of %s on %s: %w", s.device, what, err)
+	}
+	return nil
+}
+
+// Run serves clients until ctx ends. A listener that is stopped while the
+// rest goes on is given up, so that clients are refused and do not wait.
+func (s *nbdListener) Run(ctx context.Context) error {
+	err := s.e.nbd.Serve(ctx, s.l)
+	if !s.e.ending.Load() && s.e.opts.Release != nil {
+		s.e.opts.Release(s.holdName())
+	}
+	if errors.Is(err, nbd.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// controlStage is the socket on which commands come in.
+func (e *engine) controlStage() ([]service.Spec, error) {
+	if e.opts.Control == nil {
+		return e.metricsStage(nil)
+	}
+	local := e.local()
+	var err error
+	e.control, err = control.New(control.Options{
+		Node: local.Node.Name, ID: local.Node.ID, Version: e.opts.Version, RunDir: e.opts.RunDir,
+		Config: e.local, Reload: e.conf, Cmap: e.cmap, Services: e.services,
+		Metrics: func(ctx context.Context) (string, error) { return e.figures.Text(ctx) },
+		Devices: e.devices, Messenger: e.msgr, NBD: e.nbd, Events: e.events, Revision: e.rev,
+		Exit: e.opts.Exit, Restart: e.opts.Restart, Vlog: e.opts.Vlog, Coverage: e.opts.Coverage, Memory: e.opts.Memory,
+		Log: e.opts.Logger("control"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot set up the control socket: %w", err)
+	}
+	var l net.Listener
+	return e.metricsStage([]service.Spec{{
+		ID: id("control"), Needs: ids("messenger", "nbd", "cmap", "events"),
+		Service: runner{
+			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
+			func(ctx context.Context) error {
+				if l == nil {
+					<-ctx.Done()
+					return nil
+				}
+				return e.control.Serve(ctx, l)
+			},
+		},
+	}})
+}
+
+// metricsStage adds the metrics to the services of a stage.
+func (e *engine) metricsStage(specs []service.Spec) (_ []service.Spec, err error) {
+	if e.figures, err = e.newMetrics(); err != nil {
+		return nil, err
+	}
+	e.attach()
+	if at := e.conf.Current().Metrics.Listen; at != "" {
+		specs = append(specs, e.metricsSpec(at))
+	}
+	return specs, nil
+}
+
+func (e *engine) listenControl() (net.Listener, error) {
+	gone, err := control.CleanStale(e.opts.RunDir)
+	if err != nil {
+		e.log.Warn("cannot look for sockets that dead daemons left", "err", err)
+	} else if len(gone) > 0 {
+		e.log.Info("removed sockets that dead daemons left", "sockets", gone)
+	}
+	l, err := e.opts.Control(control.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the control socket: %w", err)
+	}
+	return l, nil
+}
+
+// lastStage is what begins once everything else serves: talking with peers,
+// and changing the configuration.
+func (e *engine) lastStage() ([]service.Spec, error) {
+	return []service.Spec{
+		{ID: id("cluster"), Needs: ids("messenger"), Service: plain{start: func(context.Context) error {
+			if err := e.msgr.Start(); err != nil {
+				return fmt.Errorf("cannot start talking to peers: %w", err)
+			}
+			return nil
+		}}},
+		{ID: id("config"), Needs: ids("messenger", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
+			Service: runner{run: e.followConfig}},
+	}, nil
+}
