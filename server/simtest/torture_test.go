@@ -18,6 +18,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 60, "how many histories the torture runs")
 	first = flag.Uint64("seed", 1, "the first seed")
+	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
 // ledger is what a client was told, block by block.
@@ -72,10 +73,10 @@ func (l *ledger) check(read func(off int64, p []byte)) error {
 	return nil
 }
 
-// TestTorture runs random histories of writes, kills, power cuts, partitions
-// and promotions, then heals everything: the disks are then identical, and
-// hold what clients were told. A failing seed is replayed with
-// -run Torture/SEED$ -seed SEED -seeds 1.
+// TestTorture runs random histories of writes, kills, partitions and
+// promotions, and heals everything: the disks are then identical, and hold what
+// clients were told. A seed is replayed with -run Torture -seed SEED -seeds 1;
+// -wild lets faults pile up.
 func TestTorture(t *testing.T) {
 	for i := range uint64(*seeds) {
 		seed := *first + i
@@ -105,10 +106,35 @@ func torture(t *testing.T, seed uint64) {
 		}
 	}()
 	h := &history{t: t, c: c, rng: rng, l: &ledger{acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{}}}
-	for range 12 {
-		h.step()
+	if *wild {
+		for range 12 {
+			h.step()
+		}
+		h.heal()
+		return
 	}
-	h.heal()
+	for range 5 {
+		h.write()
+		h.fault()
+		h.write()
+		h.write()
+		h.heal()
+	}
+}
+
+// fault does one thing to the healthy cluster.
+func (h *history) fault() {
+	n := h.node()
+	switch h.rng.IntN(4) {
+	case 0, 1:
+		n.Kill()
+	case 2:
+		h.c.Isolate(n.ID)
+	default:
+		if m := h.node(); m != n {
+			h.c.Cut(n.ID, m.ID)
+		}
+	}
 }
 
 type history struct {
