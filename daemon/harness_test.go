@@ -175,7 +175,7 @@ func (d *testd) until(what string, ok func() bool) {
 	}
 }
 
-// serves waits until the echo service answers.
+// serves waits until the echo service answers and its daemon is ready.
 func (d *testd) serves() {
 	d.t.Helper()
 	d.until("service", func() bool {
@@ -184,7 +184,10 @@ func (d *testd) serves() {
 			return false
 		}
 		defer c.Close()
-		return ask(c, bufio.NewReader(c), "hello") == nil
+		answer, err := answer(c, bufio.NewReader(c), "pid")
+		_, pid, _ := strings.Cut(answer, " ")
+		// It answers a moment before it says that it is ready; a crash in between is a failed start.
+		return err == nil && strings.Contains(d.file("ready"), pid+"\n")
 	})
 }
 

@@ -220,6 +220,7 @@ func (s *echoServer) run(ctx context.Context) error {
 	if err := s.env.Ready(); err != nil {
 		return err
 	}
+	appendLine(filepath.Join(s.dir, "ready"), fmt.Sprint(os.Getpid()))
 	for {
 		select {
 		case <-reload:

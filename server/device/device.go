@@ -129,6 +129,7 @@ type Device struct {
 	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
 	crashed      bool   // was primary when it stopped uncleanly
 	live         bool   // the disk has been up to date while this process held it
+	best         bool   // every disk was in reach, and no complete one had newer data
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64
@@ -155,6 +156,7 @@ type Device struct {
 	genAway    replication.NodeSet
 	committing bool // all have it, and are noting that
 	genHeld    bool // the primary itself is noting it
+	genOwed    bool // one was announced and given up
 	tentative  bool // a replica's current generation is not known to be in force
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it

@@ -27,7 +27,7 @@ func (d *Device) startGenLocked() {
 		return // never by a minority; evaluateLocked comes back to it
 	}
 	b := &block.Batch{}
-	d.genBusy, d.committing = true, false
+	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, newGen()
 	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
@@ -98,6 +98,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
 		d.needGen, d.genAgain = true, false
+		d.genOwed = true // some have noted it: they need one that is in force
 	case d.committing:
 		d.genDoneLocked(b)
 	default:
@@ -119,7 +120,7 @@ func (d *Device) takeGenLocked() {
 		}
 		d.stats.Generations++
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
-		d.genWait = d.receives
+		d.genWait = d.receives | d.withDataLocked()
 		for id := range d.genWait.All() {
 			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no}}, nil, nil, b)
 		}
@@ -153,6 +154,13 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
+		if d.dstat == replication.Inconsistent && d.gens.Current != replication.Gen(g.New) {
+			// A mixture takes the name: whoever meets it learns that there is newer
+			// data than it has.
+			d.gens = d.gens.Bump(replication.Gen(g.New), d.disks.Without(d.cfg.Self))
+			d.genAway, d.genOld = replication.NodeSet(g.Away), replication.NoGen
+			d.tentative = true
+		}
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
@@ -166,7 +174,11 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		return
 	}
 	if d.gens.Current != next {
-		d.gens = d.gens.Bump(next, replication.NodeSet(g.Away).Without(d.cfg.Self).Without(p.id)&d.disks)
+		// Until the primary says that all have it, others that take part may be
+		// left in the old one.
+		d.genOld = d.gens.Current
+		d.genAway = replication.NodeSet(g.Away)
+		d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self).Without(p.id))
 	}
 	d.tentative = true
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
@@ -176,6 +188,13 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 func (d *Device) genCommitLocked(p *peer, no uint64) {
 	if d.meta == nil || !p.agreed {
 		return
+	}
+	if d.tentative && d.genOld != replication.NoGen {
+		for id := range d.disks.Without(d.cfg.Self).All() {
+			if !d.genAway.Has(id) && d.gens.Bitmap[id] == d.genOld {
+				d.gens = d.gens.FinishSync(id)
+			}
+		}
 	}
 	d.tentative = false
 	d.confirmLocked(p, wire.Header{Type: wire.GenDone, Arg: [3]uint64{no}})

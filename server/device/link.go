@@ -70,7 +70,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 	if p.agreed {
 		d.partLocked(p, "a new handshake", b)
 	}
-	p.hs.no, p.hs.sent, p.hs.got = no, false, false
+	p.hs.no, p.hs.sent, p.hs.got, p.early = no, false, false, nil
 	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
 	f := wireFacts(&p.hs.mine)
@@ -94,9 +94,12 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Live: d.live, Stream: d.stream, Received: d.received,
+		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Tentative: d.tentative,
+	}
+	if d.role == replication.Primary && d.genNew != d.gens.Current {
+		f.Announced = d.genNew
 	}
 	if d.primary < 0 && d.change.promised != 0 {
 		f.Primary = d.change.promisedTo // it has our vote
@@ -111,6 +114,15 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		f.Dirty = d.meta.Bitmap(p.id).Count()
 	}
 	return f
+}
+
+// followingLocked reports whether a primary in contact sends its writes here.
+func (d *Device) followingLocked() bool {
+	if d.primary < 0 || d.primary == d.cfg.Self || d.dstat != replication.UpToDate {
+		return false
+	}
+	p := d.peers[d.primary]
+	return p != nil && p.agreed && replication.NodeSet(p.state.Receives).Has(d.cfg.Self)
 }
 
 // HelloReceived takes a peer's facts about the device.
@@ -200,6 +212,9 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
 	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
+	if d.role == replication.Primary && behind && d.dstat > replication.Outdated {
+		yield = true // others went on without this node: what waits here is never answered
+	}
 	if yield {
 		d.yieldLocked(p, b)
 	}
@@ -291,6 +306,11 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	d.log.Info("agreed", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "peer_disk", p.disk.String())
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+	early := p.early
+	p.early = nil
+	for _, f := range early {
+		f(b)
+	}
 }
 
 // enterInSyncLocked: nothing differs; whoever knows that the data is current
@@ -314,7 +334,7 @@ func inSyncState(a, b *replication.Facts) replication.DiskState {
 	if lo.Disk > hi.Disk {
 		lo, hi = hi, lo
 	}
-	if lo.Disk <= replication.Outdated && hi.Role != replication.Primary && !(hi.Disk == replication.UpToDate && hi.Quorate) {
+	if lo.Disk <= replication.Outdated && !hi.Knows() {
 		return lo.Disk
 	}
 	return hi.Disk
@@ -345,7 +365,7 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
-	p.agreed, p.inSync = false, false
+	p.agreed, p.inSync, p.early = false, false, nil
 	p.hs.sent, p.hs.got = false, false
 	if d.genBusy && d.genWait.Has(p.id) {
 		// It takes part no longer; if it comes back, in another generation.
@@ -371,7 +391,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
 	doubtful := d.missSinceLocked(p, p.stable)
-	if inSync || d.gens.Bitmap[p.id] == replication.NoGen {
+	if inSync || d.needsGenLocked() {
 		d.needGen = true
 		d.genAgain = d.genBusy
 	}
@@ -527,7 +547,7 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode,
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode, Announced: uint64(f.Announced),
 	}
 	if f.Primary >= 0 {
 		w.Primary = uint8(f.Primary)
@@ -538,9 +558,9 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	for i, g := range f.Gens.History {
 		w.History[i] = uint64(g)
 	}
-	for flag, on := range map[uint8]bool{
-		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative,
+	for flag, on := range map[uint16]bool{
+		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative, wire.DevFlagBest: f.Best,
 	} {
 		if on {
 			w.Flags |= flag
@@ -553,9 +573,9 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
-		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0,
+		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Tentative: w.Flags&wire.DevFlagTentative != 0, Primary: replication.NoPrimary,
+		Tentative: w.Flags&wire.DevFlagTentative != 0, Best: w.Flags&wire.DevFlagBest != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)

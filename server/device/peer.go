@@ -39,7 +39,10 @@ type peer struct {
 	told      bool
 	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
-	closed    bool              // the peer closed the device: its next hello is a new one's
+	// early are frames of an agreement that we stand by and of whose other half
+	// we have not heard yet: the two links are not ordered against each other.
+	early  []func(*block.Batch)
+	closed bool // the peer closed the device: its next hello is a new one's
 }
 
 // bit is the peer's id as a set.
@@ -145,6 +148,12 @@ func (d *Device) controlLocked(p *peer, f *wire.Frame) {
 }
 
 func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
+	if !p.agreed && p.hs.sent && h.Type != wire.DevAgree && h.Type != wire.DevClosed {
+		if len(p.early) < maxEarly {
+			p.early = append(p.early, func(b *block.Batch) { d.controlFrameLocked(p, h, payload, b) })
+		}
+		return
+	}
 	switch h.Type {
 	case wire.DevAgree:
 		d.agreeReceivedLocked(p, uint32(h.Arg[0]), uint32(h.Arg[1]), replication.Action(h.Arg[2]), b)
@@ -194,6 +203,9 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		d.log.Warn("unexpected frame", "peer", p.name, "type", h.Type.String())
 	}
 }
+
+// maxEarly bounds what is kept for a peer that never completes an agreement.
+const maxEarly = 4096
 
 func (d *Device) decodedLocked(p *peer, t wire.Type, err error) bool {
 	if err != nil {

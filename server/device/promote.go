@@ -167,7 +167,9 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	if !d.quorum.Quorate {
 		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
 	}
-	if d.dstat == replication.UpToDate || d.remoteDataLocked() && (d.disk == nil || d.pullingLocked()) {
+	// A disk that is being resynced could be read through its source; but the
+	// data would then hang on that one peer, so the resync comes first.
+	if d.dstat == replication.UpToDate || d.remoteDataLocked() && d.disk == nil {
 		return nil
 	}
 	if d.dstat == replication.Consistent && d.cfg.Quorum.Kind == replication.QuorumOff {
@@ -195,7 +197,6 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 			p.stable = start
 		}
 	}
-	d.needGen = d.needsGenLocked()
 	d.saveLocked(nil)
 	d.evaluateLocked(b)
 	// Where this disk was to be resynced from another of its generation, the
@@ -209,15 +210,16 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.rehelloLocked(again, b)
 }
 
-// needsGenLocked: the first change starts a generation where a disk does not
-// take part whose slot does not say so yet; and always where nothing was ever
-// written, lest a disk made anew later look equal.
+// needsGenLocked: the next change must start a generation where a disk does
+// not take part whose slot does not say that it has been left behind: else that
+// disk would bear the same name as this one and lack an answered change. And
+// always where nothing was ever written, lest a disk made anew look equal.
 func (d *Device) needsGenLocked() bool {
 	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
 		return true
 	}
-	for id := range d.disks.Without(d.cfg.Self).All() {
-		if p := d.peers[id]; d.gens.Bitmap[id] == replication.NoGen && (!p.agreed || p.repl != replication.Established) {
+	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
+		if slot := d.gens.Bitmap[id]; slot == replication.NoGen || slot == d.gens.Current {
 			return true
 		}
 	}
@@ -359,7 +361,7 @@ func (d *Device) demote(ctx context.Context, open bool) error {
 	}
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
-	d.needGen, d.hold = false, 0
+	d.needGen, d.genOwed, d.hold = false, false, 0
 	d.receives = 0
 	d.recent.reset()
 	d.newEpochLocked()
@@ -402,10 +404,10 @@ func (w *waiter) Complete(*block.Request, *block.Batch) { close(w.ch) }
 // yieldLocked: another primary has quorum and this one has not. What is in
 // flight here was never answered and never will be: clients must come back.
 func (d *Device) yieldLocked(p *peer, b *block.Batch) {
-	d.eventLocked("role", p, "yielding the primary role to %s, which has quorum", p.name)
+	d.eventLocked("role", p, "yielding the primary role: %s has quorum, or newer data", p.name)
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
-	d.hold, d.needGen, d.genAgain = 0, false, false
+	d.hold, d.needGen, d.genAgain, d.genOwed = 0, false, false, false
 	defer d.newEpochLocked()
 	d.receives = 0
 	d.gate = gateShut

@@ -25,7 +25,6 @@ import (
 
 // syncState is a resync with one peer. The device's mutex guards it.
 type syncState struct {
-	base    replication.Gen // target: the generation as taken over at the beginning
 	full    bool
 	pulling bool  // this node is the target, and p is its source
 	ready   bool  // both bitmaps are joined: pieces may be asked for
@@ -147,6 +146,9 @@ func (d *Device) sourceLocked(p *peer) bool {
 func (d *Device) beginPullLocked(p *peer) {
 	s := p.session
 	for _, q := range d.peers {
+		if q != nil && q != p {
+			q.inSync = false // this disk is about to change
+		}
 		if q != nil && q.repl == replication.SyncSource {
 			// A mixture is no source.
 			d.syncPartLocked(q)
@@ -158,12 +160,8 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
-	p.sync.base = d.gens.Current
+	d.tentative = p.hs.theirs.Tentative
 	d.voidLogLocked(p)
-	// What differs from the source differs from all that are in sync with it.
-	for e := range d.meta.Bitmap(p.id).Runs(0) {
-		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
-	}
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {
 			d.announceLocked(b)
@@ -262,6 +260,10 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.
 func (d *Device) joinedLocked(p *peer) {
 	s, meta := p.session, d.meta
+	// What is about to change here changes against every other disk too.
+	for e := range meta.Bitmap(p.id).Runs(0) {
+		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
+	}
 	d.work.do(func() {
 		err := meta.WriteBitmaps()
 		b := &block.Batch{}
@@ -586,10 +588,12 @@ func (d *Device) targetDoneLocked(p *peer) {
 	src := factsOf(p.id, f)
 	// That is what the source knew when it finished: a generation that the
 	// primary has announced since is newer. And a primary makes its own.
-	if d.role != replication.Primary && d.gens.Current == p.sync.base {
+	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
+		d.tentative = src.Tentative
 	}
 	d.gens = d.gens.FinishSync(p.id)
+	d.inheritMarksLocked(p)
 	d.crashed = false
 	from := p.sync
 	p.sync = syncState{}
@@ -607,6 +611,20 @@ func (d *Device) targetDoneLocked(p *peer) {
 		d.regardOthersLocked(p, b)
 		d.chooseSourceLocked(b)
 	})
+}
+
+// inheritMarksLocked: this disk is now what its source's is, so it differs from
+// no disk from which that does not differ. Without this two sources would have
+// it resynced from each in turn.
+func (d *Device) inheritMarksLocked(p *peer) {
+	if d.primary >= 0 && d.primary != p.id {
+		return // a third node orders the writes
+	}
+	for id := range replication.NodeSet(p.state.InSync).All() {
+		if id != d.cfg.Self && id != p.id && d.disks.Has(id) {
+			d.meta.Bitmap(id).ClearAll()
+		}
+	}
 }
 
 // regardOthersLocked: what was agreed with other peers was agreed on data that
@@ -660,7 +678,8 @@ func (d *Device) syncPartLocked(p *peer) {
 // another handshake: whatever happened in the meantime, it decides anew. The
 // pauses between such attempts grow; many a pair waits for good reason.
 func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
-	calm := p.inSync || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	behind := p.role == replication.Primary && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current) && !d.tentative
+	calm := p.inSync && !behind || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
 	p.sync.seen = p.sync.done
 	if calm {
 		p.restless, p.patience = time.Time{}, 0

@@ -20,9 +20,13 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.upgradeLocked()
 	d.censusLocked()
 	d.receiversChangedLocked(b)
+	if d.role == replication.Primary && !d.needGen {
+		d.needGen = d.needsGenLocked()
+		d.genAgain = d.genAgain || d.needGen && d.genBusy && d.committing
+	}
 	d.gateLocked()
 	d.announceLocked(b)
-	if d.hold&holdGeneration != 0 && !d.genBusy && d.quorum.Quorate {
+	if (d.hold&holdGeneration != 0 || d.genOwed) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
 		d.startGenLocked()
 	}
 	d.releaseHeldLocked(b)
@@ -106,9 +110,10 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
 	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
+		d.best = true
 		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
 	}
-	if d.dstat != replication.Consistent {
+	if d.dstat < replication.Outdated || d.dstat == replication.UpToDate {
 		return
 	}
 	for _, p := range d.peers {
@@ -117,6 +122,9 @@ func (d *Device) upgradeLocked() {
 			d.saveLocked(nil)
 			return
 		}
+	}
+	if d.dstat == replication.Outdated {
+		return
 	}
 	d.censusLocked()
 	if !d.quorum.Quorate {
@@ -144,6 +152,9 @@ func (d *Device) everybodyBehindLocked() bool {
 		if p == nil || p.diskless {
 			continue
 		}
+		if p.agreed && p.disk == replication.Inconsistent {
+			continue
+		}
 		if !p.agreed || p.disk > replication.Outdated || !(p.inSync || p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) {
 			return false
 		}
@@ -157,6 +168,7 @@ func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	}
 	old := d.dstat
 	d.dstat = s
+	d.best = d.best && s > replication.Outdated
 	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
 	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)
@@ -313,21 +325,19 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 }
 
 func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
+	if r != replication.Primary && d.primary == p.id {
+		d.primary = -1
+		d.recent.reset() // it demoted in order: everything is everywhere
+	}
 	if r == p.role {
 		return
 	}
 	p.role = r
 	d.eventLocked("role", p, "%s is now %v", p.name, r)
 	d.touchLocked()
-	switch {
-	case r == replication.Primary:
-		if d.primary != p.id || p.state.Stream != d.stream {
-			d.followLocked(p, p.state.Stream)
-			d.saveLocked(nil)
-		}
-	case d.primary == p.id:
-		d.primary = -1
-		d.recent.reset() // it demoted in order: everything is everywhere
+	if r == replication.Primary && (d.primary != p.id || p.state.Stream != d.stream) {
+		d.followLocked(p, p.state.Stream)
+		d.saveLocked(nil)
 	}
 }
 
@@ -342,6 +352,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 	}
 	was := p.disk
 	p.disk = s
+	p.inSync = p.inSync && s >= replication.Outdated
 	d.eventLocked("disk", p, "disk of %s: %v -> %v", p.name, was, s)
 	d.touchLocked()
 	if was.HasData() && !s.HasData() {

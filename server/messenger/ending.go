@@ -1,20 +1,23 @@
 package messenger
 
 import (
-	"errors"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// goodbye is called when the peer said so.
-func (p *peer) goodbye(s *Session, bye wire.GoodbyeMsg) {
+// goodbye is called when the peer said so over the connection st.
+func (p *peer) goodbye(s *Session, st *stream, bye wire.GoodbyeMsg) {
 	if p.s != s {
 		return
 	}
 	switch bye.Code {
 	case wire.GoodbyeRelink:
-		p.relink(s, errors.New("the peer asked for new connections: "+bye.Reason))
+		// The peer closes what there is: that is not the end of its process. Its
+		// new connections may have come before this, and are left alone.
+		if s.links[wire.Meta].current() == st {
+			s.relinking = true
+		}
 	case wire.GoodbyeShutdown:
 		p.endSession(s, Reason{ReasonShutdown, "the peer said: " + bye.Reason})
 	case wire.GoodbyeDisconnect:

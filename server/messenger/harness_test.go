@@ -302,18 +302,10 @@ func waitABit(ctx context.Context) {
 // crash ends a node as the death of its process does: the kernel closes its
 // sockets, and nobody says goodbye.
 func crash(n *node) {
-	_ = n.listener.Close()
 	for _, p := range n.allPeers() {
 		if s := p.sess.Load(); s != nil {
 			for _, l := range s.links {
-				l.mu.Lock()
-				st := l.st
-				l.urgent.bye = nil
-				l.closed = true // no goodbye
-				l.mu.Unlock()
-				if st != nil {
-					_ = st.c.Close()
-				}
+				l.seal()
 			}
 		}
 	}

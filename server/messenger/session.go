@@ -219,11 +219,16 @@ func (s *Session) Activity() cluster.Activity {
 // quietWhileBusy is the silence from which on a busy link's socket is asked.
 const quietWhileBusy = 50 * time.Millisecond
 
+// current is the link's connection; nil while it is cut.
+func (l *link) current() *stream {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.st
+}
+
 // arrived reports whether more waits in the link's socket than when last asked.
 func (l *link) arrived() bool {
-	l.mu.Lock()
-	st := l.st
-	l.mu.Unlock()
+	st := l.current()
 	if st == nil {
 		return false
 	}
@@ -413,7 +418,7 @@ func (r *reading) one(f *wire.Frame) error {
 	r.acks[wire.Meta] = max(r.acks[wire.Meta], f.AckMeta)
 	l.recvFrames.Add(1)
 	if f.Seq == 0 {
-		return s.control(l, f, &r.batch)
+		return s.control(l, r.st, f, &r.batch)
 	}
 	if f.Type.Link() != l.kind || f.Type < wire.TickSet {
 		return fmt.Errorf("%w: %v on the %v link", errUnexpected, f.Type, l.kind)
@@ -454,7 +459,7 @@ func protocolFault(err error) bool {
 }
 
 // control handles a frame outside the stream.
-func (s *Session) control(l *link, f *wire.Frame, b *block.Batch) error {
+func (s *Session) control(l *link, st *stream, f *wire.Frame, b *block.Batch) error {
 	if l.kind != wire.Meta {
 		return fmt.Errorf("%w: %v outside the stream of the data link", errUnexpected, f.Type)
 	}
@@ -480,7 +485,7 @@ func (s *Session) control(l *link, f *wire.Frame, b *block.Batch) error {
 		if err := bye.Decode(f.Payload); err != nil {
 			return err
 		}
-		s.p.post(func() { s.p.goodbye(s, bye) })
+		s.p.post(func() { s.p.goodbye(s, st, bye) })
 	default:
 		return fmt.Errorf("%w: %v outside the stream", errUnexpected, f.Type)
 	}

@@ -150,6 +150,7 @@ func TestARestartedPeerIsANewSession(t *testing.T) {
 			stay := bed.nodes[1-who]
 			old := stay.waitUp(1)
 			_, first := old.Incarnation()
+			bed.nodes[who].waitUp(1)
 			crash(bed.nodes[who])
 			stay.wait("down", func() bool { return slices.Contains(stay.log, "down connection-closed") })
 			bed.start(who)

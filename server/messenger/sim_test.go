@@ -383,9 +383,20 @@ func (c *simConn) damage(b []byte) []byte {
 	return b
 }
 
+// breakOff resets both directions at once: neither end may see the other's
+// close in place of the reset. Only the dialer's end is broken off, so that
+// the order of the two locks is always the same.
 func (c *simConn) breakOff() {
-	c.in.fail(errSimReset)
-	c.out.fail(errSimReset)
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	for _, p := range [...]*simPipe{c.in, c.out} {
+		if p.err == nil {
+			p.err = errSimReset
+		}
+		p.wakeLocked()
+	}
 }
 
 func (c *simConn) Close() error {

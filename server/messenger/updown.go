@@ -54,10 +54,7 @@ func (p *peer) relinked(s *Session, l *link, st *stream, received uint64) {
 // linkDown is called when a connection of a link has ended.
 func (p *peer) linkDown(l *link, st *stream, err error) {
 	s := l.s
-	l.mu.Lock()
-	current := l.st == st
-	l.mu.Unlock()
-	if p.s != s || !current {
+	if p.s != s || l.current() != st {
 		return
 	}
 	l.detach(true)

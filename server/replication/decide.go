@@ -18,6 +18,9 @@ type Facts struct {
 	// Live: this node's process has held its disk as up to date: it has not
 	// been through a crash since its data was known to be current.
 	Live bool
+	// Following: a primary in contact counts this node among those that have
+	// its writes.
+	Following bool
 	// Stream names the primary's stint whose writes this node last took part
 	// in, and Received how far it got.
 	Stream   uint64
@@ -31,7 +34,17 @@ type Facts struct {
 	// Tentative: the current generation came from a primary that has not said
 	// yet that all who take part have it. Nothing was answered in it.
 	Tentative bool
+	// Best: every disk of the device is in this node's reach, and no complete one
+	// has newer data.
+	Best bool
+	// Announced is the generation that this node, as primary, has announced and
+	// that is not in force; NoGen: none.
+	Announced Gen
 }
+
+// Knows reports whether this node, without the other, could tell that its data
+// is current.
+func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
 // NoPrimary is the Primary of one who knows of none.
 const NoPrimary = -1
@@ -142,14 +155,35 @@ func decide(me, peer *Facts) Decision {
 	if me.Gens.Current == peer.Gens.Current {
 		return equal(me, peer)
 	}
+	if d, ok := announced(me, peer); ok {
+		return d
+	}
 	d := ancestry(me, peer)
 	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
 		d = tentative(me, peer)
+	}
+	if d.Action == SplitBrain && me.Quorate != peer.Quorate {
+		// Quorums meet: a generation that ever came into force is known to
+		// whoever has quorum now. What went apart from it was never answered.
+		d = yielding(me, peer)
 	}
 	if d.Action == SplitBrain || d.Action == Unrelated {
 		return discard(me, peer, d)
 	}
 	return fromMixture(me, peer, d)
+}
+
+// announced: the peer noted a generation that its primary then did not bring
+// into force. It is no further than the primary.
+func announced(me, peer *Facts) (Decision, bool) {
+	const rule, why = "announced", "the replica noted a generation that its primary did not bring into force"
+	switch {
+	case me.Role == Primary && me.Announced != NoGen && peer.Gens.Current == me.Announced:
+		return Decision{Action: SourceBits, Rule: rule, Why: why}, true
+	case peer.Role == Primary && peer.Announced != NoGen && me.Gens.Current == peer.Announced:
+		return Decision{Action: TargetBits, Rule: rule, Why: why}, true
+	}
+	return Decision{}, false
 }
 
 // rival: another acts as primary on the peer's side.
@@ -270,6 +304,12 @@ func equal(me, peer *Facts) Decision {
 	case mi:
 		return Decision{Action: TargetBits, Rule: "self-inconsistent", Why: "same generation, and this disk's resync was interrupted"}
 	}
+	switch {
+	case me.Disk == Outdated && peer.Disk > Outdated && !peer.Knows():
+		return Decision{Action: PeerOutdated, Rule: "equal-outdated", Why: "this node knows that there is newer data than this generation"}
+	case peer.Disk == Outdated && me.Disk > Outdated && !me.Knows():
+		return Decision{Action: SelfOutdated, Rule: "equal-outdated", Why: "the peer knows that there is newer data than this generation"}
+	}
 	if me.Dirty == 0 && peer.Dirty == 0 && !me.Crashed && !peer.Crashed {
 		return Decision{Action: InSync, Rule: "equal", Why: "same generation, and neither side knows of a difference"}
 	}
@@ -313,6 +353,7 @@ var keys = []struct {
 }{
 	{func(f *Facts) uint64 { return flag(f.Disk >= Consistent) }, "the other side is outdated"},
 	{func(f *Facts) uint64 { return flag(f.Role == Primary) }, "the primary's data is what its application saw"},
+	{func(f *Facts) uint64 { return flag(f.Following) }, "it has what the present primary writes"},
 	// A power cut may have taken from a cache what had been acknowledged; who
 	// kept running has it.
 	{func(f *Facts) uint64 { return flag(f.Live) }, "it kept running while the other stopped"},
@@ -399,6 +440,15 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 	}
 	if other.Disk == Inconsistent {
 		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
+	}
+	if other.Best && other.Disk > Outdated || src.Tentative && !other.Tentative && other.Disk > Outdated {
+		// The generation that the mixture names lives nowhere any more, or never
+		// came into force.
+		act := SourceFull
+		if d.Source() {
+			act = TargetFull
+		}
+		return Decision{Action: act, Rule: "last-complete", Why: "the newest generation is on no complete disk, and every disk was asked"}
 	}
 	if d.Source() {
 		return Decision{Action: PeerOutdated, Rule: d.Rule + "-mixture", Why: "the peer is behind this disk, whose own resync has not completed"}

@@ -18,6 +18,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 60, "how many histories the torture runs")
 	first = flag.Uint64("seed", 1, "the first seed")
+	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
 // ledger is what a client was told, block by block.
@@ -72,10 +73,10 @@ func (l *ledger) check(read func(off int64, p []byte)) error {
 	return nil
 }
 
-// TestTorture runs random histories of writes, kills, power cuts, partitions
-// and promotions, then heals everything: the disks are then identical, and
-// hold what clients were told. A failing seed is replayed with
-// -run Torture/SEED$ -seed SEED -seeds 1.
+// TestTorture runs random histories of writes, kills, partitions and
+// promotions, and heals everything: the disks are then identical, and hold what
+// clients were told. A seed is replayed with -run Torture -seed SEED -seeds 1;
+// -wild lets faults pile up.
 func TestTorture(t *testing.T) {
 	for i := range uint64(*seeds) {
 		seed := *first + i
@@ -105,10 +106,35 @@ func torture(t *testing.T, seed uint64) {
 		}
 	}()
 	h := &history{t: t, c: c, rng: rng, l: &ledger{acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{}}}
-	for range 12 {
-		h.step()
+	if *wild {
+		for range 12 {
+			h.step()
+		}
+		h.heal()
+		return
 	}
-	h.heal()
+	for range 5 {
+		h.write()
+		h.fault()
+		h.write()
+		h.write()
+		h.heal()
+	}
+}
+
+// fault does one thing to the healthy cluster.
+func (h *history) fault() {
+	n := h.node()
+	switch h.rng.IntN(4) {
+	case 0, 1:
+		n.Kill()
+	case 2:
+		h.c.Isolate(n.ID)
+	default:
+		if m := h.node(); m != n {
+			h.c.Cut(n.ID, m.ID)
+		}
+	}
 }
 
 type history struct {
@@ -223,8 +249,30 @@ func (h *history) heal() {
 		}
 	}
 	time.Sleep(time.Second)
-	h.c.mustEqual(h.t)
+	h.compare()
 	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("%v\n%s", err, h.c.Describe())
 	}
+}
+
+// compare fails if two disks differ, and says what each holds.
+func (h *history) compare() {
+	h.t.Helper()
+	for blk := range int64(tortureBlocks) {
+		p := make([]byte, 8)
+		var held []uint64
+		same := true
+		for _, n := range h.c.Nodes {
+			n.Disk.Peek(p, blk*block.Unit*7)
+			held = append(held, binary.LittleEndian.Uint64(p))
+			same = same && held[0] == held[len(held)-1]
+		}
+		if !same {
+			h.t.Errorf("block %d (at %d): the disks hold %v; acknowledged %d, possible %v", blk, blk*block.Unit*7, held, h.l.acked[blk], h.l.maybe[blk])
+		}
+	}
+	if h.t.Failed() {
+		h.t.Fatal(h.c.Describe())
+	}
+	h.c.mustEqual(h.t)
 }

@@ -22,7 +22,7 @@ type DeviceFacts struct {
 	Handle   uint32 // put in Header.Dev of every frame about the device
 	Role     uint8
 	Disk     uint8
-	Flags    uint8 // DevFlag…
+	Flags    uint16 // DevFlag…
 	Protocol uint8
 	Primary  uint8 // whom it believes to be primary; NoNode: nobody
 	Size     int64
@@ -31,9 +31,12 @@ type DeviceFacts struct {
 	Dirty    int64  // units marked in the sender's bitmap for the receiver
 	Stream   uint64
 	Received uint64
-	Current  uint64
-	Bitmap   [Slots]uint64
-	History  [Slots]uint64
+	// Announced is a generation that the sender, as primary, has announced and
+	// that is not in force.
+	Announced uint64
+	Current   uint64
+	Bitmap    [Slots]uint64
+	History   [Slots]uint64
 }
 
 // Flags of DeviceFacts and DeviceState.
@@ -44,6 +47,8 @@ const (
 	DevFlagQuorate               // has quorum
 	DevFlagSyncing               // its disk is being resynced by somebody
 	DevFlagTentative             // its generation is not known to be in force
+	DevFlagFollowing             // a primary in contact sends it its writes
+	DevFlagBest                  // every disk is in its reach, and no complete one is newer
 )
 
 // DeviceState is the payload of DevState: the sender's state after the
@@ -51,7 +56,7 @@ const (
 type DeviceState struct {
 	Role     uint8
 	Disk     uint8
-	Flags    uint8
+	Flags    uint16
 	Stream   uint64 // of the sender, when it is primary
 	Current  uint64
 	Receives uint32 // nodes to which the sender, as primary, sends its writes
@@ -92,6 +97,7 @@ const (
 type encoder struct{ b []byte }
 
 func (e *encoder) u8(v uint8)   { e.b = append(e.b, v) }
+func (e *encoder) u16(v uint16) { e.b = binary.LittleEndian.AppendUint16(e.b, v) }
 func (e *encoder) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
 func (e *encoder) u64(v uint64) { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
 func (e *encoder) str(s string) {
@@ -125,6 +131,7 @@ func (d *decoder) take(n int) []byte {
 }
 
 func (d *decoder) u8() uint8   { return d.take(1)[0] }
+func (d *decoder) u16() uint16 { return binary.LittleEndian.Uint16(d.take(2)) }
 func (d *decoder) u32() uint32 { return binary.LittleEndian.Uint32(d.take(4)) }
 func (d *decoder) u64() uint64 { return binary.LittleEndian.Uint64(d.take(8)) }
 
@@ -164,7 +171,7 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u32(f.Handle)
 	e.u8(f.Role)
 	e.u8(f.Disk)
-	e.u8(f.Flags)
+	e.u16(f.Flags)
 	e.u8(f.Protocol)
 	e.u8(f.Primary)
 	e.u64(uint64(f.Size))
@@ -173,6 +180,7 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u64(uint64(f.Dirty))
 	e.u64(f.Stream)
 	e.u64(f.Received)
+	e.u64(f.Announced)
 	e.u64(f.Current)
 	for _, g := range f.Bitmap {
 		e.u64(g)
@@ -191,7 +199,7 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Handle = d.u32()
 	f.Role = d.u8()
 	f.Disk = d.u8()
-	f.Flags = d.u8()
+	f.Flags = d.u16()
 	f.Protocol = d.u8()
 	f.Primary = d.u8()
 	f.Size = int64(d.u64())
@@ -200,6 +208,7 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Dirty = int64(d.u64())
 	f.Stream = d.u64()
 	f.Received = d.u64()
+	f.Announced = d.u64()
 	f.Current = d.u64()
 	for i := range f.Bitmap {
 		f.Bitmap[i] = d.u64()
@@ -218,7 +227,7 @@ func (s *DeviceState) Append(dst []byte) []byte {
 	e := encoder{dst}
 	e.u8(s.Role)
 	e.u8(s.Disk)
-	e.u8(s.Flags)
+	e.u16(s.Flags)
 	e.u64(s.Stream)
 	e.u64(s.Current)
 	e.u32(s.Receives)
@@ -233,7 +242,7 @@ func (s *DeviceState) Decode(p []byte) error {
 	d := decoder{b: p}
 	s.Role = d.u8()
 	s.Disk = d.u8()
-	s.Flags = d.u8()
+	s.Flags = d.u16()
 	s.Stream = d.u64()
 	s.Current = d.u64()
 	s.Receives = d.u32()

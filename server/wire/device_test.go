@@ -16,7 +16,7 @@ type message interface {
 func deviceMessages() map[string]func() message {
 	return map[string]func() message{
 		"facts": func() message {
-			return &DeviceFacts{Name: "r0", No: 3, Handle: 7, Role: 1, Disk: 7, Flags: 5, Protocol: 'C', Size: 1 << 30,
+			return &DeviceFacts{Name: "r0", No: 3, Handle: 7, Role: 1, Disk: 7, Flags: 0x105, Protocol: 'C', Size: 1 << 30,
 				Members: 7, Config: 99, Dirty: 12, Stream: 1, Received: 2, Current: 4,
 				Bitmap: [Slots]uint64{1: 9}, History: [Slots]uint64{0: 8}}
 		},

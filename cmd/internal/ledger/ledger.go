@@ -69,20 +69,44 @@ func (l *Ledger) try(first, n int64) []uint32 {
 // there. What was seen stays: no write that was tried before may change it any
 // more, since whoever sent it has given up.
 func (l *Ledger) Read(d io.ReaderAt, buf []byte, off int64) error {
+	if err := readAt(d, buf, off); err != nil {
+		return err
+	}
+	err := l.check(buf, off)
+	if err == nil {
+		return nil
+	}
+	// Whether the answer alone was wrong, or the disk is, leads to different places.
+	again := "and cannot be read again"
+	if readAt(d, buf, off) == nil {
+		again = "and again when it is read once more"
+		if l.check(buf, off) == nil {
+			again = "but right when it is read once more"
+		}
+	}
+	return &Violation{fmt.Errorf("%w, %s", err, again)}
+}
+
+func readAt(d io.ReaderAt, buf []byte, off int64) error {
 	if _, err := d.ReadAt(buf, off); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %d bytes at %d: %w", len(buf), off, err)
 	}
+	return nil
+}
+
+// check checks what was read at off, and takes note of it.
+func (l *Ledger) check(buf []byte, off int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := 0; i < len(buf); i += Unit {
 		unit := (off + int64(i)) / Unit
 		gen, err := read(buf[i:i+Unit], l.Seed, unit)
 		if err != nil {
-			return &Violation{err}
+			return err
 		}
 		if gen < l.acked[unit] || gen > l.tried[unit] {
-			return &Violation{fmt.Errorf("block %d has generation %d; %d was acknowledged last, %d tried last",
-				unit, gen, l.acked[unit], l.tried[unit])}
+			return fmt.Errorf("block %d has generation %d; %d was acknowledged last, %d tried last",
+				unit, gen, l.acked[unit], l.tried[unit])
 		}
 		l.acked[unit], l.tried[unit] = gen, gen
 	}
