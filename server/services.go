@@ -355,6 +355,15 @@ func (s *nbdListener) Start(context.Context) (err error) {
 	return nil
 }
 
+// Stop leaves the clients to the end of Run, but where the engine ends: then
+// all of them are dropped at once, those of other listeners too.
+func (s *nbdListener) Stop(context.Context) error {
+	if s.e.ending.Load() {
+		s.e.nbd.Close()
+	}
+	return nil
+}
+
 // Run serves clients until ctx ends. A listener that is stopped while the
 // rest goes on is given up, so that clients are refused and do not wait.
 func (s *nbdListener) Run(ctx context.Context) error {

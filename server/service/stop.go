@@ -28,8 +28,28 @@ func (m *Manager) StopAll(ctx context.Context) error {
 	err := m.stopList(ctx, m.running())
 	m.cancel()
 	m.unlock()
-	m.tasks.Wait()
-	return err
+	return errors.Join(err, m.awaitTasks(ctx))
+}
+
+// awaitTasks waits for all that services run. What was told to end and does
+// not is left behind when the time is over: the process ends all the same.
+func (m *Manager) awaitTasks(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		m.tasks.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return nil
+	case <-time.After(grace):
+		return errors.New("some services do not end; leaving them behind")
+	}
 }
 
 // running are the services to stop, the last started first.
