@@ -202,7 +202,7 @@ func (d *Device) receivesLocked(p *peer) bool {
 	case replication.SyncSource:
 		return true
 	case replication.Established:
-		return p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
+		return p.inSync || p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
 	case replication.SyncTarget, replication.PausedSyncT:
 		return p.disk == replication.UpToDate // it has what this disk lacks
 	}

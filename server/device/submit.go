@@ -215,6 +215,9 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	}
 	d.recent.add(o.seq, o.ext)
 	d.missLocked(o.miss, o.ext)
+	for id := range o.miss.All() {
+		d.peers[id].inSync = false
+	}
 	d.sendChangeLocked(o, o.wait, b)
 	d.countLocked(o)
 	if o.local {
