@@ -88,11 +88,11 @@ func (n *configured) untilKey(t *testing.T, key, want string) {
 	t.Helper()
 	var got string
 	if !poll(within(t, patience), func() bool {
-		var e struct{ Value any }
+		var e struct{ Value json.RawMessage }
 		if err := n.Call(t.Context(), "cmap/get", map[string]string{"key": key}, &e); err != nil {
 			got = err.Error()
 		} else {
-			got = fmt.Sprint(e.Value)
+			got = strings.Trim(string(e.Value), `"`)
 		}
 		return got == want
 	}) {
@@ -166,7 +166,7 @@ func TestEveryLiveKeyByEditingTheFile(t *testing.T) {
 	if out, status := n.ctl(t, "device", "show", "r1"); status == 0 {
 		t.Errorf("the device is there still:\n%s", out)
 	}
-	n.must(t, []string{"cluster.tick_time", "handler"}, "call", "config/history")
+	n.must(t, []string{"metrics.listen", "handler"}, "call", "config/history")
 	if n.Pid() != pid {
 		t.Error("it was restarted")
 	}
@@ -193,6 +193,11 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 	good := n.text
 	conn := open(t, n.Node)
 	defer conn.Close()
+	taken, err := net.Listen("tcp", n.c.IP(0)+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
 	before := n.settled(t)
 	for name, c := range map[string]struct {
 		old, new string
@@ -204,7 +209,7 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 		"open device":    {"[[device]]", "[[device]]\nresync_rate = \"1MiB/s\"", []string{"lockstep.toml:", "r0 is open by 1 clients"}},
 		"needs restart":  {`name = "demo"`, `name = "other"`, []string{"lockstep.toml:2:8", "needs-restart", "--partial"}},
 		"half of it bad": {`max_ping_count = 4`, "max_ping_count = 9\nsign = true", []string{"lockstep.toml:6:8", "cluster.sign"}},
-		"address in use": {"[[device]]", fmt.Sprintf("[metrics]\nlisten = %q\n\n[[device]]", n.Address), []string{"lockstep.toml:", "in use", "all is as it was before"}},
+		"address in use": {"[[device]]", fmt.Sprintf("[metrics]\nlisten = %q\n\n[[device]]", taken.Addr()), []string{"lockstep.toml:", "in use", "all is as it was before"}},
 	} {
 		n.text = good
 		n.edit(t, c.old, c.new)

@@ -152,6 +152,9 @@ func Main(ctx context.Context, o Options) error {
 		err = o.Ready()
 	}
 	if err == nil {
+		if o.Status != nil {
+			o.Status(fmt.Sprintf("%s serves %d devices", o.Node, len(e.devices.All())))
+		}
 		err = e.wait(ctx)
 	}
 	e.ending.Store(true)

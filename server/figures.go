@@ -113,7 +113,7 @@ func (e *engine) attach() {
 		m.Attach("link-held-bytes", func() uint64 {
 			return sum(e.msgr.Nodes(), func(n *messenger.NodeInfo) uint64 { return uint64(n.Data.HeldBytes + n.Meta.HeldBytes) })
 		})
-		m.Attach("cmap-keys", func() uint64 { return uint64(len(e.cmap.Dump(""))) })
+		m.Attach("cmap-keys", func() uint64 { return uint64(e.cmap.Len()) })
 	}
 }
 

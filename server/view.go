@@ -67,7 +67,7 @@ func (e *engine) provideKeys() error {
 	views := []*view{
 		{"nodes.", e.nodeNames, e.nodeKeys},
 		{"devices.", e.deviceNames, e.deviceKeys},
-		{"services.", e.serviceNames, e.serviceKeys},
+		{"services.", e.services.Names, e.serviceKeys},
 		{"cluster.", one, e.clusterKeys},
 		{"stats.nodes.", e.nodeNames, e.nodeStats},
 		{"stats.devices.", e.deviceNames, e.deviceStats},
@@ -226,14 +226,6 @@ func (e *engine) nbdStats(string) []pair {
 		{"connections", cmap.Int(int64(len(s.Connections)))}, {"handshaking", cmap.Int(int64(s.Handshaking))},
 		{"accepted", cmap.Uint(s.Accepted)}, {"refused", cmap.Uint(s.Refused)}, {"buffers", cmap.Int(s.Buffers)},
 	}
-}
-
-func (e *engine) serviceNames() []string {
-	var out []string
-	for _, i := range e.services.List() {
-		out = append(out, i.Name)
-	}
-	return out
 }
 
 func (e *engine) serviceKeys(name string) []pair {

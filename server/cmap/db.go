@@ -259,6 +259,13 @@ func (db *DB) Add(ctx context.Context, key string, delta int64) (Value, error) {
 	return db.Get(key)
 }
 
+// Len is how many keys are kept; computed ones are not among them.
+func (db *DB) Len() int {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	return len(db.values)
+}
+
 // Close ends all trackers.
 func (db *DB) Close() {
 	db.mu.Lock()

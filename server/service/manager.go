@@ -25,7 +25,8 @@ type Manager struct {
 	opts   Options
 	ctx    context.Context // ends when the manager stops; restarts wait on it
 	cancel context.CancelFunc
-	failed chan error // the first failure that is the engine's
+	failed chan error    // the first failure that is the engine's
+	ending chan struct{} // closed when StopAll is called
 	tasks  sync.WaitGroup
 
 	// op is held by what starts or stops services, so that one such thing
@@ -62,7 +63,7 @@ func New(opts Options) *Manager {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Manager{opts: opts, ctx: ctx, cancel: cancel, failed: make(chan error, 1), op: make(chan struct{}, 1)}
+	return &Manager{opts: opts, ctx: ctx, cancel: cancel, failed: make(chan error, 1), ending: make(chan struct{}), op: make(chan struct{}, 1)}
 }
 
 // Register adds a service, stopped. Two providers of one ID are refused.
@@ -191,6 +192,18 @@ func (m *Manager) List() []Info {
 	return out
 }
 
+// Names lists the services' names, in order, without asking the services.
+func (m *Manager) Names() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]string, len(m.entries))
+	for i, e := range m.entries {
+		out[i] = e.Name
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // Show tells of one service, by "NAME" or "NAME@VERSION".
 func (m *Manager) Show(name string) (Info, error) {
 	e, err := m.resolve(name)
@@ -271,6 +284,24 @@ func (m *Manager) lock(ctx context.Context) error {
 	select {
 	case m.op <- struct{}{}:
 		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("services are being started or stopped: %w", context.Cause(ctx))
+	}
+}
+
+// lockOpen is lock for what is pointless once the manager stops: it does not
+// wait for that to end, for what is being stopped may be waiting for us.
+func (m *Manager) lockOpen(ctx context.Context) error {
+	select {
+	case <-m.ending:
+		return errStopped
+	default:
+	}
+	select {
+	case m.op <- struct{}{}:
+		return nil
+	case <-m.ending:
+		return errStopped
 	case <-ctx.Done():
 		return fmt.Errorf("services are being started or stopped: %w", context.Cause(ctx))
 	}

@@ -581,3 +581,39 @@ func TestCommandsBesideFailures(t *testing.T) {
 		}
 	})
 }
+
+// TestACommandDoesNotWaitForTheEnd: what is being stopped may itself be
+// carrying out a command.
+func TestACommandDoesNotWaitForTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{})
+		begun := make(chan struct{})
+		var got error
+		err := m.Register(Spec{ID: ID{"self", 1}, Service: stopsWith(func(ctx context.Context) error {
+			close(begun)
+			got = m.Start(ctx, "self")
+			return nil
+		})})
+		if err == nil {
+			err = m.StartAll(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := m.StopAll(t.Context()); err != nil || time.Since(began) != 0 {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		<-begun
+		if !errors.Is(got, errStopped) {
+			t.Errorf("the command: %v", got)
+		}
+	})
+}
+
+// stopsWith is a service that does something to stop.
+type stopsWith func(context.Context) error
+
+func (stopsWith) Start(context.Context) error { return nil }
+
+func (f stopsWith) Stop(ctx context.Context) error { return f(ctx) }

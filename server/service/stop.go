@@ -17,6 +17,9 @@ import (
 // again is safe.
 func (m *Manager) StopAll(ctx context.Context) error {
 	m.mu.Lock()
+	if !m.closed {
+		close(m.ending)
+	}
 	m.closed = true
 	m.mu.Unlock()
 	if err := m.lock(ctx); err != nil {
@@ -163,7 +166,7 @@ func (m *Manager) command(ctx context.Context, name string, do func(*entry) erro
 	if err != nil {
 		return err
 	}
-	if err := m.lock(ctx); err != nil {
+	if err := m.lockOpen(ctx); err != nil {
 		return err
 	}
 	defer m.unlock()
