@@ -267,7 +267,7 @@ func (d *Device) inSyncLocked() replication.NodeSet {
 		s = s.With(d.cfg.Self)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
+		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
 			s = s.With(p.id)
 		}
 	}

@@ -391,6 +391,9 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		d.window.done(o.seq)
+		if d.window.floor == d.window.head && (d.opens == 0 || d.closing) {
+			d.touchLocked() // who demotes waits for this
+		}
 	}
 	if o.logged && d.meta != nil {
 		d.meta.AL().End(o.ext, d.epochLocked(o.seq))
