@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/lockstepd and bin/lockstepctl
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lockstepd ./cmd/lockstepctl
 
 run: build ## the main job: three nodes, a device over NBD, a node killed and resynced; stays until Ctrl-C
 	$(GO) run ./cmd/internal/demo -bin bin

@@ -112,6 +112,13 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
 	case wire.FlushAck:
 		d.flush.ackedLocked(d, p, f.Arg[0], f.Flags&wire.FlagError == 0, b)
+	case wire.Receivers:
+		// At once where that can be: it is ordered against the writes behind it.
+		if p.agreed {
+			d.receiversLocked(p, &f.Header, b)
+		} else {
+			d.controlLocked(p, f)
+		}
 	case wire.Marks:
 		d.marksReceivedLocked(p, f)
 	case wire.PeerFloor:

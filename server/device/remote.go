@@ -151,7 +151,7 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 		if q == nil || q == p || q.diskless {
 			continue
 		}
-		if q.inSync || d.meta.Bitmap(id).Count() == 0 && d.gens.Bitmap[id] == replication.NoGen && !q.agreed {
+		if marked := d.meta.Bitmap(id).Count() > 0; !marked && (q.inSync || d.gens.Bitmap[id] == replication.NoGen && !q.agreed) {
 			continue
 		}
 		d.meta.Bitmap(id).ClearAll()

@@ -202,7 +202,7 @@ func (d *Device) receivesLocked(p *peer) bool {
 	case replication.SyncSource:
 		return true
 	case replication.Established:
-		return p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
+		return p.inSync || p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
 	case replication.SyncTarget, replication.PausedSyncT:
 		return p.disk == replication.UpToDate // it has what this disk lacks
 	}
@@ -267,7 +267,7 @@ func (d *Device) inSyncLocked() replication.NodeSet {
 		s = s.With(d.cfg.Self)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
+		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
 			s = s.With(p.id)
 		}
 	}

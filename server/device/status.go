@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -69,9 +70,7 @@ func (d *Device) Status() Status {
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Stats: d.stats, Since: map[string]time.Time{},
 	}
-	for k, v := range d.since {
-		st.Since[k] = v
-	}
+	maps.Copy(st.Since, d.since)
 	st.Stats.Reads, st.Stats.ReadBytes = d.reads.Load(), d.readBytes.Load()
 	if d.disk != nil {
 		st.Backing = d.disk.Path()

@@ -215,6 +215,9 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	}
 	d.recent.add(o.seq, o.ext)
 	d.missLocked(o.miss, o.ext)
+	for id := range o.miss.All() {
+		d.peers[id].inSync = false
+	}
 	d.sendChangeLocked(o, o.wait, b)
 	d.countLocked(o)
 	if o.local {
@@ -388,6 +391,9 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		d.window.done(o.seq)
+		if d.window.floor == d.window.head && (d.opens == 0 || d.closing) {
+			d.touchLocked() // who demotes waits for this
+		}
 	}
 	if o.logged && d.meta != nil {
 		d.meta.AL().End(o.ext, d.epochLocked(o.seq))

@@ -441,7 +441,7 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 	if other.Disk == Inconsistent {
 		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
 	}
-	if other.Best && other.Disk > Outdated || src.Tentative && !other.Tentative && other.Disk > Outdated {
+	if other.Knows() || other.Best && other.Disk > Outdated || src.Tentative && !other.Tentative && other.Disk > Outdated {
 		// The generation that the mixture names lives nowhere any more, or never
 		// came into force.
 		act := SourceFull

@@ -248,11 +248,26 @@ func (h *history) heal() {
 			h.t.Fatalf("%s does not get in sync: %v\n%s", n.Name, errors.Unwrap(err), h.c.Describe())
 		}
 	}
-	time.Sleep(time.Second)
+	h.settle()
 	h.compare()
 	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("%v\n%s", err, h.c.Describe())
 	}
+}
+
+// settle waits until nothing is in flight: what was suspended goes on now.
+func (h *history) settle() {
+	for range 60 {
+		time.Sleep(time.Second)
+		busy := false
+		for _, n := range h.c.Nodes {
+			busy = busy || n.Dev.Status().InFlight > 0
+		}
+		if !busy {
+			return
+		}
+	}
+	h.t.Fatalf("something stays in flight\n%s", h.c.Describe())
 }
 
 // compare fails if two disks differ, and says what each holds.

@@ -1,7 +1,7 @@
 package ledger
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -87,9 +87,12 @@ func (l *Ledger) Read(d io.ReaderAt, buf []byte, off int64) error {
 	return &Violation{fmt.Errorf("%w, %s", err, again)}
 }
 
+// readAt fills buf. A reader may say at its end that it is at its end; a
+// connection that is lost says the same and has read nothing.
 func readAt(d io.ReaderAt, buf []byte, off int64) error {
-	if _, err := d.ReadAt(buf, off); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d bytes at %d: %w", len(buf), off, err)
+	n, err := d.ReadAt(buf, off)
+	if n < len(buf) {
+		return fmt.Errorf("read %d bytes at %d: %w", len(buf), off, cmp.Or(err, io.ErrUnexpectedEOF))
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +103,18 @@ func TestUnansweredWriteIsOldOrNewAndThenStays(t *testing.T) {
 	clear(m.data)
 	if err := l.Verify(m); !isViolation(err) {
 		t.Errorf("a block that was seen went back, and nobody minds: %v", err)
+	}
+}
+
+// lostReader is a connection that is lost: it has read nothing, and says so as a file at its end does.
+type lostReader struct{}
+
+func (lostReader) ReadAt([]byte, int64) (int, error) { return 0, fmt.Errorf("read: %w", io.EOF) }
+
+func TestLostConnectionIsNoBrokenPromise(t *testing.T) {
+	l := New(1, size)
+	if err := l.Read(lostReader{}, make([]byte, Unit), 0); !errors.Is(err, io.EOF) || isViolation(err) {
+		t.Errorf("got %v", err)
 	}
 }
 
