@@ -34,6 +34,8 @@ func TestASecretIsReplacedInSteps(t *testing.T) {
 		check := func(what, want string) {
 			t.Helper()
 			synctest.Wait()
+			r.mu.Lock() // which the rotation holds while it uses secrets
+			defer r.mu.Unlock()
 			if got := strings.Join(used, " "); got != want {
 				t.Errorf("%s: used %s, not %s", what, got, want)
 			}
