@@ -27,15 +27,13 @@ const (
 
 	// Device frames on the data link.
 	Write     Type = 32 // Arg: offset, device sequence, floor
-	Zero      Type = 33 // Arg: offset, device sequence, floor; length in payload-less Arg form, see PROTOCOL.md
+	Zero      Type = 33 // Arg: offset, device sequence, floor; payload: length (8 bytes)
 	FlushReq  Type = 34 // Arg: flush number, device sequence it follows
 	ReadReq   Type = 35 // Arg: offset, request id, length
 	ReadReply Type = 36 // Arg: offset, request id, length; FlagError: no payload
 	SyncReq   Type = 37 // Arg: offset, request id, length: target asks source for current content
 	SyncData  Type = 38 // Arg: offset, request id, length; no payload and FlagTrim: zeroes
 	Bits      Type = 39 // dirty bitmap of the sender, a run list; Arg[0]: 1 = last
-	VerifyReq Type = 40 // Arg: offset, request id, length
-	VerifySum Type = 41 // payload: CRC32C per unit
 	Marks     Type = 42 // Arg: node, first unit; a run list: that node may lack these, though it was sent them
 	NewGen    Type = 43 // new generation of the primary; on the data link so that it precedes its writes
 	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream
@@ -55,7 +53,6 @@ const (
 	Abort     Type = 75
 	PeerFloor Type = 76 // Arg[0]: every write up to this sequence is on all that are in sync
 	NewGenAck Type = 77 // Arg[0]: the generation was persisted
-	BitsAck   Type = 78
 	SyncDone  Type = 79 // the target has it all
 	GenCommit Type = 81 // Arg: of the change: every node that takes part has the generation
 	GenDone   Type = 82 // Arg: of the change: noted durably
@@ -91,8 +88,6 @@ var types = [128]typeInfo{
 	SyncReq:   {"sync-request", 64, Data},
 	SyncData:  {"sync-data", MaxPayload, Data},
 	Bits:      {"bits", MaxControlPayload, Data},
-	VerifyReq: {"verify-request", 64, Data},
-	VerifySum: {"verify-sums", MaxControlPayload, Data},
 	Marks:     {"marks", MaxControlPayload, Data},
 	NewGen:    {"new-generation", MaxControlPayload, Data},
 	Receivers: {"receivers", 0, Data},
@@ -111,7 +106,6 @@ var types = [128]typeInfo{
 	Abort:     {"abort", MaxControlPayload, Meta},
 	PeerFloor: {"peer-floor", 0, Meta},
 	NewGenAck: {"new-generation-ack", 0, Meta},
-	BitsAck:   {"bits-ack", 0, Meta},
 	SyncDone:  {"sync-done", MaxControlPayload, Meta},
 	DevAgree:  {"device-agree", 0, Meta},
 	GenCommit: {"generation-commit", 0, Meta},
