@@ -506,6 +506,7 @@ func (d *Device) ticker(ctx context.Context) {
 	t := time.NewTicker(100 * time.Millisecond)
 	defer t.Stop()
 	last := time.Now()
+	retold := last
 	for {
 		select {
 		case <-ctx.Done():
@@ -520,6 +521,10 @@ func (d *Device) ticker(ctx context.Context) {
 			d.tickSyncLocked(now, b)
 			d.tickChangeLocked(now)
 			d.tellFloorLocked(b)
+			if now.Sub(retold) >= retell {
+				retold = now
+				d.retellLocked(b)
+			}
 			d.mu.Unlock()
 			b.Finish()
 		}

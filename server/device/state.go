@@ -310,6 +310,29 @@ func (d *Device) announceLocked(b *block.Batch) {
 	}
 }
 
+// retell is how often a device that is not healthy says again how it is.
+const retell = 5 * time.Second
+
+// retellLocked draws the conclusions once more and tells every peer of our
+// state, where something is wanting: what either side took from a state that
+// has passed is put right by it.
+func (d *Device) retellLocked(b *block.Batch) {
+	healthy := d.dstat == replication.UpToDate || d.dstat == replication.Diskless
+	for _, p := range d.peers {
+		healthy = healthy && (p == nil || p.diskless || p.inSync)
+	}
+	if healthy {
+		return
+	}
+	for _, p := range d.peers {
+		if p != nil {
+			p.told = false
+		}
+	}
+	d.evaluateLocked(b)
+	d.chooseSourceLocked(b)
+}
+
 // stateReceivedLocked takes a peer's announcement.
 func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batch) {
 	if !p.agreed {
