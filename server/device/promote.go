@@ -161,6 +161,10 @@ func (d *Device) mayPromoteLocked(force bool) error {
 			return d.refuse("promote", "the handshake with "+p.name+" is under way", "", true)
 		}
 	}
+	if len(d.ranges.ops) > 0 {
+		// Else a read could be answered without them and a later one with them.
+		return d.refuse("promote", "changes of the last primary are still being applied here", "", true)
+	}
 	if force {
 		return nil
 	}
