@@ -678,7 +678,7 @@ func (d *Device) syncPartLocked(p *peer) {
 // another handshake: whatever happened in the meantime, it decides anew. The
 // pauses between such attempts grow; many a pair waits for good reason.
 func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
-	behind := p.role == replication.Primary && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current) && !d.tentative
+	behind := p.role == replication.Primary && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
 	calm := p.inSync && !behind || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
 	p.sync.seen = p.sync.done
 	if calm {

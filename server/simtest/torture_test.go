@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 24, "how many histories the torture runs")
+	seeds = flag.Int("seeds", 12, "how many histories the torture runs")
 	first = flag.Uint64("seed", 1, "the first seed")
 	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
