@@ -334,7 +334,7 @@ func inSyncState(a, b *replication.Facts) replication.DiskState {
 	if lo.Disk > hi.Disk {
 		lo, hi = hi, lo
 	}
-	if lo.Disk <= replication.Outdated && !hi.Knows() {
+	if lo.Disk <= replication.Outdated && !hi.KnowsBetter(lo) {
 		return lo.Disk
 	}
 	return hi.Disk

@@ -46,6 +46,14 @@ type Facts struct {
 // is current.
 func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
+// KnowsBetter reports whether this node can tell that its data is current
+// although the other, of the same generation, takes itself for outdated: it
+// could tell without it, or it is the very primary that the other last followed
+// and that left it behind.
+func (f *Facts) KnowsBetter(other *Facts) bool {
+	return f.Knows() || f.Role == Primary && f.Stream != 0 && f.Stream == other.Stream
+}
+
 // NoPrimary is the Primary of one who knows of none.
 const NoPrimary = -1
 
@@ -305,9 +313,9 @@ func equal(me, peer *Facts) Decision {
 		return Decision{Action: TargetBits, Rule: "self-inconsistent", Why: "same generation, and this disk's resync was interrupted"}
 	}
 	switch {
-	case me.Disk == Outdated && peer.Disk > Outdated && !peer.Knows():
+	case me.Disk == Outdated && peer.Disk > Outdated && !peer.KnowsBetter(me):
 		return Decision{Action: PeerOutdated, Rule: "equal-outdated", Why: "this node knows that there is newer data than this generation"}
-	case peer.Disk == Outdated && me.Disk > Outdated && !me.Knows():
+	case peer.Disk == Outdated && me.Disk > Outdated && !me.KnowsBetter(peer):
 		return Decision{Action: SelfOutdated, Rule: "equal-outdated", Why: "the peer knows that there is newer data than this generation"}
 	}
 	if me.Dirty == 0 && peer.Dirty == 0 && !me.Crashed && !peer.Crashed {
