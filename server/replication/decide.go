@@ -380,10 +380,11 @@ func flag(b bool) uint64 {
 // ancestry compares generations that differ.
 func ancestry(me, peer *Facts) Decision {
 	m, p := &me.Gens, &peer.Gens
+	theyMoved, weMoved := p.Bitmap[me.Node] == m.Current, m.Bitmap[peer.Node] == p.Current
 	switch {
-	case p.Bitmap[me.Node] == m.Current:
+	case theyMoved && !weMoved:
 		return Decision{Action: TargetBits, Rule: "peer-moved-on", Why: "the peer moved on from this disk's generation and kept a bitmap of it"}
-	case m.Bitmap[peer.Node] == p.Current:
+	case weMoved && !theyMoved:
 		return Decision{Action: SourceBits, Rule: "moved-on", Why: "this node moved on from the peer's generation and kept a bitmap of it"}
 	}
 	mOld, pOld := p.Knows(m.Current), m.Knows(p.Current)
