@@ -76,7 +76,7 @@ func TestTheSecretShowsNowhere(t *testing.T) {
 	for _, k := range c.Keys() {
 		out.WriteString(k.Value)
 	}
-	for _, leak := range []string{secretText, fmt.Sprintf("%x", secretText), "48 49 50 51", "0x30"} {
+	for _, leak := range []string{secretText, fmt.Sprintf("%x", secretText), "48 49 50 51", "0x30, 0x31, 0x32"} {
 		if strings.Contains(out.String(), leak) {
 			t.Errorf("the secret shows as %q", leak)
 		}
