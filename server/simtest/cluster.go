@@ -290,6 +290,7 @@ func (c *Cluster) disconnect(n *Node, reason string) {
 type session struct {
 	c        *Cluster
 	from, to *Node
+	dev      *device.Device // of to, when the session began
 	other    *session
 	links    [2]*simLink
 	wg       sync.WaitGroup
@@ -309,7 +310,7 @@ type simLink struct {
 }
 
 func newSession(c *Cluster, from, to *Node) *session {
-	s := &session{c: c, from: from, to: to}
+	s := &session{c: c, from: from, to: to, dev: to.Dev}
 	for i := range s.links {
 		l := &simLink{}
 		l.cond = sync.NewCond(&l.mu)
@@ -392,10 +393,7 @@ func (s *session) deliver(l *simLink) {
 }
 
 func (s *session) handle(f *simFrame, b *block.Batch) {
-	dev := s.to.Dev
-	if dev == nil {
-		return
-	}
+	dev := s.dev
 	if f.h.Type == wire.DevHello {
 		var facts wire.DeviceFacts
 		if err := facts.Decode(f.payload); err != nil {
