@@ -202,19 +202,20 @@ func rival(me, peer *Facts) bool {
 // tentative: a generation that was announced and never came into force gives
 // way to one that did.
 func tentative(me, peer *Facts) Decision {
-	bits := sharedSlot(me, peer)
-	d := Decision{Rule: "tentative", Why: "one side's generation never came into force"}
-	switch {
-	case me.Tentative && bits:
-		d.Action = TargetBits
-	case me.Tentative:
-		d.Action = TargetFull
-	case bits:
-		d.Action = SourceBits
-	default:
-		d.Action = SourceFull
+	return Decision{Action: resync(me, peer, peer.Tentative), Rule: "tentative", Why: "one side's generation never came into force"}
+}
+
+// resync is the shortest resync in which me sends, or receives where it is not
+// the source.
+func resync(me, peer *Facts, source bool) Action {
+	a := TargetFull
+	if sharedSlot(me, peer) {
+		a = TargetBits
 	}
-	return d
+	if source {
+		a = a.Mirror()
+	}
+	return a
 }
 
 // sharedSlot: both bitmaps count from one generation.
@@ -235,18 +236,7 @@ func precondition(me, peer *Facts) (Decision, bool) {
 
 // yielding: what a primary did without quorum was never answered.
 func yielding(me, peer *Facts) Decision {
-	d := Decision{Rule: "yielding", Why: "what was done without quorum was never answered"}
-	switch bits := sharedSlot(me, peer); {
-	case me.Quorate && bits:
-		d.Action = SourceBits
-	case me.Quorate:
-		d.Action = SourceFull
-	case bits:
-		d.Action = TargetBits
-	default:
-		d.Action = TargetFull
-	}
-	return d
+	return Decision{Action: resync(me, peer, me.Quorate), Rule: "yielding", Why: "what was done without quorum was never answered"}
 }
 
 // twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
@@ -468,7 +458,7 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 // discard resolves a divergence where an administrator has said whose changes
 // go.
 func discard(me, peer *Facts, d Decision) Decision {
-	if me.Discard == peer.Discard || d.Action == Unrelated && !me.Discard && !peer.Discard {
+	if me.Discard == peer.Discard {
 		return d
 	}
 	loser := peer
@@ -479,17 +469,5 @@ func discard(me, peer *Facts, d Decision) Decision {
 		d.Why += "; the side whose changes are to be discarded must be secondary first"
 		return d
 	}
-	bits := sharedSlot(me, peer)
-	out := Decision{Rule: "discard", Why: "an administrator chose to discard one side's changes"}
-	switch {
-	case me.Discard && bits:
-		out.Action = TargetBits
-	case me.Discard:
-		out.Action = TargetFull
-	case bits:
-		out.Action = SourceBits
-	default:
-		out.Action = SourceFull
-	}
-	return out
+	return Decision{Action: resync(me, peer, peer.Discard), Rule: "discard", Why: "an administrator chose to discard one side's changes"}
 }
