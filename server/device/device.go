@@ -147,6 +147,7 @@ type Device struct {
 	parked     []*block.Request // admitted when the gate opens
 	hold       holdReason       // why finished changes are not answered yet
 	held       []*op
+	genStint   bool // this node has begun a generation since it became primary
 	needGen    bool // the next change must start a new generation
 	genBusy    bool // a new generation is being made durable
 	genAgain   bool // another is wanted after it
@@ -154,10 +155,11 @@ type Device struct {
 	genOld     replication.Gen // what it follows
 	genNew     replication.Gen // what is being announced
 	genAway    replication.NodeSet
-	committing bool // all have it, and are noting that
-	genHeld    bool // the primary itself is noting it
-	genOwed    bool // one was announced and given up
-	tentative  bool // a replica's current generation is not known to be in force
+	committing bool            // all have it, and are noting that
+	genHeld    bool            // the primary itself is noting it
+	genOwed    bool            // one was announced and given up
+	genNoted   replication.Gen // as a replica: what the primary announced last, and the number of that change
+	genNotedNo uint64
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it
 	receives   replication.NodeSet // nodes that are sent changes
@@ -262,7 +264,6 @@ func (d *Device) load() {
 	}
 	sb := d.meta.Superblock()
 	d.gens = gensOf(&sb)
-	d.tentative = len(sb.Ext) > 8 && sb.Ext[8] == 1
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
 	switch {
 	case sb.Flags&store.Consistent == 0:
@@ -271,6 +272,7 @@ func (d *Device) load() {
 		d.dstat = replication.Outdated
 	default:
 		d.dstat = replication.Consistent
+		d.behindLocked("it stopped so")
 	}
 }
 
@@ -438,14 +440,6 @@ func randomID() uint64 {
 }
 
 // newGen draws a generation. It never collides with the reserved ones.
-func newGen() replication.Gen {
-	for {
-		if g := replication.Gen(rand.Uint64()); g > replication.DayOne {
-			return g
-		}
-	}
-}
-
 // queue runs functions in order on one goroutine. It is unbounded; what puts
 // into it is bounded by peers and administrators, not by I/O.
 type queue struct {

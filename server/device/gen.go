@@ -1,6 +1,8 @@
 package device
 
 import (
+	"math/rand/v2"
+
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -29,7 +31,7 @@ func (d *Device) startGenLocked() {
 	b := &block.Batch{}
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
-	d.genOld, d.genNew = d.gens.Current, newGen()
+	d.genOld, d.genNew = d.gens.Current, d.nextGenLocked()
 	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
 	// Those in contact that do not take part note that they are outdated: else
 	// they could pass for current among themselves.
@@ -53,6 +55,17 @@ func (d *Device) startGenLocked() {
 		d.mu.Unlock()
 		nb.Finish()
 	})
+}
+
+// nextGenLocked is a generation after all that anybody in reach has noted.
+func (d *Device) nextGenLocked() replication.Gen {
+	known := append([]replication.Gen{d.genNew, d.gens.Noted}, d.gens.Bitmap[:]...)
+	for _, p := range d.peers {
+		if p != nil {
+			known = append(known, p.hs.theirs.Gens.Noted, replication.Gen(p.state.Current))
+		}
+	}
+	return replication.NextGen(rand.Uint64(), known...)
 }
 
 // settleGen is genSettleLocked on the worker.
@@ -109,8 +122,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 // takeGenLocked is the end of the first step: the primary takes it over.
 func (d *Device) takeGenLocked() {
 	d.committing = true
-	d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives)
-	d.tentative = false
+	d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives).InForce(d.genNew)
 	d.genHeld = true // nobody's confirmation ends it before we have it
 	no := d.genNo
 	d.saveLocked(func(err error, b *block.Batch) {
@@ -119,6 +131,7 @@ func (d *Device) takeGenLocked() {
 			return
 		}
 		d.stats.Generations++
+		d.genStint = true
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
 		d.genWait = d.receives | d.withDataLocked()
 		for id := range d.genWait.All() {
@@ -150,54 +163,86 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
-	if replication.NodeSet(g.Away).Has(d.cfg.Self) {
+	next := replication.Gen(g.New)
+	if d.orderedLocked() && !d.gens.MayNote(next) {
+		d.objectLocked(p, &g, "its number is not above what this node has noted")
+		return
+	}
+	d.gens.Noted = next
+	d.genNoted, d.genNotedNo, d.genAway = next, g.No, replication.NodeSet(g.Away)
+	if d.genAway.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
-		if d.dstat == replication.Inconsistent && d.gens.Current != replication.Gen(g.New) {
+		if d.dstat == replication.Inconsistent && d.gens.Current != next {
 			// A mixture takes the name: whoever meets it learns that there is newer
 			// data than it has.
-			d.gens = d.gens.Bump(replication.Gen(g.New), d.disks.Without(d.cfg.Self))
-			d.genAway, d.genOld = replication.NodeSet(g.Away), replication.NoGen
-			d.tentative = true
+			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self))
+			d.genOld = replication.NoGen
 		}
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
-	next := replication.Gen(g.New)
 	if g.Old != 0 && d.gens.Current != replication.Gen(g.Old) && d.gens.Current != next && d.dstat != replication.Inconsistent {
-		d.log.Warn("the primary's generation does not follow this one's", "peer", p.name,
-			"here", d.gens.Current.String(), "its old", replication.Gen(g.Old).String())
-		b := &block.Batch{}
-		d.helloLocked(p, b)
-		d.work.do(b.Finish)
+		d.objectLocked(p, &g, "it does not follow this one's")
 		return
 	}
 	if d.gens.Current != next {
 		// Until the primary says that all have it, others that take part may be
 		// left in the old one.
 		d.genOld = d.gens.Current
-		d.genAway = replication.NodeSet(g.Away)
 		d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self).Without(p.id))
 	}
-	d.tentative = true
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 }
 
-// genCommitLocked: all have the generation.
+// objectLocked answers a generation that does not fit with our facts, so that
+// the primary learns what it did not know.
+func (d *Device) objectLocked(p *peer, g *wire.Generation, why string) {
+	d.log.Warn("not noting the primary's generation: "+why, "peer", p.name, "here", d.gens.Current.String(),
+		"in force", d.gens.Seen.String(), "its old", replication.Gen(g.Old).String(), "its new", replication.Gen(g.New).String())
+	b := &block.Batch{}
+	d.helloLocked(p, b)
+	d.work.do(b.Finish)
+}
+
+// leftBehindLocked tells those that the primary went on without, and that may
+// be in contact with this node and not with the primary: they would take
+// themselves for current.
+func (d *Device) leftBehindLocked(primary *peer) {
+	away := d.genAway
+	d.work.do(func() {
+		b := &block.Batch{}
+		d.mu.Lock()
+		for id := range away.All() {
+			if q := d.peers[id]; q != nil && q != primary && q.agreed && d.gens.Seen.After(q.hs.theirs.Gens.Seen) {
+				d.helloLocked(q, b)
+			}
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+// genCommitLocked: all have noted the generation, so it is in force.
 func (d *Device) genCommitLocked(p *peer, no uint64) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
-	if d.tentative && d.genOld != replication.NoGen {
+	if d.genNotedNo != no {
+		return // of a contact that is over
+	}
+	if d.gens.Current == d.genNoted && d.gens.Tentative() && d.genOld != replication.NoGen {
 		for id := range d.disks.Without(d.cfg.Self).All() {
 			if !d.genAway.Has(id) && d.gens.Bitmap[id] == d.genOld {
 				d.gens = d.gens.FinishSync(id)
 			}
 		}
 	}
-	d.tentative = false
+	d.gens = d.gens.InForce(d.genNoted)
+	d.behindLocked(p.name + " goes on without this disk")
 	d.confirmLocked(p, wire.Header{Type: wire.GenDone, Arg: [3]uint64{no}})
+	d.leftBehindLocked(p)
 }
 
 // confirmLocked answers the primary once our state is durable.

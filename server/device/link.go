@@ -96,7 +96,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
-		Primary: d.primary, Tentative: d.tentative,
+		Primary: d.primary, Ordered: d.orderedLocked(),
 	}
 	if d.role == replication.Primary && d.genNew != d.gens.Current {
 		f.Announced = d.genNew
@@ -150,6 +150,8 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	spent := p.closed || !sameFacts(&now, &p.hs.mine, d.primary >= 0)
 	p.closed = false
 	p.hs.theirs = factsOf(p.id, f)
+	p.hs.theirs.Ordered = d.orderedLocked()
+	spent = d.learnLocked(p, b) || spent
 	p.hs.config, p.hs.members, p.hs.protocol = f.Config, f.Members, f.Protocol
 	if spent {
 		d.helloLocked(p, b)
@@ -161,6 +163,38 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	p.hs.sent, p.hs.got = false, false
 	d.decideLocked(p, b)
 }
+
+// learnLocked takes over what a peer knows of the generations in force, and
+// reports whether that was news. A disk that has nothing of the newest is
+// outdated, wherever that newest may be; but who has quorum without the peer
+// knows better: what would have come into force at the peer's would be known
+// in the quorum.
+func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
+	theirs := &p.hs.theirs
+	if d.meta == nil || !theirs.Ordered || theirs.Disk == replication.Diskless || d.quorum.Quorate && d.dstat == replication.UpToDate {
+		return false
+	}
+	if !d.gens.Learn(&theirs.Gens) {
+		return false
+	}
+	if d.role == replication.Primary && d.gens.Behind() {
+		d.yieldLocked(p, b) // others went on without this node: what waits here is never answered
+	}
+	d.behindLocked(p.name + " knows of a newer generation in force")
+	d.saveLocked(nil)
+	return true
+}
+
+// behindLocked: what the disk holds is no longer current if a generation is in
+// force that it has nothing of.
+func (d *Device) behindLocked(why string) {
+	if d.dstat > replication.Outdated && d.gens.Behind() {
+		d.setDiskLocked(replication.Outdated, why)
+	}
+}
+
+// orderedLocked reports whether the generations in force are a chain.
+func (d *Device) orderedLocked() bool { return d.cfg.Quorum.Ordered(d.disks.Len()) }
 
 // sameFacts reports whether two sets of our facts lead to the same decision.
 // How many units are dirty does not matter, whether there are any does; how
@@ -211,7 +245,7 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	yield := d.role == replication.Primary && dec.Yields.Has(d.cfg.Self)
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
-	behind := dec.Sync() && !dec.Source() && !dec.Equal() || dec.Action == replication.SelfOutdated
+	behind := dec.Sync() && !dec.Source() && !dec.Even || dec.Action == replication.SelfOutdated
 	if d.role == replication.Primary && behind && d.dstat > replication.Outdated {
 		yield = true // others went on without this node: what waits here is never answered
 	}
@@ -334,7 +368,7 @@ func inSyncState(a, b *replication.Facts) replication.DiskState {
 	if lo.Disk > hi.Disk {
 		lo, hi = hi, lo
 	}
-	if lo.Disk <= replication.Outdated && !hi.KnowsBetter(lo) {
+	if lo.Disk <= replication.Outdated && !lo.Ordered && !hi.KnowsBetter(lo) {
 		return lo.Disk
 	}
 	return hi.Disk
@@ -547,7 +581,7 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Primary: wire.NoNode, Announced: uint64(f.Announced),
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Base: uint64(f.Gens.Base), Seen: uint64(f.Gens.Seen), Noted: uint64(f.Gens.Noted), Primary: wire.NoNode, Announced: uint64(f.Announced),
 	}
 	if f.Primary >= 0 {
 		w.Primary = uint8(f.Primary)
@@ -560,7 +594,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	}
 	for flag, on := range map[uint16]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagTentative: f.Tentative, wire.DevFlagBest: f.Best,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagBest: f.Best,
 	} {
 		if on {
 			w.Flags |= flag
@@ -575,12 +609,13 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Tentative: w.Flags&wire.DevFlagTentative != 0, Best: w.Flags&wire.DevFlagBest != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
+		Best: w.Flags&wire.DevFlagBest != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)
 	}
-	f.Gens.Current = replication.Gen(w.Current)
+	f.Gens.Current, f.Gens.Noted = replication.Gen(w.Current), replication.Gen(w.Noted)
+	f.Gens.Base, f.Gens.Seen = replication.Gen(w.Base), replication.Gen(w.Seen)
 	for i, g := range w.Bitmap {
 		f.Gens.Bitmap[i] = replication.Gen(g)
 	}

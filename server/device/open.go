@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -80,14 +81,15 @@ func initial(sb *store.Superblock, o Options, created, existing bool) {
 	}
 	switch {
 	case created:
-		sb.Current = uint64(replication.DayOne)
+		putGens(sb, &replication.Gens{Current: replication.DayOne, Base: replication.DayOne})
 		sb.Flags |= store.Consistent | store.WasUpToDate | store.JustCreated
 	case existing:
 		// Its content is the device's: a generation that nobody else has, come
 		// from the first day, so that all others are resynced from here.
 		g := replication.Gens{Current: replication.DayOne}
 		all := replication.NodeSet(sb.Members).Without(o.Self)
-		g = g.Bump(newGen(), all)
+		g = g.Bump(replication.NextGen(rand.Uint64()), all)
+		g.Base = g.Current
 		putGens(sb, &g)
 		sb.Flags |= store.Consistent | store.WasUpToDate
 	default:

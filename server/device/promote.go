@@ -189,7 +189,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	}
 	d.setRoleLocked(replication.Primary)
 	d.primary = d.cfg.Self
-	d.stream = randomID()
+	d.stream, d.genStint = randomID(), false
 	// One numbering over all stints: the activity log tells by it what is stable.
 	start := max(d.window.head, d.received)
 	d.window.head, d.window.floor = start, start
@@ -222,7 +222,13 @@ func (d *Device) needsGenLocked() bool {
 	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
 		return true
 	}
+	if d.gens.Tentative() || d.gens.Behind() {
+		return d.disk != nil // nothing may be answered in what is not in force
+	}
 	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
+		if !d.genStint {
+			return true // since it was left behind, another may have resynced it
+		}
 		if slot := d.gens.Bitmap[id]; slot == replication.NoGen || slot == d.gens.Current {
 			return true
 		}

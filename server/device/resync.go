@@ -160,7 +160,6 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.setReplLocked(p, replication.SyncTarget)
 	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
-	d.tentative = p.hs.theirs.Tentative
 	d.voidLogLocked(p)
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {
@@ -590,7 +589,6 @@ func (d *Device) targetDoneLocked(p *peer) {
 	// primary has announced since is newer. And a primary makes its own.
 	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
-		d.tentative = src.Tentative
 	}
 	d.gens = d.gens.FinishSync(p.id)
 	d.inheritMarksLocked(p)

@@ -109,6 +109,9 @@ func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
+	if d.dstat == replication.Outdated && d.nothingNewerLocked() {
+		d.setDiskLocked(replication.Consistent, "what seemed newer did not come into force")
+	}
 	if d.dstat == replication.Outdated && d.everybodyBehindLocked() {
 		d.best = true
 		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
@@ -117,7 +120,7 @@ func (d *Device) upgradeLocked() {
 		return
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) {
+		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) {
 			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
 			d.saveLocked(nil)
 			return
@@ -143,6 +146,26 @@ func (d *Device) upgradeLocked() {
 	}
 	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
 	d.saveLocked(nil)
+}
+
+// abreastLocked reports whether a peer is, by its last announcement, in the
+// generation that this disk is in. A replica that is in sync with another is
+// left behind without noticing where only the other is in contact with the
+// primary that moves on.
+func (d *Device) abreastLocked(p *peer) bool { return p.state.Current == uint64(d.gens.Current) }
+
+// nothingNewerLocked reports whether an outdated disk has everything of the
+// newest generation that it has heard of, and nobody in reach has more.
+func (d *Device) nothingNewerLocked() bool {
+	if !d.orderedLocked() || d.gens.Behind() || d.primary >= 0 {
+		return false
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && (p.role == replication.Primary || p.repl == replication.PausedSyncT && !p.decision.Even) {
+			return false
+		}
+	}
+	return true
 }
 
 // everybodyBehindLocked reports whether every other disk is in reach and has
@@ -392,7 +415,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 		d.giveUpLocked(p, b)
 		d.setReplLocked(p, replication.PausedSyncT)
 	}
-	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync {
+	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync && d.abreastLocked(p) {
 		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
 		d.saveLocked(nil)
 	}
@@ -435,9 +458,10 @@ func (d *Device) save() error {
 
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
-	gens, dstat, role, crashed, stream, tentative := d.gens, d.dstat, d.role, d.crashed, d.stream, d.tentative
+	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
 	members := uint32(d.disks)
 	return func(sb *store.Superblock) {
+		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
 		set := func(f store.Flags, on bool) {
 			if on {
@@ -456,20 +480,16 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.CrashedPrimary, crashed)
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
-		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
-		sb.Ext = append(sb.Ext, flagByte(tentative))
 	}
-}
-
-func flagByte(b bool) byte {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 func gensOf(sb *store.Superblock) replication.Gens {
-	g := replication.Gens{Current: replication.Gen(sb.Current)}
+	g := replication.Gens{Current: replication.Gen(sb.Current), Base: replication.Gen(sb.Current), Noted: replication.Gen(sb.Current)}
+	if len(sb.Ext) >= extLen {
+		g.Base = replication.Gen(binary.LittleEndian.Uint64(sb.Ext[extBase:]))
+		g.Seen = replication.Gen(binary.LittleEndian.Uint64(sb.Ext[extSeen:]))
+		g.Noted = replication.Gen(binary.LittleEndian.Uint64(sb.Ext[extNoted:]))
+	}
 	for i := range g.Bitmap {
 		g.Bitmap[i] = replication.Gen(sb.Bitmap[i])
 		g.History[i] = replication.Gen(sb.History[i])
@@ -477,8 +497,22 @@ func gensOf(sb *store.Superblock) replication.Gens {
 	return g
 }
 
+// Layout of the superblock's extension: the stream, then Base, Seen and Noted of Gens.
+const (
+	extBase  = 8
+	extSeen  = 16
+	extNoted = 24
+	extLen   = 32
+)
+
 func putGens(sb *store.Superblock, g *replication.Gens) {
 	sb.Current = uint64(g.Current)
+	ext := make([]byte, extLen)
+	copy(ext, sb.Ext)
+	binary.LittleEndian.PutUint64(ext[extBase:], uint64(g.Base))
+	binary.LittleEndian.PutUint64(ext[extSeen:], uint64(g.Seen))
+	binary.LittleEndian.PutUint64(ext[extNoted:], uint64(g.Noted))
+	sb.Ext = ext
 	for i := range g.Bitmap {
 		sb.Bitmap[i] = uint64(g.Bitmap[i])
 		sb.History[i] = uint64(g.History[i])

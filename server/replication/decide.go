@@ -31,9 +31,9 @@ type Facts struct {
 	Quorate bool
 	// Primary is whom this node believes to be primary; NoPrimary: nobody.
 	Primary int
-	// Tentative: the current generation came from a primary that has not said
-	// yet that all who take part have it. Nothing was answered in it.
-	Tentative bool
+	// Ordered: the device's quorum makes the generations in force a chain. It is
+	// a matter of configuration, the same on both sides.
+	Ordered bool
 	// Best: every disk of the device is in this node's reach, and no complete one
 	// has newer data.
 	Best bool
@@ -111,6 +111,9 @@ type Decision struct {
 	// CopySlot is the node whose bitmap the source uses for the target in
 	// place of the target's own slot; -1: the target's own.
 	CopySlot int
+	// Even: the two sides differ only in changes that were not answered, so
+	// neither is behind.
+	Even bool
 	// Yields is who stops being primary by this decision.
 	Yields NodeSet
 }
@@ -122,10 +125,6 @@ func (d Decision) Sync() bool { return d.Action >= SourceBits && d.Action <= Tar
 
 // Source reports whether the asking node sends.
 func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == SourceFull }
-
-// Equal reports whether the sides are of one generation and differ only in
-// changes that not all of them had when somebody stopped.
-func (d Decision) Equal() bool { return d.Rule == ruleEqual }
 
 // Full reports whether everything is to be moved.
 func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
@@ -167,7 +166,10 @@ func decide(me, peer *Facts) Decision {
 		return d
 	}
 	d := ancestry(me, peer)
-	if d.Action == SplitBrain && me.Tentative != peer.Tentative {
+	if me.Ordered {
+		return fromMixture(me, peer, ordered(me, peer, d))
+	}
+	if d.Action == SplitBrain && me.Gens.Tentative() != peer.Gens.Tentative() {
 		d = tentative(me, peer)
 	}
 	if d.Action == SplitBrain && me.Quorate != peer.Quorate {
@@ -194,6 +196,34 @@ func announced(me, peer *Facts) (Decision, bool) {
 	return Decision{}, false
 }
 
+// ordered corrects what ancestry says where it is of another mind than the
+// order of the generations in force: what went apart from those was never
+// answered.
+func ordered(me, peer *Facts, d Decision) Decision {
+	mine := later(me, peer)
+	if !d.Sync() || d.Source() != mine {
+		d = Decision{Action: resync(me, peer, mine), Rule: "later", Why: "the sender's generation is the later one in force"}
+	}
+	if me.Gens.Base == peer.Gens.Base {
+		d.Even = true // neither has more that was answered
+	}
+	return d
+}
+
+// later reports whether me's data comes after the peer's, of two that are not
+// of one generation. It is an order over all nodes: every reason is a fact
+// about one of them.
+func later(me, peer *Facts) bool {
+	m, p := &me.Gens, &peer.Gens
+	switch {
+	case m.Base != p.Base:
+		return m.Base > p.Base
+	case me.Role != peer.Role:
+		return me.Role == Primary
+	}
+	return m.Current > p.Current
+}
+
 // rival: another acts as primary on the peer's side.
 func rival(me, peer *Facts) bool {
 	return peer.Role == Primary || peer.Primary != NoPrimary && peer.Primary != me.Node
@@ -202,7 +232,7 @@ func rival(me, peer *Facts) bool {
 // tentative: a generation that was announced and never came into force gives
 // way to one that did.
 func tentative(me, peer *Facts) Decision {
-	return Decision{Action: resync(me, peer, peer.Tentative), Rule: "tentative", Why: "one side's generation never came into force"}
+	return Decision{Action: resync(me, peer, peer.Gens.Tentative()), Rule: "tentative", Why: "one side's generation never came into force"}
 }
 
 // resync is the shortest resync in which me sends, or receives where it is not
@@ -244,13 +274,18 @@ func yielding(me, peer *Facts) Decision {
 // whatever their generations say.
 func twoPrimaries(me, peer *Facts) Decision {
 	split := Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary"}
+	wins := me.Quorate
 	if me.Quorate == peer.Quorate {
-		return discard(me, peer, split)
+		if !me.Ordered {
+			return discard(me, peer, split)
+		}
+		// Neither can answer anything without the other.
+		wins = wouldLead(me, peer)
 	}
 	m, p := *me, *peer
 	m.Primary, p.Primary = NoPrimary, NoPrimary
 	loser := &p
-	if !me.Quorate {
+	if !wins {
 		loser = &m
 	}
 	if loser.Role != Primary && (me.Role == Primary || peer.Role == Primary) {
@@ -262,12 +297,28 @@ func twoPrimaries(me, peer *Facts) Decision {
 	if d.Action == SplitBrain {
 		d = yielding(me, peer)
 	}
-	if d.Sync() && d.Source() != me.Quorate {
-		return split
+	if d.Sync() && d.Source() != wins {
+		if !me.Ordered {
+			return split
+		}
+		d = Decision{Action: resync(me, peer, wins), Rule: "yielding", Why: "what was done without quorum was never answered"}
 	}
 	d.Yields = Of(loser.Node)
 	d.Why = "the primary without quorum yields; " + d.Why
 	return d
+}
+
+// wouldLead reports whether, of two primaries neither of which has quorum, me
+// stays one.
+func wouldLead(me, peer *Facts) bool {
+	if me.Role != peer.Role {
+		return me.Role == Primary // the other follows one that is not here
+	}
+	if me.Gens.Current != peer.Gens.Current {
+		return later(me, peer)
+	}
+	src, _ := direction(me, peer)
+	return src == me.Node
 }
 
 // dayOne handles disks that were never written: a fresh one joins whatever
@@ -303,6 +354,7 @@ func equal(me, peer *Facts) Decision {
 		return Decision{Action: TargetBits, Rule: "self-inconsistent", Why: "same generation, and this disk's resync was interrupted"}
 	}
 	switch {
+	case me.Ordered: // what either has heard of, both have heard of
 	case me.Disk == Outdated && peer.Disk > Outdated && !peer.KnowsBetter(me):
 		return Decision{Action: PeerOutdated, Rule: "equal-outdated", Why: "this node knows that there is newer data than this generation"}
 	case peer.Disk == Outdated && me.Disk > Outdated && !me.KnowsBetter(peer):
@@ -316,9 +368,9 @@ func equal(me, peer *Facts) Decision {
 		return Decision{Action: InSync, Rule: "equal-clean", Why: "same generation, and no write was under way when a side stopped"}
 	}
 	if src == me.Node {
-		return Decision{Action: SourceBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
+		return Decision{Action: SourceBits, Rule: ruleEqual, Even: true, Why: "same generation with differences: " + why}
 	}
-	return Decision{Action: TargetBits, Rule: ruleEqual, Why: "same generation with differences: " + why}
+	return Decision{Action: TargetBits, Rule: ruleEqual, Even: true, Why: "same generation with differences: " + why}
 }
 
 // direction chooses who sends among two of one generation that differ in
@@ -440,7 +492,7 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 	if other.Disk == Inconsistent {
 		return Decision{Action: NoDisk, Rule: "both-inconsistent", Why: "both disks are mixtures; both wait for a complete one"}
 	}
-	if other.Knows() || other.Best && other.Disk > Outdated || src.Tentative && !other.Tentative && other.Disk > Outdated {
+	if other.Knows() || other.Best && other.Disk > Outdated || neverInForce(src, other) {
 		// The generation that the mixture names lives nowhere any more, or never
 		// came into force.
 		act := SourceFull
@@ -453,6 +505,17 @@ func fromMixture(me, peer *Facts, d Decision) Decision {
 		return Decision{Action: PeerOutdated, Rule: d.Rule + "-mixture", Why: "the peer is behind this disk, whose own resync has not completed"}
 	}
 	return Decision{Action: SelfOutdated, Rule: d.Rule + "-mixture", Why: "this disk is behind the peer's, whose own resync has not completed"}
+}
+
+// neverInForce reports whether the generation that a mixture names cannot have
+// come into force, or is one that the complete disk has everything of.
+func neverInForce(mixture, complete *Facts) bool {
+	if mixture.Ordered {
+		g := complete.Gens
+		g.Learn(&mixture.Gens)
+		return !g.Behind()
+	}
+	return mixture.Gens.Tentative() && !complete.Gens.Tentative() && complete.Disk > Outdated
 }
 
 // discard resolves a divergence where an administrator has said whose changes

@@ -7,17 +7,21 @@ import (
 
 // anyFacts draws facts from a small world, so that all relations come up.
 func anyFacts(r *rand.Rand, node int) *Facts {
-	gen := func() Gen { return []Gen{NoGen, DayOne, 10, 11, 12, 13}[r.IntN(6)] }
+	gen := func() Gen { return []Gen{NoGen, DayOne, 10, 11, 12, 2<<randomBits + 1}[r.IntN(6)] }
 	f := &Facts{
 		Node: node, Size: 1 << 20, Disk: []DiskState{Diskless, Inconsistent, Outdated, Consistent, UpToDate}[r.IntN(5)],
 		Role: Role(r.IntN(2)), Dirty: int64(r.IntN(2)), Crashed: r.IntN(3) == 0, Live: r.IntN(2) == 0,
 		Following: r.IntN(3) == 0, Stream: uint64(r.IntN(3)), Received: uint64(r.IntN(3)), Quorate: r.IntN(2) == 0,
-		Primary: r.IntN(3) - 1, Tentative: r.IntN(4) == 0, Best: r.IntN(4) == 0, Discard: r.IntN(8) == 0,
+		Primary: r.IntN(3) - 1, Best: r.IntN(4) == 0, Discard: r.IntN(8) == 0,
 	}
 	if f.Primary == 1-node {
 		f.Primary = NoPrimary // a node leaves it to the other to say that it is primary
 	}
-	f.Gens.Current = gen()
+	f.Gens.Current, f.Gens.Seen = gen(), gen()
+	f.Gens.Base = f.Gens.Current
+	if r.IntN(4) == 0 {
+		f.Gens.Base = gen()
+	}
 	for i := range 3 {
 		f.Gens.Bitmap[i] = gen()
 		f.Gens.History[i] = gen()
@@ -32,6 +36,8 @@ func TestBothSidesComeToTheSameEnd(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 400_000 {
 		a, b := anyFacts(r, 0), anyFacts(r, 1)
+		a.Ordered = r.IntN(2) == 0
+		b.Ordered = a.Ordered
 		da, db := Decide(a, b), Decide(b, a)
 		if da.Action != db.Action.Mirror() || da.Yields != db.Yields {
 			t.Fatalf("a: %v\nb: %v\n%+v\n%+v", da, db, a, b)

@@ -11,12 +11,41 @@ const MaxNodes = 32
 // HistoryLen is how many past generations are remembered.
 const HistoryLen = 32
 
-// Gen identifies a generation of a device's data: a random number drawn when
-// the set of disks that receive writes changes. Two disks of one generation
-// differ at most in what bitmaps and activity logs cover.
+// Gen identifies a generation of a device's data. A new one begins when the set
+// of disks that receive writes changes. Two disks of one generation differ at
+// most in what bitmaps and activity logs cover.
+//
+// The upper bits are a number, higher than that of every generation its primary
+// could know of; the lower ones are random. With quorum, the generations that
+// come into force are a chain, and their numbers tell which is later: a replica
+// notes none that is not above all it has noted, and any two quorums share a
+// replica.
 type Gen uint64
 
-// The generations that are not random.
+// randomBits is how many bits of a Gen are random.
+const randomBits = 36
+
+// NextGen is a generation above all of known.
+func NextGen(random uint64, known ...Gen) Gen {
+	var top Gen
+	for _, g := range known {
+		top = max(top, g)
+	}
+	return (top>>randomBits+1)<<randomBits | Gen(random&(1<<randomBits-1))
+}
+
+// After reports whether g bears a higher number than other.
+func (g Gen) After(other Gen) bool { return g>>randomBits > other>>randomBits }
+
+// newest is which of two generations has the higher number.
+func newest(a, b Gen) Gen {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// The generations that no primary began.
 const (
 	NoGen  Gen = 0
 	DayOne Gen = 4 // just created, never written: all zeroes on every node
@@ -37,6 +66,14 @@ func (g Gen) String() string {
 // in sync. History holds older ones, newest first.
 type Gens struct {
 	Current Gen
+	// Base is the newest generation of this data that is known to have come into
+	// force: Current, or what a tentative Current was built on.
+	Base Gen
+	// Seen is the newest generation that is known to be in force, whoever has it.
+	Seen Gen
+	// Noted is the newest generation that a primary has announced to this node,
+	// be it a part of it or not: it will note none that is not above it.
+	Noted   Gen
 	Bitmap  [MaxNodes]Gen
 	History [HistoryLen]Gen
 }
@@ -55,7 +92,45 @@ func (gs *Gens) Knows(g Gen) bool {
 	return g != NoGen && (slices.Contains(gs.Bitmap[:], g) || slices.Contains(gs.History[:], g))
 }
 
-// Bump starts a new generation. away is the set of nodes (other than self)
+// MayNote reports whether this node may note g: once again, or because it is
+// above all it has noted. Two primaries that cannot hear each other then never
+// both bring a generation of one number into force.
+func (gs *Gens) MayNote(g Gen) bool { return g == gs.Noted || g.After(gs.Noted) }
+
+// Tentative reports whether Current is not known to be in force: nothing was
+// answered in it as far as this node knows.
+func (gs *Gens) Tentative() bool { return gs.Base != gs.Current }
+
+// Behind reports whether a generation is in force of which this data has
+// nothing.
+func (gs *Gens) Behind() bool {
+	return gs.Seen.After(gs.Base) && gs.Seen != gs.Current && !gs.Knows(gs.Seen)
+}
+
+// Learn takes the word of a peer on what is in force, and reports whether that
+// was news.
+func (gs *Gens) Learn(peer *Gens) bool {
+	old := *gs
+	gs.Seen = newest(gs.Seen, peer.Seen)
+	if peer.Current == gs.Current && !peer.Tentative() {
+		gs.Base = gs.Current
+	}
+	return *gs != old
+}
+
+// InForce notes that g is in force.
+func (gs Gens) InForce(g Gen) Gens {
+	gs.Seen = newest(gs.Seen, g)
+	if gs.Current == g {
+		gs.Base = g
+	}
+	return gs
+}
+
+// Bump starts a new generation, which is tentative.
+//
+//	away is the set of nodes (other than self)
+//
 // that do not take part in it: their slot remembers the old generation unless
 // it already remembers an older one, so that what they miss from here on is
 // told by their bitmap.
@@ -65,6 +140,7 @@ func (gs *Gens) Knows(g Gen) bool {
 func (gs Gens) Bump(next Gen, away NodeSet) Gens {
 	old := gs.Current
 	gs.Current = next
+	gs.Noted = newest(gs.Noted, next)
 	for id := range away.All() {
 		if gs.Bitmap[id] == NoGen {
 			gs.Bitmap[id] = old
@@ -85,7 +161,10 @@ func (gs Gens) Bump(next Gen, away NodeSet) Gens {
 // source's data the source knows them, and where they are not they are not
 // ancestors of the target's either, from now on.
 func (gs Gens) AdoptSource(src *Gens, self, source int) Gens {
-	out := Gens{Current: src.Current, Bitmap: src.Bitmap, History: src.History}
+	out := Gens{
+		Current: src.Current, Base: src.Base, Seen: newest(gs.Seen, src.Seen), Noted: newest(gs.Noted, src.Noted),
+		Bitmap: src.Bitmap, History: src.History,
+	}
 	out.pushHistory(out.Bitmap[self])
 	out.Bitmap[self] = NoGen
 	// Until the end our slot for the source says that we differ from it.

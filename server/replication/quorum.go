@@ -65,6 +65,10 @@ func (p QuorumPolicy) need(n int) int {
 	return 0
 }
 
+// Ordered reports whether any two quorums of n disks share one: generations
+// that came into force are then a chain.
+func (p QuorumPolicy) Ordered(n int) bool { return p.Kind != QuorumOff && 2*p.need(n) > n }
+
 // Census counts the disks of a device as one node sees them.
 type Census struct {
 	UpToDate int // in reach, with the current data (this node's own included)

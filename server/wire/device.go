@@ -35,6 +35,9 @@ type DeviceFacts struct {
 	// that is not in force.
 	Announced uint64
 	Current   uint64
+	Base      uint64 // the newest generation of the sender's data known to have come into force
+	Seen      uint64 // the newest generation that the sender knows to be in force
+	Noted     uint64 // the newest generation that was announced to the sender
 	Bitmap    [Slots]uint64
 	History   [Slots]uint64
 }
@@ -46,7 +49,7 @@ const (
 	DevFlagDiscard               // its changes are to be discarded
 	DevFlagQuorate               // has quorum
 	DevFlagSyncing               // its disk is being resynced by somebody
-	DevFlagTentative             // its generation is not known to be in force
+	_                            // not used
 	DevFlagFollowing             // a primary in contact sends it its writes
 	DevFlagBest                  // every disk is in its reach, and no complete one is newer
 )
@@ -182,6 +185,9 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u64(f.Received)
 	e.u64(f.Announced)
 	e.u64(f.Current)
+	e.u64(f.Base)
+	e.u64(f.Seen)
+	e.u64(f.Noted)
 	for _, g := range f.Bitmap {
 		e.u64(g)
 	}
@@ -210,6 +216,9 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Received = d.u64()
 	f.Announced = d.u64()
 	f.Current = d.u64()
+	f.Base = d.u64()
+	f.Seen = d.u64()
+	f.Noted = d.u64()
 	for i := range f.Bitmap {
 		f.Bitmap[i] = d.u64()
 	}

@@ -17,7 +17,7 @@ func deviceMessages() map[string]func() message {
 	return map[string]func() message{
 		"facts": func() message {
 			return &DeviceFacts{Name: "r0", No: 3, Handle: 7, Role: 1, Disk: 7, Flags: 0x105, Protocol: 'C', Size: 1 << 30,
-				Members: 7, Config: 99, Dirty: 12, Stream: 1, Received: 2, Current: 4,
+				Members: 7, Config: 99, Dirty: 12, Stream: 1, Received: 2, Current: 4, Base: 4, Seen: 6, Noted: 7,
 				Bitmap: [Slots]uint64{1: 9}, History: [Slots]uint64{0: 8}}
 		},
 		"state": func() message {
