@@ -143,6 +143,10 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 		return
 	}
 	p.handle = f.Handle
+	if p.agreed {
+		d.partLocked(p, "a new handshake", b)
+	}
+	d.censusLocked() // what this node knows without the peer
 	p.hs.peerNo = f.No
 	// The peer judges by our last hello. Where that is no longer true, or the
 	// peer's device is a new one that never saw it, it gets another.
@@ -156,9 +160,6 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	if spent {
 		d.helloLocked(p, b)
 		return
-	}
-	if p.agreed {
-		d.partLocked(p, "a new handshake", b)
 	}
 	p.hs.sent, p.hs.got = false, false
 	d.decideLocked(p, b)
@@ -177,7 +178,7 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	if !d.gens.Learn(&theirs.Gens) {
 		return false
 	}
-	if d.role == replication.Primary && d.gens.Behind() {
+	if d.role == replication.Primary && d.passedLocked() {
 		d.yieldLocked(p, b) // others went on without this node: what waits here is never answered
 	}
 	d.behindLocked(p.name + " knows of a newer generation in force")
@@ -188,10 +189,14 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 // behindLocked: what the disk holds is no longer current if a generation is in
 // force that it has nothing of.
 func (d *Device) behindLocked(why string) {
-	if d.dstat > replication.Outdated && d.gens.Behind() {
+	if d.dstat > replication.Outdated && d.passedLocked() {
 		d.setDiskLocked(replication.Outdated, why)
 	}
 }
+
+// passedLocked reports whether a generation is in force of which this disk has
+// nothing.
+func (d *Device) passedLocked() bool { return d.orderedLocked() && d.gens.Behind() }
 
 // orderedLocked reports whether the generations in force are a chain.
 func (d *Device) orderedLocked() bool { return d.cfg.Quorum.Ordered(d.disks.Len()) }
@@ -353,6 +358,9 @@ func (d *Device) enterInSyncLocked(p *peer) {
 	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
 	best := inSyncState(&p.hs.mine, &p.hs.theirs)
+	if d.passedLocked() && !d.best {
+		best = min(best, replication.Outdated)
+	}
 	d.setDiskLocked(best, "same data as "+p.name)
 	p.disk = best
 	d.crashed = false

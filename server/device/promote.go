@@ -222,7 +222,7 @@ func (d *Device) needsGenLocked() bool {
 	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
 		return true
 	}
-	if d.gens.Tentative() || d.gens.Behind() {
+	if d.gens.Tentative() || d.passedLocked() {
 		return d.disk != nil // nothing may be answered in what is not in force
 	}
 	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {

@@ -119,6 +119,9 @@ func (d *Device) upgradeLocked() {
 	if d.dstat < replication.Outdated || d.dstat == replication.UpToDate {
 		return
 	}
+	if d.passedLocked() && !d.best {
+		return // another that is in sync with this one may not have heard yet
+	}
 	for _, p := range d.peers {
 		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) {
 			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
@@ -157,7 +160,7 @@ func (d *Device) abreastLocked(p *peer) bool { return p.state.Current == uint64(
 // nothingNewerLocked reports whether an outdated disk has everything of the
 // newest generation that it has heard of, and nobody in reach has more.
 func (d *Device) nothingNewerLocked() bool {
-	if !d.orderedLocked() || d.gens.Behind() || d.primary >= 0 {
+	if !d.orderedLocked() || d.passedLocked() || d.primary >= 0 {
 		return false
 	}
 	for _, p := range d.peers {
