@@ -257,17 +257,48 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	if yield {
 		d.yieldLocked(p, b)
 	}
-	if behind && d.dstat > replication.Outdated && !d.backedLocked(p) {
+	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p)
+	if behind {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
-		no, peerNo, s := p.hs.no, p.hs.peerNo, p.session
-		d.saveLocked(func(err error, b *block.Batch) {
-			if err == nil && p.session == s && p.hs.no == no && p.hs.peerNo == peerNo {
-				d.agreeLocked(p, b)
-			}
-		})
+	}
+	unsynced := d.role != replication.Primary && d.unsyncedLocked()
+	if !behind && !unsynced {
+		d.agreeLocked(p, b)
 		return
 	}
-	d.agreeLocked(p, b)
+	no, peerNo, s := p.hs.no, p.hs.peerNo, p.session
+	if unsynced {
+		d.work.do(d.syncDisk)
+	}
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err == nil && p.session == s && p.hs.no == no && p.hs.peerNo == peerNo && !p.hs.sent {
+			d.agreeLocked(p, b)
+		}
+	})
+}
+
+// unsyncedLocked reports whether changes reached the disk since syncDisk.
+func (d *Device) unsyncedLocked() bool {
+	return d.disk != nil && d.applied != d.synced
+}
+
+// syncDisk makes what a replica holds durable. Its next primary counts on it:
+// it knows what it has sent itself, and not what others sent before.
+func (d *Device) syncDisk() {
+	d.mu.Lock()
+	disk, n := d.disk, d.applied
+	d.mu.Unlock()
+	if disk == nil {
+		return
+	}
+	err := disk.Sync()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.diskFailedLocked("flush", err)
+		return
+	}
+	d.synced = n
 }
 
 // backedLocked reports whether this node is in sync with the primary, which is
@@ -538,6 +569,9 @@ func (d *Device) marksReceivedLocked(p *peer, f *wire.Frame) {
 // contact then compare notes.
 func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 	d.primary = -1
+	if d.unsyncedLocked() {
+		d.work.do(d.syncDisk) // before any vote or handshake
+	}
 	if d.meta != nil && d.recent.len() > 0 {
 		list, complete := d.recent.after(d.floor)
 		others := d.disks.Without(d.cfg.Self)

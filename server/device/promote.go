@@ -290,6 +290,10 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 	case !c.Force && d.dstat == replication.UpToDate && p.disk.HasData() && p.disk < replication.Consistent && !d.remoteFor(p):
 		return false, true, self + " has newer data"
 	}
+	if d.unsyncedLocked() {
+		d.work.do(d.syncDisk)
+		return false, true, self + " is making its disk durable"
+	}
 	for _, q := range d.peers {
 		if q != nil && q != p && q.hs.sent && q.hs.theirs.Role == replication.Primary && !q.decision.Yields.Has(q.id) {
 			return false, true, fmt.Sprintf("%s is about to follow %s", self, q.name)

@@ -143,6 +143,9 @@ func (d *Device) upgradeLocked() {
 		if p.session != nil && !p.agreed && p.refused == "" {
 			return // it is about to tell
 		}
+		if p.agreed && p.repl == replication.PausedSyncT {
+			return // it has told, and a resync comes first
+		}
 		if !p.agreed && d.cfg.Quorum.Kind == replication.QuorumOff {
 			return // without quorum only everybody's word will do, or an administrator's
 		}

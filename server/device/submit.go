@@ -318,6 +318,7 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 		d.diskFailedLocked(o.what.String(), err)
 	}
 	o.localOK = err == nil
+	d.applied++
 	switch o.kind {
 	case peerChange:
 		d.peerDoneLocked(o, err, b)

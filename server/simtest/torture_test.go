@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -27,9 +28,25 @@ type ledger struct {
 	acked  map[int64]uint64          // last acknowledged value
 	maybe  map[int64]map[uint64]bool // values written since whose outcome is unknown
 	writes int
+
+	// What a power cut may leave: what was durable at the last flush, or any
+	// value since.
+	floating map[int64]map[uint64]bool
+	durable  map[int64]uint64
+	cuts     int // power cuts since that flush
 }
 
-const tortureBlocks = 96
+func newLedger() *ledger {
+	return &ledger{
+		acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{},
+		floating: map[int64]map[uint64]bool{}, durable: map[int64]uint64{},
+	}
+}
+
+const (
+	tortureBlocks = 96
+	sector        = 512 // what a power cut does not tear
+)
 
 func fill(v uint64) []byte {
 	p := make([]byte, block.Unit)
@@ -42,6 +59,7 @@ func fill(v uint64) []byte {
 func (l *ledger) write(ctx context.Context, n *Node, blk int64) {
 	l.next++
 	v := l.next
+	add(l.floating, blk, v)
 	err := n.Do(ctx, block.Write, 0, blk*block.Unit*7, fill(v), 0)
 	if err == nil {
 		l.acked[blk] = v
@@ -49,10 +67,33 @@ func (l *ledger) write(ctx context.Context, n *Node, blk int64) {
 		l.writes++
 		return
 	}
-	if l.maybe[blk] == nil {
-		l.maybe[blk] = map[uint64]bool{}
+	add(l.maybe, blk, v)
+}
+
+func add(m map[int64]map[uint64]bool, blk int64, v uint64) {
+	if m[blk] == nil {
+		m[blk] = map[uint64]bool{}
 	}
-	l.maybe[blk][v] = true
+	m[blk][v] = true
+}
+
+// flush makes all that was acknowledged durable. What a power cut took before
+// it stays possible.
+func (l *ledger) flush(ctx context.Context, n *Node) {
+	if n.Do(ctx, block.Flush, 0, 0, nil, 0) != nil || l.cuts > 0 {
+		return
+	}
+	maps.Copy(l.durable, l.acked)
+	clear(l.floating)
+	for blk, vs := range l.maybe {
+		for v := range vs {
+			add(l.floating, blk, v)
+		}
+	}
+}
+
+func (l *ledger) allows(blk int64, v uint64) bool {
+	return v == l.acked[blk] || l.maybe[blk][v] || l.cuts > 0 && (v == l.durable[blk] || l.floating[blk][v])
 }
 
 // check compares a disk's content with the ledger.
@@ -60,14 +101,20 @@ func (l *ledger) check(read func(off int64, p []byte)) error {
 	p := make([]byte, block.Unit)
 	for blk := range int64(tortureBlocks) {
 		read(blk*block.Unit*7, p)
-		v := binary.LittleEndian.Uint64(p)
-		for i := 8; i < len(p); i += 8 {
-			if w := binary.LittleEndian.Uint64(p[i:]); w != v {
-				return fmt.Errorf("block %d is torn: %d and %d", blk, v, w)
+		for at := 0; at < block.Unit; at += sector {
+			v := binary.LittleEndian.Uint64(p[at:])
+			for i := at; i < at+sector; i += 8 {
+				if w := binary.LittleEndian.Uint64(p[i:]); w != v {
+					return fmt.Errorf("a sector of block %d is torn: %d and %d", blk, v, w)
+				}
 			}
-		}
-		if v != l.acked[blk] && !l.maybe[blk][v] {
-			return fmt.Errorf("block %d holds %d; acknowledged %d, possible %v", blk, v, l.acked[blk], l.maybe[blk])
+			if whole := binary.LittleEndian.Uint64(p); v != whole && l.cuts == 0 {
+				return fmt.Errorf("block %d is torn: %d and %d", blk, whole, v)
+			}
+			if !l.allows(blk, v) {
+				return fmt.Errorf("block %d holds %d at %d; acknowledged %d, possible %v; durable %d, %d power cuts since",
+					blk, v, at, l.acked[blk], l.maybe[blk], l.durable[blk], l.cuts)
+			}
 		}
 	}
 	return nil
@@ -105,7 +152,7 @@ func torture(t *testing.T, seed uint64) {
 			n.Kill()
 		}
 	}()
-	h := &history{t: t, c: c, rng: rng, l: &ledger{acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{}}}
+	h := &history{t: t, c: c, rng: rng, l: newLedger(), power: seed%3 == 0}
 	if *wild {
 		for range 12 {
 			h.step()
@@ -127,7 +174,7 @@ func (h *history) fault() {
 	n := h.node()
 	switch h.rng.IntN(4) {
 	case 0, 1:
-		n.Kill()
+		h.kill(n)
 	case 2:
 		h.c.Isolate(n.ID)
 	default:
@@ -142,6 +189,23 @@ type history struct {
 	c   *Cluster
 	rng *rand.Rand
 	l   *ledger
+	// power: kills are power cuts; a third of the histories.
+	power bool
+}
+
+// kill ends a node, its power with it in histories of power cuts.
+func (h *history) kill(n *Node) {
+	if n.Dev == nil {
+		return
+	}
+	if !h.power {
+		n.Kill()
+		return
+	}
+	if *wild {
+		h.l.cuts++ // one at a time takes nothing that was acknowledged
+	}
+	n.PowerCut(float64(h.rng.IntN(5)) / 4)
 }
 
 func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }
@@ -151,10 +215,10 @@ func (h *history) step() {
 	n := h.node()
 	switch h.rng.IntN(8) {
 	case 0:
-		n.Kill()
+		h.kill(n)
 	case 1:
-		if h.up() > 1 && h.l.writes >= 0 && len(h.c.Nodes) > 2 {
-			n.Kill()
+		if h.up() > 1 && len(h.c.Nodes) > 2 {
+			h.kill(n)
 		}
 	case 2, 3:
 		if n.Dev == nil {
@@ -219,6 +283,11 @@ func (h *history) write() {
 		// One whose outcome the next step decides.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Microsecond)
 		h.l.write(ctx, p, int64(h.rng.IntN(tortureBlocks)))
+		cancel()
+	}
+	if h.rng.IntN(3) == 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		h.l.flush(ctx, p)
 		cancel()
 	}
 	if h.rng.IntN(4) == 0 {
