@@ -99,7 +99,7 @@ func (d *Device) Pressure(uint64) {
 	d.work.do(func() {
 		b := &block.Batch{}
 		d.mu.Lock()
-		disk, meta, floor := d.disk, d.meta, d.shift+d.floor
+		disk, meta, floor := d.disk, d.meta, d.epochLocked(d.floor)
 		primary := d.role == replication.Primary
 		if primary {
 			d.backgroundFlushLocked(b)

@@ -55,10 +55,11 @@ type askedFlush struct {
 
 // flushJob is one sync of the local disk. It is a block.Deferred.
 type flushJob struct {
-	d    *Device
-	disk store.Disk
-	ask  *askedFlush // nil: our own flush
-	no   uint64
+	d       *Device
+	disk    store.Disk
+	ask     *askedFlush // nil: our own flush
+	no      uint64
+	applied uint64 // changes that had reached the disk when it was begun
 }
 
 func (fl *flushState) init() { fl.jobs = make(chan *flushJob, 64) }
@@ -88,6 +89,8 @@ func (j *flushJob) sync(b *block.Batch) {
 	d.flush.pace += (took - d.flush.pace) / 8
 	if err != nil {
 		d.diskFailedLocked("flush", err)
+	} else {
+		d.synced = max(d.synced, j.applied)
 	}
 	if j.ask != nil {
 		d.flush.answerAskedLocked(d, j.ask, err, b)
@@ -163,7 +166,7 @@ func (fl *flushState) beginLocked(d *Device, b *block.Batch) {
 	}
 	fl.local = d.disk != nil && d.dstat.HasData()
 	if fl.local {
-		fl.job = flushJob{d: d, disk: d.disk, no: fl.no}
+		fl.job = flushJob{d: d, disk: d.disk, no: fl.no, applied: d.applied}
 		fl.startJobLocked(&fl.job, b)
 		return
 	}
@@ -244,7 +247,7 @@ func (d *Device) stableLocked() {
 	}
 	d.recent.trim(stable)
 	if d.meta != nil {
-		d.meta.AL().SetStable(d.shift + stable)
+		d.meta.AL().SetStable(d.epochLocked(stable))
 	}
 }
 
@@ -271,13 +274,13 @@ func (fl *flushState) appliedLocked(d *Device, b *block.Batch) {
 			fl.answerAskedLocked(d, &a, block.ErrIO, b)
 			continue
 		}
-		fl.startJobLocked(&flushJob{d: d, disk: d.disk, ask: &a}, b)
+		fl.startJobLocked(&flushJob{d: d, disk: d.disk, ask: &a, applied: d.applied}, b)
 	}
 }
 
 func (fl *flushState) answerAskedLocked(d *Device, a *askedFlush, err error, b *block.Batch) {
 	if err == nil && d.meta != nil && d.primary == a.p.id {
-		d.meta.AL().SetStable(d.shift + a.floor)
+		d.meta.AL().SetStable(d.epochLocked(a.floor))
 	}
 	if a.p.session != a.s {
 		return

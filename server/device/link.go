@@ -298,7 +298,7 @@ func (d *Device) syncDisk() {
 		d.diskFailedLocked("flush", err)
 		return
 	}
-	d.synced = n
+	d.synced = max(d.synced, n)
 }
 
 // backedLocked reports whether this node is in sync with the primary, which is

@@ -127,7 +127,9 @@ func (d *Device) newEpochLocked() {
 	})
 }
 
-// epochLocked is a change's place in the order of the activity log.
+// epochLocked is a change's place in the order of the activity log. What is
+// declared stable counts too, logged here or not: the next numbering begins
+// above it.
 func (d *Device) epochLocked(seq uint64) uint64 {
 	d.epoch = max(d.epoch, d.shift+seq)
 	return d.shift + seq
