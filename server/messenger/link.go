@@ -43,6 +43,10 @@ type link struct {
 	signs  *signer // nil where frames are not signed; set before the session is up
 	epoch  uint64  // connectSeq of st
 	closed bool
+	// A frame of the meta link whose ack will show when the peer was spoken to;
+	// pings alone would not do, for other frames take their place.
+	sample   uint64 // its number; 0: none
+	sampleAt cluster.Instant
 
 	// checks is the reader's, as signs is the sender's.
 	checks *signer
@@ -117,6 +121,9 @@ func (l *link) push(h *wire.Header, payload []byte, buf *block.Buf) bool {
 	l.s.stampAcks(h)
 	if l.signs != nil {
 		h.Flags |= wire.FlagMAC
+	}
+	if l.kind == wire.Meta && l.sample == 0 {
+		l.sample, l.sampleAt = h.Seq, l.s.p.m.leases.Now()
 	}
 	l.q.push(h, payload, buf, l.signs)
 	l.queued.Store(l.q.bytes)
@@ -264,7 +271,9 @@ func (l *link) buildUrgent() {
 	if u.ping {
 		p := u.promise
 		l.s.sentMeta.Store(int64(l.s.p.m.clock()))
-		l.appendUrgent(wire.Ping, nil, uint64(l.s.p.m.clock()), uint64(p.Tick.Milliseconds()), uint64(p.Pings))
+		now := l.s.p.m.leases.Now()
+		l.s.lease.Asked(now, p.Tick)
+		l.appendUrgent(wire.Ping, nil, uint64(now), uint64(p.Tick.Milliseconds()), uint64(p.Pings))
 	}
 	if u.pong {
 		l.appendUrgent(wire.Pong, nil, u.echo, 0, 0)
@@ -309,13 +318,18 @@ func (l *link) hurry(ask func(u *urgent)) {
 // attach gives the link a connection to a peer that has every frame up to
 // received, and starts its goroutines. Called by the peer's goroutine.
 func (l *link) attach(st *stream, received uint64) error {
+	promise := l.s.p.m.mon.Promise()
 	l.mu.Lock()
 	if err := l.q.resume(received); err != nil {
 		l.mu.Unlock()
 		return err
 	}
-	// What acks an earlier connection lost is said again.
-	l.urgent = urgent{ack: l.kind == wire.Meta}
+	// What acks an earlier connection lost is said again; and the answer to a
+	// ping tells at once how far the peer is away, and begins the lease.
+	l.urgent = urgent{}
+	if l.kind == wire.Meta {
+		l.urgent = urgent{ack: true, ping: true, promise: promise}
+	}
 	l.st, l.epoch = st, l.connectSeq
 	l.queued.Store(l.q.bytes)
 	l.mu.Unlock()
@@ -371,6 +385,10 @@ func (l *link) ack(seq uint64) error {
 	}
 	err := l.q.ack(seq)
 	l.queued.Store(l.q.bytes)
+	if err == nil && l.sample > 0 && seq >= l.sample {
+		l.s.lease.Answered(l.sampleAt)
+		l.sample = 0
+	}
 	return err
 }
 

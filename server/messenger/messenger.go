@@ -176,6 +176,7 @@ type Messenger struct {
 	opt         Options
 	log         *slog.Logger
 	start       time.Time
+	leases      *cluster.Clock
 	incarnation uint64
 	mon         *cluster.Monitor
 	dataPool    *block.Pool
@@ -219,7 +220,7 @@ func New(opt Options) (*Messenger, error) {
 		return nil, fmt.Errorf("cannot set up the messenger: %w", err)
 	}
 	m := &Messenger{
-		opt: opt, log: opt.Log, start: time.Now(), incarnation: newCookie(),
+		opt: opt, log: opt.Log, start: time.Now(), leases: cluster.NewClock(suspended), incarnation: newCookie(),
 		dataPool: block.NewPool(dataSlab), metaPool: block.NewPool(metaSlab),
 		complaints: newLimiter(time.Minute, 256), events: newMailbox(), closed: make(chan struct{}),
 		peers: make(map[int]*peer), table: cluster.NewTable(), secrets: slices.Clone(opt.Secrets),

@@ -53,6 +53,7 @@ type Session struct {
 	heard    atomic.Int64 // Instant of the last bytes received
 	sentMeta atomic.Int64 // Instant of the last bytes sent on the meta link
 	rtt      atomic.Int64
+	lease    cluster.Lease // what the peer's answers bind it to
 	ackTimer *time.Timer
 	ackArmed atomic.Bool
 }
@@ -107,6 +108,17 @@ func (s *Session) Queued(l wire.Link) int64 { return s.links[l].queued.Load() }
 
 // RTT is the last measured time of a ping's way there and back; 0: none yet.
 func (s *Session) RTT() time.Duration { return time.Duration(s.rtt.Load()) }
+
+// LeaseLeft is for how much longer the peer is certain to take this node for
+// alive, by what it answered and this node's clock; nothing or less: it may
+// have given this node up. It takes no lock, and is right from the first
+// moment after a pause of this process.
+func (s *Session) LeaseLeft() time.Duration {
+	if s.dead.Load() {
+		return 0
+	}
+	return s.lease.Left(s.p.m.leases.Now())
+}
 
 // Alive reports whether the session has not ended. It may be stale at once.
 func (s *Session) Alive() bool { return !s.dead.Load() }
@@ -472,8 +484,10 @@ func (s *Session) control(l *link, st *stream, f *wire.Frame, b *block.Batch) er
 		l.mu.Unlock()
 		b.Touch(l)
 	case wire.Pong:
-		if d := s.p.m.clock() - cluster.Instant(f.Arg[0]); d > 0 && d < time.Hour {
+		asked := cluster.Instant(f.Arg[0])
+		if d := s.p.m.leases.Now() - asked; d > 0 && d < time.Hour {
 			s.rtt.Store(int64(d))
+			s.lease.Answered(asked)
 		}
 	case wire.SessAck:
 	case wire.NodeMsg:

@@ -93,6 +93,9 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 		return
 	}
 	p.m.log.Debug("a link was cut", "node", p.name(), "link", l.kind.String(), "because", err)
+	if l.kind == wire.Meta {
+		s.lease.Break() // it is not known why: the peer may have hung up
+	}
 	if l.downSince.IsZero() {
 		l.downSince = time.Now()
 	}
