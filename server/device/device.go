@@ -110,6 +110,7 @@ type Device struct {
 	// further, nil where that is not so. It mirrors state under mu for the hot
 	// path.
 	readable         atomic.Pointer[diskRef]
+	leases           atomic.Pointer[leaseSet] // whose word quorum rests on; nil: to be chosen
 	reads, readBytes atomic.Uint64
 	buffers          *block.Pool // for reads on behalf of others
 
@@ -516,6 +517,9 @@ func (d *Device) ticker(ctx context.Context) {
 			}
 			d.tickSyncLocked(now, b)
 			d.tickChangeLocked(now)
+			if d.hold&holdLease != 0 {
+				d.evaluateLocked(b)
+			}
 			d.tellFloorLocked(b)
 			if now.Sub(retold) >= retell {
 				retold = now

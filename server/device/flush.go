@@ -199,7 +199,10 @@ func (fl *flushState) lostLocked(d *Device, p *peer, b *block.Batch) {
 
 // settleLocked ends the flush when all have answered and nothing is held.
 func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
-	if !fl.busy || fl.local || fl.wait != 0 || d.hold != 0 && len(fl.cur) > 0 {
+	if !fl.busy || fl.local || fl.wait != 0 {
+		return
+	}
+	if len(fl.cur) > 0 && (d.hold != 0 || d.quorum.Quorate && !d.leasedLocked()) {
 		return
 	}
 	fl.busy = false

@@ -28,7 +28,9 @@ func (d *Device) read(r *block.Request, b *block.Batch) {
 		if _, err := ref.disk.ReadAt(r.Data, r.Off); err == nil {
 			d.reads.Add(1)
 			d.readBytes.Add(uint64(r.Len))
-			finish(r, nil, b)
+			if d.mayAnswerRead(r, b) {
+				finish(r, nil, b)
+			}
 			return
 		} else {
 			d.mu.Lock()
@@ -118,7 +120,9 @@ func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		return
 	}
 	copy(rr.data, f.Payload)
-	rr.finishLocked(nil, b)
+	if g := rr.group; g.left > 1 || g.err != nil || d.mayAnswerReadLocked(g.req, b) {
+		rr.finishLocked(nil, b)
+	}
 }
 
 // readRequestedLocked queues a peer's read: it may have to wait for the disk,
@@ -205,7 +209,9 @@ func (d *Device) bulkRead(o *op, b *block.Batch) {
 func (d *Device) localRead(o *op, b *block.Batch) {
 	_, err := o.disk.ReadAt(o.req.Data, o.req.Off)
 	if err == nil {
-		finish(o.req, nil, b)
+		if d.mayAnswerRead(o.req, b) {
+			finish(o.req, nil, b)
+		}
 		return
 	}
 	d.mu.Lock()

@@ -25,6 +25,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 		d.genAgain = d.genAgain || d.needGen && d.genBusy && d.committing
 	}
 	d.gateLocked()
+	d.renewLeasesLocked()
 	d.announceLocked(b)
 	if (d.hold&holdGeneration != 0 || d.genOwed) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
 		d.startGenLocked()
@@ -55,21 +56,7 @@ func (d *Device) refreshLocked(b *block.Batch) {
 
 // censusLocked counts who is in reach and applies the quorum policy.
 func (d *Device) censusLocked() {
-	c := replication.Census{Had: d.quorum.Quorate}
-	switch {
-	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Consistent:
-		c.UpToDate++
-	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Inconsistent:
-		c.Present++
-	case d.peersHaveDisk(d.cfg.Self):
-		c.Outdated++
-	}
-	for _, p := range d.peers {
-		if p != nil {
-			d.countPeerLocked(p, &c)
-		}
-	}
-	v := d.cfg.Quorum.Quorum(c)
+	v := d.cfg.Quorum.Quorum(d.tallyLocked(^replication.NodeSet(0)))
 	if v.Quorate != d.quorum.Quorate {
 		d.since["quorum"] = time.Now()
 		word := "lost"
@@ -87,14 +74,36 @@ func (d *Device) censusLocked() {
 	}
 }
 
+// tallyLocked counts the disks as this node sees them, if of the others it
+// sees those of the set seen.
+func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
+	c := replication.Census{Had: d.quorum.Quorate}
+	switch {
+	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Consistent:
+		c.UpToDate++
+	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Inconsistent:
+		c.Present++
+	case d.peersHaveDisk(d.cfg.Self):
+		c.Outdated++
+	}
+	for _, p := range d.peers {
+		if p != nil {
+			d.countPeerLocked(p, seen.Has(p.id), &c)
+		}
+	}
+	return c
+}
+
 func (d *Device) peersHaveDisk(id int) bool { return d.disks.Has(id) }
 
-func (d *Device) countPeerLocked(p *peer, c *replication.Census) {
+func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 	switch {
-	case p.diskless && p.agreed:
+	case p.diskless && p.agreed && seen:
 		c.TiebreakersPresent++
 	case p.diskless:
 		c.TiebreakersMissing++
+	case !seen:
+		c.Unknown++
 	case p.agreed && (p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established):
 		c.UpToDate++
 	case p.agreed && p.disk.HasData():

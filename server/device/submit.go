@@ -22,6 +22,7 @@ type holdReason uint8
 const (
 	holdNoQuorum   holdReason = 1 << iota // nobody may act on what a minority did
 	holdGeneration                        // the generation that tells what a lost peer missed is not durable yet
+	holdLease                             // the peers that make quorum may have given this node up
 )
 
 // Submit takes a request of the local consumer. r.Done.Complete is called
@@ -347,7 +348,7 @@ func (d *Device) progressLocked(o *op, b *block.Batch) {
 // answerOrHoldLocked answers a finished change unless something must become
 // durable, or quorum return, before anybody may act on it.
 func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
-	if d.hold != 0 {
+	if d.hold != 0 || d.quorum.Quorate && !d.leasedLocked() {
 		d.held = append(d.held, o)
 		return
 	}
@@ -453,7 +454,7 @@ func (d *Device) releaseHeldLocked(b *block.Batch) {
 
 // kickLocked admits what is parked, if the gate lets it.
 func (d *Device) kickLocked(b *block.Batch) {
-	if len(d.parked) == 0 || d.gate == gateSuspend {
+	if len(d.parked) == 0 || d.gate == gateSuspend || d.gate == gateOpen && d.hold&holdLease != 0 {
 		return
 	}
 	parked := d.parked

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -294,6 +295,7 @@ type session struct {
 	other    *session
 	links    [2]*simLink
 	wg       sync.WaitGroup
+	lapsed   atomic.Bool // the lease has run out
 }
 
 type simFrame struct {
