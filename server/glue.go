@@ -23,6 +23,9 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
+// A session tells the devices for how long its peer takes this node for alive.
+var _ device.Leaser = (*messenger.Session)(nil)
+
 // router hands sessions and frames from the messenger to the devices.
 type router struct{ devices *device.Set }
 
