@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -35,8 +34,6 @@ type Monitor struct {
 	opt  MonitorOptions
 	wake chan struct{} // capacity 1: something changed, look again
 
-	lastRun atomic.Int64 // Instant of the last Step
-
 	// mu guards the machine and the peers. Nothing is called while it is held.
 	mu    sync.Mutex
 	ticks *Ticks
@@ -50,9 +47,7 @@ type watched struct {
 
 // NewMonitor returns a monitor; Run runs it.
 func NewMonitor(opt MonitorOptions) *Monitor {
-	m := &Monitor{opt: opt, wake: make(chan struct{}, 1), ticks: NewTicks(opt.Promise), peers: make(map[int]watched)}
-	m.lastRun.Store(int64(opt.Clock()))
-	return m
+	return &Monitor{opt: opt, wake: make(chan struct{}, 1), ticks: NewTicks(opt.Promise), peers: make(map[int]watched)}
 }
 
 // Watch begins to watch a peer; epoch tells its sessions apart.
@@ -129,13 +124,6 @@ func (m *Monitor) SetPings(n int) error {
 	return err
 }
 
-// StaleFor is how long ago the monitor last ran. Just after a pause of the
-// whole process it is long, before anything else can have noticed the pause:
-// whoever acknowledges something on the strength of a lease asks here first.
-func (m *Monitor) StaleFor() time.Duration {
-	return m.opt.Clock() - Instant(m.lastRun.Load())
-}
-
 func (m *Monitor) poke() {
 	select {
 	case m.wake <- struct{}{}:
@@ -185,7 +173,6 @@ func (m *Monitor) step(r *round) Instant {
 	m.look(r)
 	m.mu.Lock()
 	now := m.opt.Clock()
-	m.lastRun.Store(int64(now))
 	var next Instant
 	// A peer that came meanwhile was not looked at: its silence counts from when
 	// it came.

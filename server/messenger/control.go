@@ -234,9 +234,3 @@ func (m *Messenger) SetPingCount(n int) error { return m.mon.SetPings(n) }
 
 // GetTick tells the tick time, and of a change under way.
 func (m *Messenger) GetTick() cluster.TickInfo { return m.mon.Get() }
-
-// StaleFor is how long ago the monitor of pings last ran; it runs several
-// times a tick time. Much more than the tick time divided by the ping count
-// means that this process has just woken from a pause, and that what it
-// believes of its peers is old.
-func (m *Messenger) StaleFor() time.Duration { return m.mon.StaleFor() }
