@@ -14,8 +14,8 @@ import (
 
 // dialPeer makes a connection to a peer and runs the handshake on it, within
 // the bound on both together.
-func (m *Messenger) dialPeer(ctx context.Context, cfg Peer, hello *wire.HelloMsg, secret []byte) (*admitted, error) {
-	deadline := time.Now().Add(m.opt.HandshakeTimeout)
+func (m *Messenger) dialPeer(ctx context.Context, cfg Peer, hello *wire.HelloMsg, secret []byte, within time.Duration) (*admitted, error) {
+	deadline := time.Now().Add(within)
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	c, err := m.dialConn(ctx, cfg)
@@ -23,14 +23,16 @@ func (m *Messenger) dialPeer(ctx context.Context, cfg Peer, hello *wire.HelloMsg
 		return nil, err
 	}
 	// The handshake ends with the context, whatever the connection waits for.
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	stop := context.AfterFunc(ctx, func() { closeConn(c, true) })
 	_ = c.SetDeadline(deadline)
 	a, err := dialHandshake(c, hello, cfg.Name, secret)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		_ = c.Close()
+		// A peer that has let it in meanwhile must not see it closed as the end
+		// of a process closes connections.
+		closeConn(c, true)
 		return nil, fmt.Errorf("handshake with %s at %s: %w", cfg.Name, cfg.Address, err)
 	}
 	_ = c.SetDeadline(time.Time{})

@@ -21,18 +21,38 @@ func (p *peer) begin() {
 
 // dial makes one connection of a link, in the background.
 func (p *peer) dial(s *Session, l *link) {
-	l.dialing = true
+	l.dialing, l.dialledAt = true, time.Now()
 	l.connectSeq++
 	hello := p.hello(wire.LinkKind(l.kind))
 	hello.Session, hello.PeerSession = s.cookie, s.answer
 	hello.ConnectSeq, hello.GlobalSeq, hello.Received = l.connectSeq, s.globalSeq, l.received.Load()
 	secret := p.m.secretFor(p.altSecret)
+	within := p.m.opt.HandshakeTimeout
+	if s.up {
+		within = p.attemptTime(s)
+	}
 	p.helpers.Go(func() {
-		a, err := p.m.dialPeer(s.ctx, *p.cfg.Load(), &hello, secret)
+		a, err := p.m.dialPeer(s.ctx, *p.cfg.Load(), &hello, secret, within)
 		if !p.post(func() { p.dialled(s, l, a, err) }) && a != nil {
 			_ = a.c.Close() // nobody is left to use it
 		}
 	})
+}
+
+// redialTime is how long the next attempt to restore a link may wait at most:
+// a path that works again has to be found out within the tick time.
+func (p *peer) redialTime() time.Duration {
+	return min(max(p.m.mon.Promise().Interval()/2, minRedial), maxBackoff)
+}
+
+// minRedial is what a busy host may need for a handshake.
+const minRedial = 250 * time.Millisecond
+
+// attemptTime bounds an attempt to restore a link. On a path that lost its
+// first packet TCP tries again later and later; a new attempt tries at once.
+func (p *peer) attemptTime(s *Session) time.Duration {
+	const roundTrips = 20 // of a dial, TLS and a handshake, with something to spare
+	return min(max(p.redialTime(), roundTrips*s.RTT()), p.m.opt.HandshakeTimeout)
 }
 
 func (p *peer) hello(kind wire.LinkKind) wire.HelloMsg {
@@ -127,7 +147,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		p.endSession(s, r)
 		return
 	}
-	l.retryAt = time.Now().Add(l.retry.next())
+	l.retryAt = l.dialledAt.Add(l.retry.nextUpTo(p.redialTime()))
 }
 
 // overBecause says whether the outcome of a redial proves that the session is
@@ -189,7 +209,7 @@ func (p *peer) knock() {
 	secret := p.m.secretFor(false)
 	p.helpers.Go(func() {
 		// Its outcome does not matter: a node that is there will dial.
-		if a, err := p.m.dialPeer(p.ctx, *p.cfg.Load(), &hello, secret); err == nil {
+		if a, err := p.m.dialPeer(p.ctx, *p.cfg.Load(), &hello, secret, p.m.opt.HandshakeTimeout); err == nil {
 			_ = a.c.Close()
 		}
 	})

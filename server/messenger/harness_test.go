@@ -22,7 +22,7 @@ var testSecret = []byte("a secret of sixteen bytes and more")
 // node is a messenger under test with a recording handler.
 type node struct {
 	*Messenger
-	t    *testing.T
+	t    testing.TB
 	name string
 
 	mu     sync.Mutex
@@ -153,7 +153,7 @@ func (n *node) waitEvent(kind string) cluster.Event {
 
 // bed is a set of nodes that know one another.
 type bed struct {
-	t     *testing.T
+	t     testing.TB
 	nodes []*node
 	opts  []Options
 	// listen, where it is set, makes a node's listener at each start.
@@ -168,7 +168,7 @@ func nodeName(i int) string {
 }
 
 // newBed prepares n nodes on loopback; change adapts each one's options.
-func newBed(t *testing.T, n int, change func(i int, o *Options)) *bed {
+func newBed(t testing.TB, n int, change func(i int, o *Options)) *bed {
 	t.Helper()
 	b := &bed{t: t}
 	var listeners []net.Listener
@@ -312,13 +312,15 @@ func crash(n *node) {
 	n.stop()
 }
 
-func (n *node) countEvents(kind string) (count int) {
+func (n *node) countEvents(kind string) int { return len(n.eventsOf(kind)) }
+
+func (n *node) eventsOf(kind string) (of []cluster.Event) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, e := range n.events {
 		if e.Type == kind {
-			count++
+			of = append(of, e)
 		}
 	}
-	return count
+	return of
 }

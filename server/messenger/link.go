@@ -60,6 +60,8 @@ type link struct {
 	hungUp     bool // the last connection ended as that of a dying process does
 	retry      retry
 	retryAt    time.Time
+	dialledAt  time.Time // the last dial began
+	attachedAt time.Time
 	progress   uint64 // received at the last attach
 	barren     int    // connections in a row that ended on a protocol fault without progress
 }
@@ -333,7 +335,7 @@ func (l *link) attach(st *stream, received uint64) error {
 	l.st, l.epoch = st, l.connectSeq
 	l.queued.Store(l.q.bytes)
 	l.mu.Unlock()
-	l.hungUp, l.downSince, l.progress = false, time.Time{}, l.received.Load()
+	l.hungUp, l.downSince, l.progress, l.attachedAt = false, time.Time{}, l.received.Load(), time.Now()
 	st.done.Go(func() { l.writer(st) })
 	epoch := l.connectSeq
 	st.done.Go(func() { l.reader(st, epoch) })

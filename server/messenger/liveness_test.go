@@ -87,6 +87,62 @@ func TestAShortCutIsNoNodedown(t *testing.T) {
 	})
 }
 
+// TestACutAlmostAsLongAsTheTickTimeIsNoNodedown: nothing tells that the
+// connections are dead, and by the time that TCP would try them again the peer
+// would have been given up. Whoever dials does not wait for that.
+func TestACutAlmostAsLongAsTheTickTimeIsNoNodedown(t *testing.T) {
+	for phase := range 20 {
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			sn.slow = true
+			sa, sb := a.waitUp(1), b.waitUp(1)
+			n := uint64(0)
+			for cut := range 5 {
+				time.Sleep(5*time.Second + time.Duration(phase)*53*time.Millisecond)
+				for i := range 34 {
+					if i == 5 {
+						sn.stop("beta", "alpha")
+						sn.stop("alpha", "beta")
+					}
+					n++
+					sendNumber(sa, wire.Write, n, pattern(4096), nil)
+					sendNumber(sb, wire.WriteAck, n, nil, nil)
+					time.Sleep(100 * time.Millisecond)
+				}
+				sn.heal("beta", "alpha")
+				sn.heal("alpha", "beta")
+				time.Sleep(2 * time.Second)
+				if got := len(b.frames(wire.Data)); got != int(n) {
+					t.Errorf("phase %d, cut %d: %d of %d frames have arrived", phase, cut, got, n)
+				}
+			}
+			checkOrder(t, b.frames(wire.Data), int(n))
+			checkOrder(t, a.frames(wire.Meta), int(n))
+			a.waitLog("up 1")
+			b.waitLog("up 0")
+		})
+	}
+}
+
+// TestAFlappingPathIsNoNodedown: links that are cut again and again, each time
+// for less than the tick time, and carry little.
+func TestAFlappingPathIsNoNodedown(t *testing.T) {
+	for _, up := range []time.Duration{20 * time.Millisecond, 300 * time.Millisecond, 3 * time.Second} {
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			sn.delay.Store(int64(time.Millisecond))
+			for range 100 {
+				sn.stop("beta", "alpha")
+				sn.reset("alpha", "beta")
+				time.Sleep(time.Second)
+				sn.heal("beta", "alpha")
+				time.Sleep(up)
+			}
+			time.Sleep(2 * time.Second)
+			a.waitLog("up 1")
+			b.waitLog("up 0")
+		})
+	}
+}
+
 // TestMissedPingsShowBeforeTheTimeout: the peer goes silent for less than T.
 func TestMissedPingsShowBeforeTheTimeout(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {

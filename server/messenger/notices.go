@@ -94,6 +94,7 @@ func (m *Messenger) pingEvent(a cluster.Action, kind, text string) {
 	if p == nil {
 		return
 	}
+	p.post(func() { p.doubt(a.Epoch, a.Kind == cluster.Missed) })
 	m.emit(cluster.Event{
 		Type: kind, Node: p.name(), ID: p.id, Session: a.Epoch, Missed: a.Count,
 		Text: fmt.Sprintf(text, p.name(), a.Count, a.For.Round(time.Millisecond)),

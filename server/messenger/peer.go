@@ -165,6 +165,9 @@ func (p *peer) act() {
 func (p *peer) actUp(s *Session, now time.Time) {
 	for _, l := range s.links {
 		if l.downSince.IsZero() {
+			if s.redials(l) && !now.Before(l.retryAt) {
+				p.dial(s, l)
+			}
 			continue
 		}
 		if now.Sub(l.downSince) > p.linkLimit() {
@@ -177,6 +180,19 @@ func (p *peer) actUp(s *Session, now time.Time) {
 	}
 	if !s.dialer && s.cut() && !p.probing && !now.Before(p.probeAt) {
 		p.probe(s)
+	}
+}
+
+// redials reports whether a link is to be dialled anew though it is not cut: a
+// path that dropped packets for a while works again long before TCP tries its
+// old connections.
+func (s *Session) redials(l *link) bool { return s.dialer && s.doubtful && !l.dialing }
+
+// doubt takes note that the peer of a session has missed pings, or is heard
+// again.
+func (p *peer) doubt(session uint64, on bool) {
+	if s := p.s; s != nil && s.up && s.id == session {
+		s.doubtful = on
 	}
 }
 
@@ -204,6 +220,9 @@ func (p *peer) untilDue() time.Duration {
 	default:
 		for _, l := range s.links {
 			if l.downSince.IsZero() {
+				if s.redials(l) {
+					due(l.retryAt)
+				}
 				continue
 			}
 			due(l.downSince.Add(p.linkLimit() + time.Millisecond))

@@ -19,10 +19,13 @@ type retry struct {
 	wait   time.Duration
 }
 
-// next is the wait before the attempt that follows a failure. It is jittered
-// by a quarter either way, so that the peers of a node which comes back do not
-// all dial it in the same instant.
-func (r *retry) next() time.Duration {
+// next is the wait before the attempt that follows a failure.
+func (r *retry) next() time.Duration { return r.nextUpTo(maxBackoff) }
+
+// nextUpTo is next where the wait grows to most only. It is jittered by a
+// quarter either way, so that the peers of a node which comes back do not all
+// dial it in the same instant.
+func (r *retry) nextUpTo(most time.Duration) time.Duration {
 	r.failed++
 	switch {
 	case r.failed == 1:
@@ -32,6 +35,7 @@ func (r *retry) next() time.Duration {
 	default:
 		r.wait = min(2*r.wait, maxBackoff)
 	}
+	r.wait = min(r.wait, most)
 	if r.wait == 0 {
 		return 0
 	}

@@ -47,6 +47,7 @@ type Session struct {
 	began     time.Time
 	upAt      time.Time
 	relinking bool // both links are being dialled anew on purpose
+	doubtful  bool // the peer has missed pings: the links may be dead, though nothing says so
 
 	dead     atomic.Bool
 	ending   atomic.Bool  // somebody asked for the end already
@@ -485,8 +486,8 @@ func (s *Session) control(l *link, st *stream, f *wire.Frame, b *block.Batch) er
 		b.Touch(l)
 	case wire.Pong:
 		asked := cluster.Instant(f.Arg[0])
-		if d := s.p.m.leases.Now() - asked; d > 0 && d < time.Hour {
-			s.rtt.Store(int64(d))
+		if d := s.p.m.leases.Now() - asked; d >= 0 && d < time.Hour {
+			s.rtt.Store(max(1, int64(d)))
 			s.lease.Answered(asked)
 		}
 	case wire.SessAck:

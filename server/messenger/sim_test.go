@@ -2,7 +2,7 @@ package messenger
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -26,12 +26,17 @@ type simNet struct {
 	delay     atomic.Int64       // of what is written from now on, in ns
 	changed   chan struct{}      // closed and replaced when stopped changes
 	dials     map[[2]string]int
+	spoken    map[[2]string]int    // dials over which the dialer said anything: probes do not
 	resetAt   func(c *simConn) int // bytes after which a new connection is reset; 0: never
+	// slow makes what was sent over a stopped path before it healed wait once
+	// more for as long as the path was stopped, as TCP's growing timeouts do.
+	slow      bool
+	stoppedAt map[[2]string]time.Time
 	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
 }
 
 func newSimNet() *simNet {
-	return &simNet{listeners: make(map[string]*simListener), stopped: make(map[[2]string]bool), changed: make(chan struct{}), dials: make(map[[2]string]int)}
+	return &simNet{listeners: make(map[string]*simListener), stopped: make(map[[2]string]bool), changed: make(chan struct{}), dials: make(map[[2]string]int), spoken: make(map[[2]string]int)}
 }
 
 type simAddr string
@@ -102,6 +107,11 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 		}
 		ab, ba := newSimPipe(n, from, to), newSimPipe(n, to, from)
 		a := &simConn{in: ba, out: ab, local: from, remote: to}
+		a.speak = sync.OnceFunc(func() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.spoken[[2]string{from, to}]++
+		})
 		b := &simConn{in: ab, out: ba, local: to, remote: from}
 		if n.resetAt != nil {
 			a.budget = n.resetAt(a)
@@ -130,15 +140,47 @@ func (n *simNet) healAll() {
 
 func (n *simNet) set(from, to string, stopped bool) {
 	n.mu.Lock()
+	until := n.slowedLocked(from, to, stopped)
 	n.stopped[[2]string{from, to}] = stopped
 	close(n.changed)
 	n.changed = make(chan struct{})
 	conns := append([]*simConn(nil), n.conns...)
 	n.mu.Unlock()
 	for _, c := range conns {
-		c.in.poke()
-		c.out.poke()
+		c.in.holdBack(from, to, until)
+		c.out.holdBack(from, to, until)
 	}
+}
+
+// slowedLocked is until when the connections of a path that heals are held
+// back, if slow is set; zero: they are not.
+func (n *simNet) slowedLocked(from, to string, stopped bool) time.Time {
+	if !n.slow {
+		return time.Time{}
+	}
+	path := [2]string{from, to}
+	if n.stoppedAt == nil {
+		n.stoppedAt = make(map[[2]string]time.Time)
+	}
+	at := n.stoppedAt[path]
+	switch {
+	case stopped && at.IsZero():
+		n.stoppedAt[path] = time.Now()
+	case !stopped && !at.IsZero():
+		delete(n.stoppedAt, path)
+		return time.Now().Add(time.Since(at))
+	}
+	return time.Time{}
+}
+
+// holdBack lets nothing arrive before until, and has it looked at again.
+func (p *simPipe) holdBack(from, to string, until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.from == from && p.to == to && !until.IsZero() {
+		p.until = until
+	}
+	p.wakeLocked()
 }
 
 func (n *simNet) isStopped(from, to string) bool {
@@ -177,6 +219,7 @@ type simPipe struct {
 	eof    bool
 	err    error
 	change chan struct{}
+	until  time.Time // nothing arrives before
 }
 
 type simChunk struct {
@@ -193,12 +236,6 @@ func newSimPipe(n *simNet, from, to string) *simPipe {
 func (p *simPipe) wakeLocked() {
 	close(p.change)
 	p.change = make(chan struct{})
-}
-
-func (p *simPipe) poke() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.wakeLocked()
 }
 
 func (p *simPipe) fail(err error) {
@@ -219,6 +256,8 @@ func (p *simPipe) read(b []byte, d *simDeadline) (int, error) {
 			defer p.mu.Unlock()
 			return 0, p.err
 		case p.net.isStopped(p.from, p.to):
+		case time.Now().Before(p.until):
+			wait = time.Until(p.until)
 		case len(p.chunks) > 0:
 			c := &p.chunks[0]
 			if wait = time.Until(c.at); wait <= 0 {
@@ -325,13 +364,15 @@ type simConn struct {
 	in, out       *simPipe
 	local, remote string
 	rd, wd        simDeadline
+	speak         func() // of who dialled: called before the first write
 
+	hard   atomic.Bool
 	mu     sync.Mutex
 	flip   int // bytes until one is damaged
 	budget int // bytes in either direction until the connection is reset; 0: no limit
 }
 
-var errSimReset = errors.New("connection reset by the simulated network")
+var errSimReset = fmt.Errorf("reset by the simulated network: %w", syscall.ECONNRESET)
 
 // spend takes n bytes from the budget, and reports how many may pass.
 func (c *simConn) spend(n int) (pass int, broken bool) {
@@ -357,6 +398,9 @@ func (c *simConn) Read(b []byte) (int, error) {
 }
 
 func (c *simConn) Write(b []byte) (int, error) {
+	if c.speak != nil {
+		c.speak()
+	}
 	pass, broken := c.spend(len(b))
 	n, err := c.out.write(c.damage(b[:pass]), &c.wd)
 	if broken && err == nil {
@@ -399,7 +443,16 @@ func (c *simConn) breakOff() {
 	}
 }
 
+// SetLinger(0) makes Close reset the connection, as TCP's does.
+func (c *simConn) SetLinger(int) error {
+	c.hard.Store(true)
+	return nil
+}
+
 func (c *simConn) Close() error {
+	if c.hard.Load() {
+		c.out.fail(errSimReset)
+	}
 	c.out.mu.Lock()
 	c.out.eof = true
 	c.out.wakeLocked()

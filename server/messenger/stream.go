@@ -200,16 +200,20 @@ func (st *stream) unread() int {
 func (st *stream) close(hard bool) {
 	st.closeOnce.Do(func() {
 		close(st.closed)
-		c := st.c
-		// TLS would wait to say that it closes; a Goodbye has said more.
-		if t, ok := c.(*tls.Conn); ok {
-			c = t.NetConn()
-		}
-		if tc, ok := c.(*net.TCPConn); ok && hard {
-			_ = tc.SetLinger(0) // best effort: the close below counts
-		}
-		_ = c.Close() // the connection is given up whatever Close says
+		closeConn(st.c, hard)
 	})
+}
+
+// closeConn closes a connection; hard as in stream.close.
+func closeConn(c net.Conn, hard bool) {
+	// TLS would wait to say that it closes; a Goodbye has said more.
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok && hard {
+		_ = l.SetLinger(0) // best effort: the close below counts
+	}
+	_ = c.Close() // the connection is given up whatever Close says
 }
 
 // tune sets the options of a fresh connection. All are best effort: a

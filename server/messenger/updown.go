@@ -43,6 +43,7 @@ func (p *peer) relinked(s *Session, l *link, st *stream, received uint64) {
 		p.endSession(s, Reason{ReasonProtocol, err.Error()})
 		return
 	}
+	l.retryAt = time.Now().Add(p.redialTime()) // time for the peer to be heard on it
 	if !s.cut() {
 		p.probes.reset()
 		p.probeAt = time.Time{}
@@ -87,6 +88,10 @@ func (p *peer) barren(l *link) bool {
 	return l.barren >= maxBarren
 }
 
+// calmTime is how long a connection must have lasted for its link to be dialled
+// at once when it is cut, as if it had never been cut before.
+const calmTime = time.Second
+
 // markDown notes that a link of a session that is up has no connection.
 func (p *peer) markDown(s *Session, l *link, err error) {
 	if !s.up {
@@ -99,11 +104,10 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 	if l.downSince.IsZero() {
 		l.downSince = time.Now()
 	}
-	wait := time.Duration(0)
-	if l.received.Load() > l.progress {
+	if l.received.Load() > l.progress || time.Since(l.attachedAt) > calmTime {
 		l.retry.reset()
 	}
-	wait = l.retry.next()
+	wait := l.retry.nextUpTo(p.redialTime())
 	l.retryAt = time.Now().Add(wait)
 	p.m.note(func(t *cluster.Table) {
 		t.Failed(p.id, time.Now(), fmt.Sprintf("the %v link was cut: %v", l.kind, err))
