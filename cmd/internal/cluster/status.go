@@ -20,9 +20,10 @@ type Status struct {
 
 // Peer is a peer node in a status.
 type Peer struct {
-	Name      string `json:"name"`
-	State     string `json:"state"`
-	LastError string `json:"last_error"`
+	Name        string `json:"name"`
+	State       string `json:"state"`
+	LastError   string `json:"last_error"`
+	MissedPings int    `json:"missed_pings"`
 }
 
 // DeviceState is a device in a status.
