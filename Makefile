@@ -40,7 +40,7 @@ sim: ## SEEDS (default 1000) random histories in virtual time in which faults pi
 soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds, and detection at longer tick times
 	$(GO) test ./server/messenger -run 'TestSoak|TestStopped' -timeout 60m -v -long -seeds $(or $(SEEDS),20)
 
-bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; and the control plane's benchmarks
+bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; and the benchmarks of the links between nodes and of the control plane
 	.ci/bench
 
 install: build ## install the two binaries under PREFIX (default /usr/local)

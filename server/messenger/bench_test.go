@@ -100,8 +100,10 @@ func BenchmarkRoundTrip(b *testing.B) {
 
 // BenchmarkPipelined is 4 KiB writes and their acks, 32 in flight in batches
 // of 16, as a busy client makes them.
-func BenchmarkPipelined(b *testing.B) {
-	s, mine, _ := benchPair(b, nil)
+func BenchmarkPipelined(b *testing.B) { pipelined(b, nil) }
+
+func pipelined(b *testing.B, change func(o *Options)) {
+	s, mine, _ := benchPair(b, change)
 	mine.each = make(chan struct{}, 64)
 	pool := block.NewPool(1 << 20)
 	buf := pool.Get()
@@ -123,11 +125,16 @@ func BenchmarkPipelined(b *testing.B) {
 	for ; inflight > 0; inflight-- {
 		<-mine.each
 	}
+	perSecond(b)
 }
 
+func perSecond(b *testing.B) { b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s") }
+
 // BenchmarkBulk is 1 MiB writes, 8 in flight.
-func BenchmarkBulk(b *testing.B) {
-	s, mine, _ := benchPair(b, nil)
+func BenchmarkBulk(b *testing.B) { bulk(b, nil) }
+
+func bulk(b *testing.B, change func(o *Options)) {
+	s, mine, _ := benchPair(b, change)
 	mine.each = make(chan struct{}, 64)
 	pool := block.NewPool(1 << 20)
 	buf := pool.Get()
@@ -143,6 +150,7 @@ func BenchmarkBulk(b *testing.B) {
 	for ; inflight > 0; inflight-- {
 		<-mine.each
 	}
+	perSecond(b)
 }
 
 // BenchmarkRawTCP is the yardstick: the same bytes over one connection, with
@@ -205,6 +213,7 @@ func rawConn(b *testing.B, size, flights int, wrap func(c net.Conn, dialled bool
 			}
 		}
 	}
+	perSecond(b)
 	c.Close()
 	<-done
 }
@@ -250,44 +259,37 @@ func BenchmarkPing(b *testing.B) {
 	}
 }
 
-// BenchmarkTLS is BenchmarkBulk over TLS, and TLS alone beside it.
+// BenchmarkTLS is BenchmarkPipelined and BenchmarkBulk over TLS, and TLS alone
+// beside them.
 func BenchmarkTLS(b *testing.B) {
-	b.Run("session-1m-8", func(b *testing.B) {
-		ca := newAuthority(b)
-		s, mine, _ := benchPair(b, func(o *Options) { o.TLS = ca.issue(o.NodeName, o.NodeName) })
-		mine.each = make(chan struct{}, 64)
-		pool := block.NewPool(1 << 20)
-		buf := pool.Get()
-		b.SetBytes(1 << 20)
-		inflight := 0
-		for b.Loop() {
-			s.Send(&wire.Header{Type: wire.Write}, buf.B, buf, nil)
-			for inflight++; inflight >= 8; inflight-- {
-				<-mine.each
-			}
+	ca := newAuthority(b)
+	secure := func(o *Options) { o.TLS = ca.issue(o.NodeName, o.NodeName) }
+	b.Run("session-4k-32", func(b *testing.B) { pipelined(b, secure) })
+	b.Run("session-1m-8", func(b *testing.B) { bulk(b, secure) })
+	server, err := ca.issue("s", "s").Server()
+	if err != nil {
+		b.Fatal(err)
+	}
+	client, err := ca.issue("c", "s").Client("s")
+	if err != nil {
+		b.Fatal(err)
+	}
+	wrap := func(c net.Conn, dialled bool) net.Conn {
+		if dialled {
+			return tls.Client(c, client)
 		}
-		for ; inflight > 0; inflight-- {
-			<-mine.each
-		}
-	})
-	b.Run("alone-1m-8", func(b *testing.B) {
-		ca := newAuthority(b)
-		server, err := ca.issue("s", "s").Server()
-		if err != nil {
-			b.Fatal(err)
-		}
-		client, err := ca.issue("c", "s").Client("s")
-		if err != nil {
-			b.Fatal(err)
-		}
-		wrap := func(c net.Conn, dialled bool) net.Conn {
-			if dialled {
-				return tls.Client(c, client)
-			}
-			return tls.Server(c, server)
-		}
-		rawConn(b, 1<<20, 8, wrap)
-	})
+		return tls.Server(c, server)
+	}
+	b.Run("alone-4k-32", func(b *testing.B) { rawConn(b, 4096, 32, wrap) })
+	b.Run("alone-1m-8", func(b *testing.B) { rawConn(b, 1<<20, 8, wrap) })
+}
+
+// BenchmarkSigned is BenchmarkPipelined and BenchmarkBulk with a MAC on every
+// frame.
+func BenchmarkSigned(b *testing.B) {
+	sign := func(o *Options) { o.Sign = true }
+	b.Run("4k-32", func(b *testing.B) { pipelined(b, sign) })
+	b.Run("1m-8", func(b *testing.B) { bulk(b, sign) })
 }
 
 // BenchmarkIdleCluster is 32 nodes in one process at T = 8 s with nothing to

@@ -13,6 +13,14 @@
 // it, or on request; then the Handler is told, with the frames that were not
 // acked at hand, before anything of a new session.
 //
+// A path that drops packets for a while does not cut a TCP connection; but by
+// the time that TCP tries again the tick time may have passed. So whoever dials
+// makes new connections as soon as the peer has missed a ping, and the links
+// move to them when they come about.
+//
+// Session.LeaseLeft is for how much longer the peer is certain to take this
+// node for alive (see the cluster package).
+//
 // # Who does what
 //
 // Each peer has one goroutine that owns its session's state and receives
