@@ -42,11 +42,16 @@ func (p *peer) dial(s *Session, l *link) {
 // redialTime is how long the next attempt to restore a link may wait at most:
 // a path that works again has to be found out within the tick time.
 func (p *peer) redialTime() time.Duration {
-	return min(max(p.m.mon.Promise().Interval()/2, minRedial), maxBackoff)
+	return min(max(p.m.mon.Promise().Interval()/2, leastAttempt), maxBackoff)
 }
 
-// minRedial is what a busy host may need for a handshake.
-const minRedial = 250 * time.Millisecond
+const (
+	// minRedial is short because a dial may meet the peer's process as it dies,
+	// and prove nothing; the next one does.
+	minRedial = 10 * time.Millisecond
+	// leastAttempt is what a busy host may need for a handshake.
+	leastAttempt = 250 * time.Millisecond
+)
 
 // attemptTime bounds an attempt to restore a link. On a path that lost its
 // first packet TCP tries again later and later; a new attempt tries at once.
@@ -147,7 +152,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		p.endSession(s, r)
 		return
 	}
-	l.retryAt = l.dialledAt.Add(l.retry.nextUpTo(p.redialTime()))
+	l.retryAt = l.dialledAt.Add(l.retry.between(minRedial, p.redialTime()))
 }
 
 // overBecause says whether the outcome of a redial proves that the session is

@@ -20,18 +20,18 @@ type retry struct {
 }
 
 // next is the wait before the attempt that follows a failure.
-func (r *retry) next() time.Duration { return r.nextUpTo(maxBackoff) }
+func (r *retry) next() time.Duration { return r.between(minBackoff, maxBackoff) }
 
-// nextUpTo is next where the wait grows to most only. It is jittered by a
-// quarter either way, so that the peers of a node which comes back do not all
-// dial it in the same instant.
-func (r *retry) nextUpTo(most time.Duration) time.Duration {
+// between is next where the waits grow from least to most. They are jittered
+// by a quarter either way, so that the peers of a node which comes back do not
+// all dial it in the same instant.
+func (r *retry) between(least, most time.Duration) time.Duration {
 	r.failed++
 	switch {
 	case r.failed == 1:
 		r.wait = 0
 	case r.wait == 0:
-		r.wait = minBackoff
+		r.wait = least
 	default:
 		r.wait = min(2*r.wait, maxBackoff)
 	}

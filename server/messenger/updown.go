@@ -107,7 +107,7 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 	if l.received.Load() > l.progress || time.Since(l.attachedAt) > calmTime {
 		l.retry.reset()
 	}
-	wait := l.retry.nextUpTo(p.redialTime())
+	wait := l.retry.between(minRedial, p.redialTime())
 	l.retryAt = time.Now().Add(wait)
 	p.m.note(func(t *cluster.Table) {
 		t.Failed(p.id, time.Now(), fmt.Sprintf("the %v link was cut: %v", l.kind, err))
