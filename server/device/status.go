@@ -21,6 +21,7 @@ type Status struct {
 	Disk        replication.DiskState
 	Quorum      replication.Verdict
 	Suspended   bool
+	InDoubt     bool // suspended because too few peers are certain to take this node for alive
 	Open        int
 	Peers       []PeerStatus
 	Gens        replication.Gens
@@ -65,7 +66,8 @@ func (d *Device) Status() Status {
 	defer d.mu.Unlock()
 	st := Status{
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
-		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&holdNoQuorum != 0),
+		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdNoQuorum|holdLease) != 0),
+		InDoubt:   d.hold&holdLease != 0,
 		Open:      d.opens, Gens: d.gens, InFlight: int(d.window.head - d.window.floor),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Stats: d.stats, Since: map[string]time.Time{},
@@ -229,6 +231,10 @@ func (d *Device) Why() Why {
 		w.State += ", I/O suspended"
 	}
 	w.Because = append(w.Because, "quorum ("+st.Policy.String()+"): "+st.Quorum.Why)
+	if st.InDoubt {
+		w.Because = append(w.Because, "answers wait: this node was paused, or hears nothing, and too few peers are certain to take it for alive still")
+		w.Next = append(w.Next, "they answer within a moment, or are found to be down within the tick time")
+	}
 	if !st.Quorum.Quorate {
 		w.Next = append(w.Next, "quorum returns when enough of the device's nodes are up: lockstepctl node list")
 	}

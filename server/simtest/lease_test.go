@@ -3,6 +3,7 @@ package simtest
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,6 +52,12 @@ func TestNothingIsAnsweredInDoubt(t *testing.T) {
 				synctest.Wait()
 				if answered(rd) == c.doubts || answered(wr) == c.doubts || answered(fl) == c.doubts {
 					t.Fatalf("read answered: %t, write: %t, flush: %t\n%s", answered(rd), answered(wr), answered(fl), cl.Describe())
+				}
+				if st := cl.Nodes[0].Dev.Status(); st.Suspended != c.doubts || st.InDoubt != c.doubts {
+					t.Errorf("suspended: %t, in doubt: %t", st.Suspended, st.InDoubt)
+				}
+				if why := strings.Join(cl.Nodes[0].Dev.Why().Because, "\n"); strings.Contains(why, "answers wait") != c.doubts {
+					t.Errorf("it explains: %s", why)
 				}
 				cl.Doubt(0, false)
 				time.Sleep(time.Second)
