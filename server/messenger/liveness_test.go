@@ -123,6 +123,48 @@ func TestACutAlmostAsLongAsTheTickTimeIsNoNodedown(t *testing.T) {
 	}
 }
 
+// TestLinksMoveToNewConnectionsUnderLoad: the old ones, which were doubted,
+// work after all, and frames and acks flow over them until the moment when the
+// new ones take over.
+func TestLinksMoveToNewConnectionsUnderLoad(t *testing.T) {
+	for _, delay := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond} {
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			sn.delay.Store(int64(delay))
+			sa, sb := a.waitUp(1), b.waitUp(1)
+			n := uint64(0)
+			for i := range 3000 {
+				n++
+				for _, s := range []*Session{sa, sb} {
+					sendNumber(s, wire.Write, n, pattern(200), nil)
+					sendNumber(s, wire.WriteAck, n, nil, nil)
+				}
+				if i%7 == 0 {
+					p := sb.p
+					p.post(func() {
+						p.doubt(sb.id, true)
+						for _, l := range sb.links {
+							l.retryAt = time.Time{}
+						}
+					})
+				}
+				time.Sleep(3 * time.Millisecond)
+			}
+			sb.p.post(func() { sb.p.doubt(sb.id, false) })
+			time.Sleep(3 * time.Second)
+			for _, x := range []*node{a, b} {
+				for _, k := range []wire.Link{wire.Data, wire.Meta} {
+					checkOrder(t, x.frames(k), int(n))
+				}
+			}
+			if i, _ := b.Node("alpha"); i.Data.Connections < 50 {
+				t.Errorf("the links moved %d times only", i.Data.Connections)
+			}
+			a.waitLog("up 1")
+			b.waitLog("up 0")
+		})
+	}
+}
+
 // TestAFlappingPathIsNoNodedown: links that are cut again and again, each time
 // for less than the tick time, and carry little.
 func TestAFlappingPathIsNoNodedown(t *testing.T) {

@@ -16,7 +16,7 @@ const (
 	firstSlots     = 64
 )
 
-var errAck = errors.New("the peer acknowledged frames that were never sent to it, or took an acknowledgement back")
+var errAck = errors.New("the peer acknowledged frames that were never sent to it")
 
 // queue is the outgoing side of one link: every frame that the peer has not
 // acked, in order. The frame with sequence number i+1 lies in slot i&mask.
@@ -217,12 +217,14 @@ func (q *queue) release() {
 }
 
 // resume prepares the queue for a new connection to a peer that has every
-// frame up to received: the rest is sent again. Urgent bytes are not.
+// frame up to received: the rest is sent again. Urgent bytes are not. Where
+// the old connection went on while the new one was made, acks tell of more.
 func (q *queue) resume(received uint64) error {
-	if received < q.acked || received > q.gathered {
-		return fmt.Errorf("%w (it says it has %d, it acked %d, it was sent %d)", errAck, received, q.acked, q.gathered)
+	if received > q.gathered {
+		return fmt.Errorf("%w (it says it has %d, it was sent %d)", errAck, received, q.gathered)
 	}
-	q.acked, q.next, q.off = received, received, 0
+	q.acked = max(q.acked, received)
+	q.next, q.off = q.acked, 0
 	q.urgent, q.urgeOff = q.urgent[:0], 0
 	q.release()
 	return nil

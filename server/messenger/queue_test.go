@@ -141,9 +141,14 @@ func TestQueueRefusesAcksOfWhatWasNeverSent(t *testing.T) {
 	if err := q.ack(4); err != nil {
 		t.Error(err)
 	}
-	if q.ack(11) == nil || q.resume(11) == nil || q.resume(3) == nil {
-		t.Error("an ack of what does not exist, or taken back, is believed")
+	if q.ack(11) == nil || q.resume(11) == nil {
+		t.Error("an ack of what does not exist is believed")
 	}
+	// What a new connection's opening says may be older than the last ack.
+	if err := q.resume(3); err != nil || q.acked != 4 {
+		t.Errorf("%v, acked %d", err, q.acked)
+	}
+	q.gather(nil)
 	if err := q.resume(7); err != nil { // handed to the kernel, and received before the cut
 		t.Error(err)
 	}
