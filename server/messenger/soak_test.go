@@ -34,6 +34,10 @@ func TestSoak(t *testing.T) {
 	// A thousand sessions in one process have each their buffers; garbage beside
 	// them is not for a machine that runs other tests as well.
 	defer debug.SetGCPercent(debug.SetGCPercent(20))
+	nodes := 32
+	if raceDetector {
+		nodes = 10 // it takes ten times as long
+	}
 	first := *soakSeed
 	if first == 0 {
 		first = rand.Uint64()
@@ -41,7 +45,7 @@ func TestSoak(t *testing.T) {
 	for i := range uint64(*soakSeeds) {
 		seed := first + i
 		synctest.Test(t, func(t *testing.T) {
-			s := &soak{rng: rand.New(rand.NewPCG(seed, 0)), nodes: 32, steps: 60, sent: make(map[sending]uint64), got: make(map[sending]uint64)}
+			s := &soak{rng: rand.New(rand.NewPCG(seed, 0)), nodes: nodes, steps: 60, sent: make(map[sending]uint64), got: make(map[sending]uint64)}
 			s.run(t)
 		})
 		if t.Failed() {
