@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -280,4 +283,41 @@ func TestNamesWithColons(t *testing.T) {
 		t.Errorf("%v %v", s.kept, s.inherited)
 	}
 	s.closeAll(true)
+}
+
+// TestMoreTimeIsNeverLess: a daemon that asks for more time gets what it asks
+// for or what it has, whichever is more, and nothing while it was not asked to stop.
+func TestMoreTimeIsNeverLess(t *testing.T) {
+	for _, c := range []struct {
+		asked     bool
+		ask, want time.Duration
+	}{
+		{true, time.Second, time.Minute},
+		{true, time.Hour, time.Hour},
+		{false, time.Hour, time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			tm := &term{asked: c.asked, kill: time.NewTimer(time.Minute), due: time.Now().Add(time.Minute)}
+			(&supervisor{}).obey(tm, linked{message: message{Op: opExtend, Millis: c.ask.Milliseconds()}})
+			<-tm.kill.C
+			if d := time.Since(began); d != c.want {
+				t.Errorf("asked %t to stop and for %v: killed after %v, not %v", c.asked, c.ask, d, c.want)
+			}
+		})
+	}
+}
+
+// TestDumpDoesNotWaitForWhatHangs: an operator asks for a dump because something hangs.
+func TestDumpDoesNotWaitForWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		if got := string(written(func(w io.Writer) { fmt.Fprint(w, "state"); <-hang })); !strings.Contains(got, "left out") {
+			t.Errorf("got %q", got)
+		}
+	})
+	if got := string(written(func(w io.Writer) { fmt.Fprint(w, "state") })); got != "state" {
+		t.Errorf("got %q", got)
+	}
 }

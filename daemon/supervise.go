@@ -164,7 +164,8 @@ type term struct {
 	asked    bool // it was asked to stop
 	hung     bool // it was killed because it did not start in time
 	kill     *time.Timer
-	ooms     uint64 // kills for lack of memory before it was started
+	due      time.Time // when kill fires
+	ooms     uint64    // kills for lack of memory before it was started
 }
 
 // linked is a message with its descriptor.
@@ -216,7 +217,7 @@ func (s *supervisor) start() (*term, error) {
 	s.conns = nil
 	go func() { t.report <- crash.Collect(r) }() // ended waits for it
 	go t.receive()
-	t.kill = time.NewTimer(s.opts.StartTimeout)
+	t.kill, t.due = time.NewTimer(s.opts.StartTimeout), time.Now().Add(s.opts.StartTimeout)
 	return t, nil
 }
 
@@ -315,8 +316,8 @@ func (s *supervisor) obey(t *term, m linked) {
 		s.kept[m.Name] = m.Value
 		s.follow(m)
 	case opExtend:
-		if t.asked {
-			t.kill.Reset(time.Duration(m.Millis) * time.Millisecond)
+		if d := time.Duration(m.Millis) * time.Millisecond; t.asked && time.Now().Add(d).After(t.due) {
+			t.killAfter(d) // more time is never less
 		}
 	}
 	closeFile(m.file)
@@ -392,7 +393,7 @@ func (s *supervisor) signal(t *term, sig os.Signal) {
 		s.log.Info(fmt.Sprintf("asked to stop (%v): stopping the daemon", sig), "pid", t.pid())
 		if !t.asked {
 			t.asked = true
-			t.kill.Reset(s.opts.StopTimeout)
+			t.killAfter(s.opts.StopTimeout)
 		}
 		t.signal(sig)
 	case syscall.SIGHUP:
@@ -404,6 +405,12 @@ func (s *supervisor) signal(t *term, sig os.Signal) {
 	case syscall.SIGUSR1:
 		t.signal(sig)
 	}
+}
+
+// killAfter sets when the daemon is killed if it has not ended.
+func (t *term) killAfter(d time.Duration) {
+	t.kill.Reset(d)
+	t.due = time.Now().Add(d)
 }
 
 func (t *term) pid() int { return t.cmd.Process.Pid }

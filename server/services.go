@@ -379,9 +379,6 @@ func (s *nbdListener) Run(ctx context.Context) error {
 
 // controlStage is the socket on which commands come in.
 func (e *engine) controlStage() ([]service.Spec, error) {
-	if e.opts.Control == nil {
-		return e.metricsStage(nil)
-	}
 	local := e.local()
 	var err error
 	e.control, err = control.New(control.Options{
@@ -394,6 +391,9 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up the control socket: %w", err)
+	}
+	if e.opts.Control == nil {
+		return e.metricsStage(nil)
 	}
 	var l net.Listener
 	return e.metricsStage([]service.Spec{{

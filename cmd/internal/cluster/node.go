@@ -25,6 +25,7 @@ type Node struct {
 	State   string   // state dir
 	Log     string   // what the daemon printed, over all its lives
 	Flags   []string // more flags for the daemon
+	Env     []string // more variables for its environment
 
 	c      *Cluster
 	config string
@@ -93,7 +94,7 @@ func (n *Node) Launch() error {
 	if n.Running() {
 		return fmt.Errorf("%s runs already", n.Name)
 	}
-	p, err := n.c.host.Start(proc.Spec{Argv: n.Args(), Log: n.Log})
+	p, err := n.c.host.Start(proc.Spec{Argv: n.Args(), Env: n.Env, Log: n.Log})
 	if err != nil {
 		return err
 	}
