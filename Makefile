@@ -14,7 +14,8 @@ build: ## build bin/lockstepd and bin/lockstepctl
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lockstepd ./cmd/lockstepctl
 
 run: build ## the main job: three nodes, a device over NBD, a node killed and resynced; stays until Ctrl-C
-	$(GO) run ./cmd/internal/demo -bin bin
+	$(GO) build -o bin/ ./cmd/internal/demo
+	@[ ! -t 0 ] || set -m; bin/demo -bin bin # -m: Ctrl-C ends the demo, in order, and is no failure of make
 
 test: clients lint ## lint, then every suite: unit, in-process clusters, real binaries and clients
 	$(GO) test -timeout 13m ./...

@@ -16,6 +16,7 @@ import (
 	"github.com/lockstepd/lockstep/daemon/crash"
 	"github.com/lockstepd/lockstep/daemon/monitor"
 	"github.com/lockstepd/lockstep/daemon/notify"
+	children "github.com/lockstepd/lockstep/daemon/process"
 	"github.com/lockstepd/lockstep/daemon/title"
 	"github.com/lockstepd/lockstep/daemon/vlog"
 )
@@ -448,7 +449,7 @@ func (s *supervisor) ended(t *term) (monitor.Decision, error) {
 	_ = t.crash.SetReadDeadline(time.Now().Add(crashPatience)) // a pipe of ours has deadlines
 	report := <-t.report
 	t.crash.Close()
-	e := exitOf(t.cmd.ProcessState)
+	e := children.ExitOf(t.cmd.ProcessState)
 	e.Report, e.Asked, e.Serving, e.Hung = crash.Headline(report), t.asked, t.serving, t.hung
 	e.OOM = oomKills() > t.ooms
 	if e.Core {
