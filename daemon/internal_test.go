@@ -106,6 +106,7 @@ func TestExitStatus(t *testing.T) {
 		{&ConfigError{errors.New("x")}, 2},
 		{fmt.Errorf("while starting: %w", &ConfigError{errors.New("x")}), 2},
 		{&pidfile.RunningError{Path: "p", PID: 7}, 3},
+		{fmt.Errorf("while starting: %w", &RunningError{errors.New("x")}), 3},
 		{ErrRestart, exitRestart},
 	} {
 		if got := ExitStatus(tc.err); got != tc.want {

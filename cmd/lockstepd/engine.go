@@ -69,7 +69,7 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			return &daemon.ConfigError{Err: err}
 		}
 		if l, ok := errors.AsType[*store.LockedError](err); ok {
-			return fmt.Errorf("already running: %w", l)
+			return &daemon.RunningError{Err: l}
 		}
 		return err
 	}
