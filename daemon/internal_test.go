@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -212,11 +214,11 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, got, err := a.receive()
-	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || got == nil {
+	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || len(got) != 1 {
 		t.Fatalf("%+v %v %v", m, got, err)
 	}
-	defer got.Close()
-	copied, err := net.FileListener(got)
+	defer closeFiles(got)
+	copied, err := net.FileListener(got[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +226,7 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 	if copied.Addr().String() != l.Addr().String() {
 		t.Errorf("%v became %v", l.Addr(), copied.Addr())
 	}
-	if err := b.send(message{Op: opKeep, Value: strings.Repeat("x", maxMessage)}, nil); err == nil {
+	if err := b.send(message{Op: opKeep, Value: strings.Repeat("x", maxMessage)}); err == nil {
 		t.Error("a message of any length is sent")
 	}
 	if _, err := b.conn.Write([]byte("nonsense")); err != nil {
@@ -249,16 +251,57 @@ func TestParsers(t *testing.T) {
 	oomKills() // whatever there is must be readable
 }
 
-func TestHandOverIsBounded(t *testing.T) {
-	s := newSockets(nil, nil)
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	if err := s.handOver("x", a, make([]byte, maxState+1)); err == nil || !strings.Contains(err.Error(), "at most") {
+// TestHandOver takes a connection and a large state from one process's sockets
+// to the next one's, over the link as a monitor has it.
+func TestHandOver(t *testing.T) {
+	a, theirs, err := newLink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	b, err := openLink(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, client := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "client")
+	defer client.Close()
+
+	old := newSockets(nil, nil)
+	old.notify = b.send
+	state := bytes.Repeat([]byte("state"), 1<<20)
+	if err := old.handOver("x", ours, make([]byte, maxState+1)); err == nil || !strings.Contains(err.Error(), "at most") {
 		t.Error(err)
 	}
-	if err := s.handOver("x", a, nil); err == nil || !strings.Contains(err.Error(), "no access to its descriptor") {
-		t.Error(err)
+	if err := old.handOver("x", ours, state); err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	if err := old.passHanded(); err != nil {
+		t.Fatal(err)
+	}
+	s := &supervisor{held: map[string]*held{}}
+	m, files, err := a.receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.obey(nil, linked{m, files})
+	next := newSockets(nil, nil)
+	next.arrived = s.conns
+	conns := next.conns()
+	if len(conns) != 1 || conns[0].Name != "x" || !bytes.Equal(conns[0].State, state) {
+		t.Fatalf("%d connections arrived", len(conns))
+	}
+	if _, err := conns[0].Conn.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	conns[0].Conn.Close()
+	if got, err := io.ReadAll(client); string(got) != "hello" {
+		t.Errorf("the client got %q, %v", got, err)
 	}
 }
 

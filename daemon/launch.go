@@ -80,9 +80,9 @@ type child struct {
 func (p *process) spawnDetached(role string) (*child, error) {
 	s := p.stage
 	s.Role, s.Detached = role, true
-	files := make([]*os.File, len(s.Files))
+	files := make([]passedFiles, len(s.Files))
 	for i, f := range s.Files {
-		files[i] = os.NewFile(uintptr(f.FD), f.Name)
+		files[i].socket = os.NewFile(uintptr(f.FD), f.Name)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
