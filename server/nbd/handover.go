@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -75,6 +76,9 @@ func (s *Server) Resume(ctx context.Context, nc net.Conn, st State) error {
 	c.state, c.prefix, c.skip = st, st.Pending, st.Skip
 	c.state.Pending, c.state.Skip = nil, 0
 	if err := c.open(ctx); err != nil {
+		if c.stop.Load() && errors.Is(c.srv.pass(c), errPassed) {
+			return nil // this server hands over in its turn before the export could be opened
+		}
 		return fmt.Errorf("resume a client of %s: %w", st.Export, err)
 	}
 	c.transmit()
