@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/cmap"
@@ -62,6 +63,13 @@ type Options struct {
 	// OnDump takes what writes the engine's state where an operator asks for
 	// it; nil where nobody does.
 	OnDump func(func(io.Writer))
+	// Restarting reports that what ends is to be followed by another process
+	// at once. HandOver keeps an NBD connection, and what to know of it, for
+	// that; Conns are those that an earlier process handed over. All three may
+	// be nil.
+	Restarting func() bool
+	HandOver   func(name string, conn syscall.Conn, state []byte) error
+	Conns      func() []Conn
 	// Reload delivers requests to read the configuration again; each is
 	// answered with Reloaded. Both may be nil.
 	Reload   <-chan struct{}
@@ -73,6 +81,14 @@ type Options struct {
 	Vlog     control.Vlog
 	Coverage control.Coverage
 	Memory   control.Memory
+}
+
+// A Conn is a connection that an earlier process handed over, with what that
+// said of it.
+type Conn struct {
+	Name  string
+	Conn  net.Conn
+	State []byte
 }
 
 // A Log is what the [log] table sets.
@@ -140,7 +156,8 @@ type engine struct {
 
 	// ending is set once the engine stops: listeners then stay with those who
 	// hold them for the next process.
-	ending atomic.Bool
+	ending  atomic.Bool
+	nbdOver sync.Once // ends the NBD server
 }
 
 // stopTimeout bounds an orderly stop.

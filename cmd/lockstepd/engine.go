@@ -58,6 +58,7 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			Listen: env.AdoptOrListen, Release: env.Release,
 			Reload: env.Reload(), Reloaded: env.Reloaded, Runner: commandRunner{env.Logger("events")},
 			Ready: ready(env), Exit: env.Exit, Restart: env.Restart,
+			Restarting: env.Restarting, HandOver: env.HandOver, Conns: conns(env),
 			Status: env.Status, Extend: env.Extend, OnDump: env.OnDump,
 			Vlog: env.Vlog(), Coverage: env.Coverage(), Memory: env.Memory(),
 		}
@@ -72,6 +73,17 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			return &daemon.RunningError{Err: l}
 		}
 		return err
+	}
+}
+
+// conns returns the NBD connections that the process before handed over.
+func conns(env *daemon.Env) func() []server.Conn {
+	return func() []server.Conn {
+		var out []server.Conn
+		for _, c := range env.Conns() {
+			out = append(out, server.Conn(c))
+		}
+		return out
 	}
 }
 
