@@ -38,7 +38,7 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 sim: ## SEEDS (default 1000) random histories in virtual time in which faults pile up
 	$(GO) test ./server/simtest -run Torture -timeout 60m -wild -seeds $(or $(SEEDS),1000)
 
-bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; and the control plane's benchmarks
+bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; the control plane's benchmarks; start and restart
 	.ci/bench
 
 install: build ## install the two binaries under PREFIX (default /usr/local)
