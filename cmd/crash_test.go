@@ -57,7 +57,7 @@ func TestCrashLoop(t *testing.T) {
 		}
 	}
 	tr.moves(t)
-	inSync(t, c, "r0")
+	until(t, alpha, "all disks are in sync with the primary's", cluster.InSync("r0"))
 	if after := footprint(t, alpha); after != before {
 		t.Errorf("before the crashes:\n%s\nafter them:\n%s", before, after)
 	}
@@ -68,7 +68,10 @@ func TestCrashLoop(t *testing.T) {
 	if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
-	converged(t, c)
+	until(t, alpha, "all disks are in sync with this one", cluster.InSync("r0"))
+	if err := c.SameDisks("r0"); err != nil {
+		t.Error(err)
+	}
 }
 
 // daemonOf returns the pid of a monitored node's daemon, which must be a child of the monitor's.

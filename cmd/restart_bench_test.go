@@ -47,7 +47,7 @@ func BenchmarkCrashToServing(b *testing.B) {
 	var toWrite time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		if err := c.Until(within(b, patience), "r0 is in sync", cluster.InSync("r0")); err != nil {
+		if err := alpha.Until(within(b, patience), "r0 is in sync", cluster.InSync("r0")); err != nil {
 			b.Fatal(err)
 		}
 		pid, err := alpha.DaemonPid()
@@ -144,7 +144,7 @@ func BenchmarkPlannedRestart(b *testing.B) {
 	buf := make([]byte, 4096)
 	var pauses time.Duration
 	for b.Loop() {
-		if err := c.Until(within(b, patience), "r0 is in sync", cluster.InSync("r0")); err != nil {
+		if err := alpha.Until(within(b, patience), "r0 is in sync", cluster.InSync("r0")); err != nil {
 			b.Fatal(err)
 		}
 		pid, err := alpha.DaemonPid()
