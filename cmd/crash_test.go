@@ -91,23 +91,17 @@ func daemonOf(t *testing.T, n *cluster.Node) int {
 // childrenOf lists the children of a process, zombies among them.
 func childrenOf(t *testing.T, pid int) []int {
 	t.Helper()
-	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	paths, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []int
 	for _, p := range paths {
-		b, err := os.ReadFile(p)
+		child, err := strconv.Atoi(filepath.Base(p))
 		if err != nil {
-			continue // it has ended meanwhile
+			t.Fatal(err)
 		}
-		// Behind the name, which may hold anything: state and parent.
-		_, rest, _ := strings.Cut(string(b), ") ")
-		if f := strings.Fields(rest); len(f) > 1 && f[1] == strconv.Itoa(pid) {
-			child, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			if err != nil {
-				t.Fatal(err)
-			}
+		if _, parent := procStat(child); parent == pid {
 			out = append(out, child)
 		}
 	}
