@@ -1,10 +1,12 @@
 package cmd_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
+	"github.com/lockstepd/lockstep/cmd/internal/nbdio"
 )
 
 // manager is a service manager as far as a daemon sees one: the socket on
@@ -181,4 +184,90 @@ func watchdogStarves(t *testing.T, n *cluster.Node, m *manager) {
 		t.Fatal(err)
 	}
 	m.await("WATCHDOG=1")
+}
+
+// TestSocketActivation has the service manager listen before there is a
+// daemon: a client that connects then waits, and is served by the daemon that
+// takes the sockets over by their names. They stay with the manager when the
+// daemon stops.
+func TestSocketActivation(t *testing.T) {
+	t.Parallel()
+	c := layOut(t, one(), nil)
+	n := c.Nodes[0]
+	peers, err := net.Listen("tcp", n.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := net.Listen("unix", n.NBD("r0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []*os.File
+	for _, l := range []interface{ File() (*os.File, error) }{peers.(*net.TCPListener), clients.(*net.UnixListener)} {
+		f, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	var conn *nbdio.Conn
+	connected := make(chan error, 1)
+	ctx := within(t, patience)
+	go func() {
+		var err error
+		conn, err = nbdio.Dial(ctx, n.NBD("r0"), "r0")
+		connected <- err
+	}()
+
+	// The shell knows the pid that it will have as the daemon.
+	args := append([]string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, n.Args()...)
+	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
+	cmd.ExtraFiles = files
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=2", "LISTEN_FDNAMES=peers:nbd-r0-unix")
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-connected; err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		t.Fatalf("%v\n%s", err, &said)
+	}
+	if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Error(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v\n%s", err, &said)
+	}
+	if _, err := os.Stat(n.NBD("r0")); err != nil {
+		t.Errorf("the manager's socket: %v", err)
+	}
+}
+
+// TestASocketIsNotStolen: a second daemon that is told to use the first one's
+// control socket ends, and the first one's goes on to answer.
+func TestASocketIsNotStolen(t *testing.T) {
+	t.Parallel()
+	first, second := layOut(t, one(), nil).Nodes[0], layOut(t, one(), nil).Nodes[0]
+	launch(t, first)
+	second.Flags = []string{"--unixctl=" + first.Socket()}
+	if err := second.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := second.Proc().Wait(within(t, patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := second.Proc().LogTail(20); st.Success() || !strings.Contains(said, first.Socket()) {
+		t.Errorf("it ended with %v and said\n%s", st, said)
+	}
+	until(t, first, "it serves", func(s cluster.Status) bool { return s.Node == first.Name })
 }
