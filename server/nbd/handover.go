@@ -19,8 +19,8 @@ type Passed struct {
 // lets what is in flight finish and be answered, and returns them for another
 // server to Resume, in another process perhaps. When ctx ends, connections
 // that are not there yet are dropped, so that their clients connect again. It
-// returns when every connection has left its export; clients that are still
-// shaking hands are dropped.
+// returns when every connection has left its export; clients that are shaking
+// hands have the limit's grace to finish, and are dropped if they don't.
 //
 // To shut down in good order without a successor, close the files.
 func (s *Server) HandOver(ctx context.Context) []Passed {
@@ -73,6 +73,7 @@ func (s *Server) Resume(ctx context.Context, nc net.Conn, st State) error {
 	stop := context.AfterFunc(ctx, func() { c.kill(errShutdown) })
 	defer stop()
 	c.client.Resumed = true
+	c.opened.Store(true)
 	c.state, c.prefix, c.skip = st, st.Pending, st.Skip
 	c.state.Pending, c.state.Skip = nil, 0
 	if err := c.open(ctx); err != nil {

@@ -420,7 +420,7 @@ func TestAHandOverBeforeTheExportIsOpenAgain(t *testing.T) {
 		conns := first.Stats().Connections
 		return len(conns) == 1 && conns[0].Stats.BytesIn == 1<<20
 	})
-	pass := func(p nbd.Passed, to *testServer) chan error {
+	pass := func(p nbd.Passed, to *nbd.Server) chan error {
 		c, err := net.FileConn(p.File)
 		if err != nil {
 			t.Fatal(err)
@@ -430,7 +430,7 @@ func TestAHandOverBeforeTheExportIsOpenAgain(t *testing.T) {
 		go func() { ended <- to.Resume(t.Context(), c, p.State) }()
 		return ended
 	}
-	handed := func(s *testServer) nbd.Passed {
+	handed := func(s *nbd.Server) nbd.Passed {
 		passed := s.HandOver(t.Context())
 		if len(passed) != 1 || len(passed[0].State.Pending) != 1<<20 {
 			t.Fatalf("%d connections were handed over", len(passed))
@@ -446,15 +446,15 @@ func TestAHandOverBeforeTheExportIsOpenAgain(t *testing.T) {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	second := start(t, b, nbd.Limits{})
-	ended := pass(handed(first), second)
+	second := nbd.NewServer(nbd.Options{Backend: b}) // it needs no listener
+	ended := pass(handed(first.Server), second)
 	await(t, "the export to be opened", opening)
 	p := handed(second)
 	if err := await(t, "Resume to return", ended); err != nil {
 		t.Errorf("Resume: %v", err)
 	}
 	third := start(t, nbdtest.NewBackend(m), nbd.Limits{})
-	ended = pass(p, third)
+	ended = pass(p, third.Server)
 	if _, err := nc.Write(w[1<<20:]); err != nil {
 		t.Fatal(err)
 	}
@@ -470,11 +470,62 @@ func TestAHandOverBeforeTheExportIsOpenAgain(t *testing.T) {
 	}
 }
 
+// TestAHandOverWaitsForHandshakes: a client that has connected is not turned
+// away because it has not chosen its export yet, nor one whose export is just
+// being opened.
+func TestAHandOverWaitsForHandshakes(t *testing.T) {
+	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
+	opening, open := make(chan struct{}, 2), make(chan struct{})
+	b.OnOpen = func(ctx context.Context, _ string, _ nbd.ClientInfo) error {
+		opening <- struct{}{}
+		select {
+		case <-open:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	s := start(t, b, nbd.Limits{Grace: patience})
+	choosing, _ := s.greet()
+	waiting, _ := s.greet()
+	chosen := make(chan error, 2)
+	choose := func(h *client.Handshake) {
+		_, err := h.Go("disk")
+		chosen <- err
+	}
+	go choose(waiting)
+	await(t, "an export to be opened", opening)
+	passed := make(chan []nbd.Passed, 1)
+	go func() { passed <- s.HandOver(t.Context()) }()
+	eventually(t, "the server to take no more clients", func() bool {
+		nc, err := net.Dial("unix", s.addr)
+		if err == nil {
+			_ = nc.Close()
+		}
+		return err != nil
+	})
+	go choose(choosing)
+	await(t, "the other export to be opened", opening)
+	close(open)
+	for range 2 {
+		if err := await(t, "the choice to be answered", chosen); err != nil {
+			t.Error(err)
+		}
+	}
+	got := await(t, "the hand-over", passed)
+	if len(got) != 2 {
+		t.Errorf("%d connections were handed over", len(got))
+	}
+	for _, p := range got {
+		_ = p.File.Close()
+	}
+}
+
 func TestWhatCannotBeHandedOverIsDropped(t *testing.T) {
 	h := hold(block.Write, 10)
 	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
 	b.Hook = h.hook
-	s := start(t, b, nbd.Limits{})
+	s := start(t, b, nbd.Limits{Grace: time.Millisecond})
 	stuck, idle := s.dial(client.Options{}), s.dial(client.Options{})
 	p, err := stuck.Start(proto.Request{Cmd: proto.CmdWrite, Len: 512}, pattern(512, 1))
 	if err != nil {
