@@ -14,7 +14,8 @@ build: ## build bin/lockstepd and bin/lockstepctl
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/lockstepd ./cmd/lockstepctl
 
 run: build ## the main job: three nodes, a device over NBD, a node killed and resynced; stays until Ctrl-C
-	$(GO) run ./cmd/internal/demo -bin bin
+	$(GO) build -o bin/ ./cmd/internal/demo
+	@[ ! -t 0 ] || set -m; bin/demo -bin bin # -m: Ctrl-C ends the demo, in order, and is no failure of make
 
 test: clients lint ## lint, then every suite: unit, in-process clusters, real binaries and clients
 	$(GO) test -timeout 13m ./...
@@ -40,7 +41,7 @@ sim: ## SEEDS (default 1000) random histories in virtual time in which faults pi
 soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds, and detection at longer tick times
 	$(GO) test ./server/messenger -run 'TestSoak|TestStopped' -timeout 60m -v -long -seeds $(or $(SEEDS),20)
 
-bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; and the benchmarks of the links between nodes and of the control plane
+bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; benchmarks of the links, the control plane, start and restart
 	.ci/bench
 
 install: build ## install the two binaries under PREFIX (default /usr/local)

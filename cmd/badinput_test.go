@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -45,11 +46,6 @@ func TestDaemonThatCannotStart(t *testing.T) {
 			}
 			t.Cleanup(func() { l.Close() })
 		}, []string{":7799", "in use"}, 0},
-		"state dir of another daemon": {func(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
-			other := layOut(t, one(), nil).Nodes[0]
-			other.State = n.State
-			launch(t, other)
-		}, []string{"state"}, 0},
 		"control socket of another daemon": {func(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 			l, err := net.Listen("unix", n.Socket())
 			if err != nil {
@@ -87,6 +83,36 @@ func TestDaemonThatCannotStart(t *testing.T) {
 					t.Errorf("%q is not in what it said:\n%s", want, log)
 				}
 			}
+		})
+	}
+}
+
+// TestStateDirOfAnotherDaemon: with a rundir of its own a second daemon gets
+// as far as the state dir, and then knows whose that is. Status and words are
+// the same in every mode; the first daemon goes on.
+func TestStateDirOfAnotherDaemon(t *testing.T) {
+	t.Parallel()
+	first := layOut(t, one(), nil).Nodes[0]
+	launch(t, first)
+	for name, flags := range map[string][]string{
+		"foreground": nil, "monitored": {"--monitor"}, "detached": {"--detach"}, "both": {"--detach", "--monitor"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			second := layOut(t, one(), nil).Nodes[0]
+			second.State, second.Flags = first.State, flags
+			if err := second.Launch(); err != nil {
+				t.Fatal(err)
+			}
+			st, err := second.Proc().Wait(within(t, patience))
+			if err != nil {
+				t.Fatal(err)
+			}
+			said, want := second.Proc().LogTail(100), fmt.Sprintf("is in use by process %d", first.Pid())
+			if st.ExitCode() != 3 || !strings.Contains(said, "already running") || !strings.Contains(said, want) {
+				t.Errorf("it ended with %v, not with status 3 and %q; it said\n%s", st, want, said)
+			}
+			until(t, first, "it serves", func(cluster.Status) bool { return true })
 		})
 	}
 }

@@ -109,7 +109,12 @@ func seed(t *testing.T) (uint64, *rand.Rand) {
 // layOut makes a cluster and starts nothing. When the test fails, the ends of the logs are shown.
 func layOut(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
 	t.Helper()
-	c, err := cluster.New(cluster.Options{Bin: real.build(t), Host: host}, cfg)
+	return layOutFrom(t, real.build(t), cfg, host)
+}
+
+func layOutFrom(t *testing.T, bin string, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
+	t.Helper()
+	c, err := cluster.New(cluster.Options{Bin: bin, Host: host}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

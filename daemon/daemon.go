@@ -126,7 +126,7 @@ func (e *Env) keepLevels() {
 		return
 	}
 	for name, value := range map[string]string{keptLevels: string(e.vlog.Save()), keptLogFile: e.vlog.FilePath()} {
-		if err := e.link.send(message{Op: opKeep, Name: name, Value: value}, nil); err != nil {
+		if err := e.link.send(message{Op: opKeep, Name: name, Value: value}); err != nil {
 			e.log.Warn("a restart will lose the log's settings", "error", err)
 			return
 		}
@@ -149,8 +149,8 @@ func (e *Env) startTasks() {
 // listenToMonitor obeys the monitor, and notices its end.
 func (e *Env) listenToMonitor() {
 	for {
-		m, f, err := e.link.receive()
-		closeFile(f)
+		m, files, err := e.link.receive()
+		closeFiles(files)
 		switch {
 		case errors.Is(err, errBadMessage):
 			e.log.Warn("the monitor said something that cannot be understood")
@@ -240,7 +240,7 @@ func (p *process) execAgain(e *Env, pf *pidfile.File) error {
 	}
 	s.Kept = map[string]string{keptLevels: string(e.vlog.Save()), keptLogFile: e.vlog.FilePath()}
 	list, sockets := e.sockets.pass()
-	s.Files, files = list, append(files, sockets...)
+	s.Files, files = list, append(files, number(list, sockets)...)
 	if pf != nil {
 		s.Pidfile = int(pf.File().Fd())
 		files = append(files, pf.File())

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lockstepd/lockstep/daemon/coverage"
@@ -127,11 +128,11 @@ func (e *Env) Release(name string) { e.sockets.release(name) }
 // Conns returns the connections that the predecessor handed over, once.
 func (e *Env) Conns() []Conn { return e.sockets.conns() }
 
-// HandOver keeps a connection open for the successor, with whatever the
-// successor must know about it (32 KiB at most). It is for use on the way to a
-// planned restart (see Restarting); the caller closes its own side of conn
-// without shutting it down.
-func (e *Env) HandOver(name string, conn net.Conn, state []byte) error {
+// HandOver keeps a connection, a net.Conn or the file of one, open for the
+// successor, with whatever the successor must know about it (64 MiB at most).
+// It is for use on the way to a planned restart (see Restarting); the caller
+// closes its own side of conn without shutting it down.
+func (e *Env) HandOver(name string, conn syscall.Conn, state []byte) error {
 	return e.sockets.handOver(name, conn, state)
 }
 
@@ -242,7 +243,7 @@ func (e *Env) Status(text string) {
 func (e *Env) Extend(d time.Duration) {
 	e.told(e.notifier.Extend(d))
 	if e.link != nil {
-		if err := e.link.send(message{Op: opExtend, Millis: d.Milliseconds()}, nil); err != nil {
+		if err := e.link.send(message{Op: opExtend, Millis: d.Milliseconds()}); err != nil {
 			e.log.Warn("cannot ask the monitor for more time", "error", err)
 		}
 	}

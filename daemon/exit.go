@@ -36,6 +36,16 @@ func (e *ConfigError) Error() string { return e.Err.Error() }
 // Unwrap returns the fault itself.
 func (e *ConfigError) Unwrap() error { return e.Err }
 
+// RunningError says that another instance is at work, where the daemon's
+// function finds that out and not the pidfile.
+type RunningError struct{ Err error }
+
+// Error returns what was found.
+func (e *RunningError) Error() string { return "already running: " + e.Err.Error() }
+
+// Unwrap returns what was found.
+func (e *RunningError) Unwrap() error { return e.Err }
+
 // SignalError is the cause of the context when a signal asked for the end.
 type SignalError struct{ Signal os.Signal }
 
@@ -45,7 +55,10 @@ func (e *SignalError) Error() string { return fmt.Sprintf("asked to stop by a si
 // ExitStatus is the exit status that an error of the daemon's function means.
 func ExitStatus(err error) int {
 	_, config := errors.AsType[*ConfigError](err)
-	_, running := errors.AsType[*pidfile.RunningError](err)
+	_, running := errors.AsType[*RunningError](err)
+	if !running {
+		_, running = errors.AsType[*pidfile.RunningError](err)
+	}
 	_, signal := errors.AsType[*SignalError](err)
 	switch {
 	case err == nil, signal, errors.Is(err, ErrExit):

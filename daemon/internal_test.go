@@ -1,15 +1,20 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -103,6 +108,7 @@ func TestExitStatus(t *testing.T) {
 		{&ConfigError{errors.New("x")}, 2},
 		{fmt.Errorf("while starting: %w", &ConfigError{errors.New("x")}), 2},
 		{&pidfile.RunningError{Path: "p", PID: 7}, 3},
+		{fmt.Errorf("while starting: %w", &RunningError{errors.New("x")}), 3},
 		{ErrRestart, exitRestart},
 	} {
 		if got := ExitStatus(tc.err); got != tc.want {
@@ -208,11 +214,11 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, got, err := a.receive()
-	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || got == nil {
+	if err != nil || m.Name != "x" || *m.Socket != (socketFile{Path: "/p", Dev: 1, Ino: 2}) || len(got) != 1 {
 		t.Fatalf("%+v %v %v", m, got, err)
 	}
-	defer got.Close()
-	copied, err := net.FileListener(got)
+	defer closeFiles(got)
+	copied, err := net.FileListener(got[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +226,7 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 	if copied.Addr().String() != l.Addr().String() {
 		t.Errorf("%v became %v", l.Addr(), copied.Addr())
 	}
-	if err := b.send(message{Op: opKeep, Value: strings.Repeat("x", maxMessage)}, nil); err == nil {
+	if err := b.send(message{Op: opKeep, Value: strings.Repeat("x", maxMessage)}); err == nil {
 		t.Error("a message of any length is sent")
 	}
 	if _, err := b.conn.Write([]byte("nonsense")); err != nil {
@@ -245,16 +251,57 @@ func TestParsers(t *testing.T) {
 	oomKills() // whatever there is must be readable
 }
 
-func TestHandOverIsBounded(t *testing.T) {
-	s := newSockets(nil, nil)
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	if err := s.handOver("x", a, make([]byte, maxState+1)); err == nil || !strings.Contains(err.Error(), "at most") {
+// TestHandOver takes a connection and a large state from one process's sockets
+// to the next one's, over the link as a monitor has it.
+func TestHandOver(t *testing.T) {
+	a, theirs, err := newLink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	b, err := openLink(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.close()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, client := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "client")
+	defer client.Close()
+
+	old := newSockets(nil, nil)
+	old.notify = b.send
+	state := bytes.Repeat([]byte("state"), 1<<20)
+	if err := old.handOver("x", ours, make([]byte, maxState+1)); err == nil || !strings.Contains(err.Error(), "at most") {
 		t.Error(err)
 	}
-	if err := s.handOver("x", a, nil); err == nil || !strings.Contains(err.Error(), "no access to its descriptor") {
-		t.Error(err)
+	if err := old.handOver("x", ours, state); err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	if err := old.passHanded(); err != nil {
+		t.Fatal(err)
+	}
+	s := &supervisor{held: map[string]*held{}}
+	m, files, err := a.receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.obey(nil, linked{m, files})
+	next := newSockets(nil, nil)
+	next.arrived = s.conns
+	conns := next.conns()
+	if len(conns) != 1 || conns[0].Name != "x" || !bytes.Equal(conns[0].State, state) {
+		t.Fatalf("%d connections arrived", len(conns))
+	}
+	if _, err := conns[0].Conn.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	conns[0].Conn.Close()
+	if got, err := io.ReadAll(client); string(got) != "hello" {
+		t.Errorf("the client got %q, %v", got, err)
 	}
 }
 
@@ -280,4 +327,41 @@ func TestNamesWithColons(t *testing.T) {
 		t.Errorf("%v %v", s.kept, s.inherited)
 	}
 	s.closeAll(true)
+}
+
+// TestMoreTimeIsNeverLess: a daemon that asks for more time gets what it asks
+// for or what it has, whichever is more, and nothing while it was not asked to stop.
+func TestMoreTimeIsNeverLess(t *testing.T) {
+	for _, c := range []struct {
+		asked     bool
+		ask, want time.Duration
+	}{
+		{true, time.Second, time.Minute},
+		{true, time.Hour, time.Hour},
+		{false, time.Hour, time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			tm := &term{asked: c.asked, kill: time.NewTimer(time.Minute), due: time.Now().Add(time.Minute)}
+			(&supervisor{}).obey(tm, linked{message: message{Op: opExtend, Millis: c.ask.Milliseconds()}})
+			<-tm.kill.C
+			if d := time.Since(began); d != c.want {
+				t.Errorf("asked %t to stop and for %v: killed after %v, not %v", c.asked, c.ask, d, c.want)
+			}
+		})
+	}
+}
+
+// TestDumpDoesNotWaitForWhatHangs: an operator asks for a dump because something hangs.
+func TestDumpDoesNotWaitForWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		if got := string(written(func(w io.Writer) { fmt.Fprint(w, "state"); <-hang })); !strings.Contains(got, "left out") {
+			t.Errorf("got %q", got)
+		}
+	})
+	if got := string(written(func(w io.Writer) { fmt.Fprint(w, "state") })); got != "state" {
+		t.Errorf("got %q", got)
+	}
 }

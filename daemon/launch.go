@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/lockstepd/lockstep/daemon/monitor"
+	children "github.com/lockstepd/lockstep/daemon/process"
 )
 
 // killPatience is how long a stage that failed to start may take to end.
@@ -52,7 +52,7 @@ func (p *process) launched(c *child, v readiness) (int, error) {
 		return v.status, errors.New(v.text)
 	}
 	kill(c.cmd.Process.Pid, c.ended, killPatience)
-	end := exitOf(c.cmd.ProcessState)
+	end := children.ExitOf(c.cmd.ProcessState)
 	status := end.Status()
 	if status == 0 {
 		status = ExitFailed
@@ -80,9 +80,9 @@ type child struct {
 func (p *process) spawnDetached(role string) (*child, error) {
 	s := p.stage
 	s.Role, s.Detached = role, true
-	files := make([]*os.File, len(s.Files))
+	files := make([]passedFiles, len(s.Files))
 	for i, f := range s.Files {
-		files[i] = os.NewFile(uintptr(f.FD), f.Name)
+		files[i].socket = os.NewFile(uintptr(f.FD), f.Name)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -117,16 +117,4 @@ func (p *process) spawn(s stage, files childFiles, stdin *os.File, attr *syscall
 		_ = cmd.Wait() // the state says it all
 	}()
 	return c, nil
-}
-
-// exitOf translates how a process ended.
-func exitOf(st *os.ProcessState) monitor.Exit {
-	ws, ok := st.Sys().(syscall.WaitStatus)
-	if !ok {
-		return monitor.Exit{Code: st.ExitCode()}
-	}
-	if ws.Signaled() {
-		return monitor.Exit{Signal: monitor.Signal(ws.Signal()), Core: ws.CoreDump()}
-	}
-	return monitor.Exit{Code: ws.ExitStatus()}
 }

@@ -13,12 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// message is one packet between daemon and monitor. A descriptor may come with it.
+// message is one packet between daemon and monitor. One or two descriptors may
+// come with it.
 type message struct {
 	Op     string      `json:"op"`
 	Name   string      `json:"name,omitempty"`
 	Value  string      `json:"value,omitempty"`
-	State  []byte      `json:"state,omitempty"`
 	Socket *socketFile `json:"socket,omitempty"`
 	Millis int64       `json:"millis,omitempty"`
 }
@@ -27,16 +27,16 @@ type message struct {
 const (
 	opHold    = "hold"    // keep this listening socket (descriptor) under Name
 	opDrop    = "drop"    // close what is kept under Name
-	opConn    = "conn"    // keep this connection for the next daemon, with State
+	opConn    = "conn"    // keep this connection (first descriptor) for the next daemon, with its state (second)
 	opKeep    = "keep"    // give Value to the next daemon under Name
 	opExtend  = "extend"  // wait Millis more before killing
 	opRestart = "restart" // monitor to daemon: make a planned restart
 )
 
-// maxMessage bounds a packet, maxState what may come with a connection.
+// maxMessage bounds a packet, maxFiles the descriptors that come with it.
 const (
 	maxMessage = 64 << 10
-	maxState   = 32 << 10
+	maxFiles   = 2
 )
 
 // link is one end of the socket between daemon and monitor.
@@ -79,8 +79,8 @@ func openLink(f *os.File) (*link, error) {
 // sendTimeout bounds how long a monitor that is stopped can hold up the daemon.
 const sendTimeout = 5 * time.Second
 
-// send passes a message, and a descriptor unless f is nil.
-func (l *link) send(m message, f *os.File) error {
+// send passes a message, and descriptors.
+func (l *link) send(m message, files ...*os.File) error {
 	data, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("cannot encode a message to the monitor: %w", err)
@@ -93,42 +93,45 @@ func (l *link) send(m message, f *os.File) error {
 	if err := l.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return err
 	}
-	if f == nil {
-		_, err = l.conn.Write(data)
-		return err
-	}
-	return withFD(f, func(fd int) error {
-		_, _, err := l.conn.WriteMsgUnix(data, unix.UnixRights(fd), nil)
+	return withFDs(files, nil, func(fds []int) error {
+		if len(fds) == 0 {
+			_, err := l.conn.Write(data)
+			return err
+		}
+		_, _, err := l.conn.WriteMsgUnix(data, unix.UnixRights(fds...), nil)
 		return err
 	})
 }
 
-// withFD lends the descriptor of f. Its method Fd would make the socket
-// blocking, for the listener that shares it, too: then nothing could end an
-// Accept that waits.
-func withFD(f *os.File, use func(fd int) error) error {
-	raw, err := f.SyscallConn()
+// withFDs lends the descriptors of files, after those in fds. Their method Fd
+// would make a socket blocking, for the listener that shares it, too: then
+// nothing could end an Accept that waits.
+func withFDs(files []*os.File, fds []int, use func(fds []int) error) error {
+	if len(files) == 0 {
+		return use(fds)
+	}
+	raw, err := files[0].SyscallConn()
 	if err != nil {
 		return err
 	}
 	var useErr error
-	if err := raw.Control(func(fd uintptr) { useErr = use(int(fd)) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { useErr = withFDs(files[1:], append(fds, int(fd)), use) }); err != nil {
 		return err
 	}
 	return useErr
 }
 
-// receive waits for the next message. The caller owns the file, nil if none came.
-func (l *link) receive() (message, *os.File, error) {
+// receive waits for the next message. The caller owns the files that came.
+func (l *link) receive() (message, []*os.File, error) {
 	buf := make([]byte, maxMessage)
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, oobn, flags, _, err := l.conn.ReadMsgUnix(buf, oob)
 	if err != nil {
 		return message{}, nil, err
 	}
-	f := takeFile(oob[:oobn])
+	files := takeFiles(oob[:oobn])
 	if n == 0 {
-		closeFile(f)
+		closeFiles(files)
 		return message{}, nil, net.ErrClosed
 	}
 	m, err := parseMessage(buf[:n])
@@ -136,29 +139,29 @@ func (l *link) receive() (message, *os.File, error) {
 		err = errBadMessage
 	}
 	if err != nil {
-		closeFile(f)
+		closeFiles(files)
 		return message{}, nil, err
 	}
-	return m, f, nil
+	return m, files, nil
 }
 
 var errBadMessage = errors.New("malformed message on the link")
 
 func parseMessage(data []byte) (message, error) {
 	var m message
-	if err := json.Unmarshal(data, &m); err != nil || m.Op == "" || len(m.State) > maxState {
+	if err := json.Unmarshal(data, &m); err != nil || m.Op == "" {
 		return message{}, errBadMessage
 	}
 	return m, nil
 }
 
-// takeFile returns the descriptor that came with a message, closed on exec.
-func takeFile(oob []byte) *os.File {
+// takeFiles returns the descriptors that came with a message, closed on exec.
+func takeFiles(oob []byte) []*os.File {
 	msgs, err := syscall.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil
 	}
-	var file *os.File
+	var files []*os.File
 	for _, m := range msgs {
 		fds, err := syscall.ParseUnixRights(&m)
 		if err != nil {
@@ -166,15 +169,14 @@ func takeFile(oob []byte) *os.File {
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
-			closeFile(file)
-			file = os.NewFile(uintptr(fd), "passed")
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
 		}
 	}
-	return file
+	return files
 }
 
-func closeFile(f *os.File) {
-	if f != nil {
+func closeFiles(files []*os.File) {
+	for _, f := range files {
 		f.Close()
 	}
 }

@@ -299,7 +299,7 @@ func (s *echoServer) serve(c net.Conn, state string) {
 			line, err := r.ReadString('\n')
 			if err != nil {
 				if s.env.Restarting() && errors.Is(err, os.ErrDeadlineExceeded) {
-					if err := s.env.HandOver("echo", c, fmt.Append(nil, n)); err != nil {
+					if err := s.env.HandOver("echo", c.(syscall.Conn), fmt.Append(nil, n)); err != nil {
 						panic(err)
 					}
 				}

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -89,12 +91,34 @@ func (e *Env) dump() {
 	b.WriteString("memory: " + e.memory.Text())
 	b.WriteString(e.coverage.Text())
 	for _, f := range dumps {
-		f(&b)
+		b.Write(written(f))
 	}
 	if err := pprof.Lookup("goroutine").WriteTo(&b, 2); err != nil {
 		e.log.Warn("cannot list the goroutines", "error", err)
 	}
 	logLines(e.vlog, "dump", b.Bytes(), maxDump)
+}
+
+// dumpPatience bounds the wait for a part of a dump: what hangs is what an
+// operator wants to see the goroutines of.
+const dumpPatience = 2 * time.Second
+
+// written is what f writes, unless that takes too long.
+func written(f func(io.Writer)) []byte {
+	done := make(chan []byte, 1)
+	go func() { // ends with f
+		var b bytes.Buffer
+		f(&b)
+		done <- b.Bytes()
+	}()
+	t := time.NewTimer(dumpPatience)
+	defer t.Stop()
+	select {
+	case b := <-done:
+		return b
+	case <-t.C:
+		return fmt.Appendf(nil, "(a part of the state is left out, for it did not come within %v)\n", dumpPatience)
+	}
 }
 
 // flushEvery keeps a long text from overflowing the log's queue.

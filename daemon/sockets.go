@@ -82,9 +82,17 @@ func (s *socketFile) rename(path string) error {
 type held struct {
 	file   *os.File
 	conn   bool
-	state  []byte
+	state  *os.File // of a connection: what the successor must know
 	socket *socketFile
 	maker  net.Listener // what made it here, closed when it is given up; nil if it was inherited
+}
+
+// close closes what is held here; the socket lives on where others hold it.
+func (h *held) close() {
+	h.file.Close()
+	if h.state != nil {
+		h.state.Close()
+	}
 }
 
 // Conn is a connection that the daemon before this one handed over.
@@ -98,7 +106,7 @@ type Conn struct {
 // not claim yet, and those that a successor is to inherit.
 type sockets struct {
 	log    *slog.Logger
-	notify func(m message, f *os.File) error // to the monitor; nil without one
+	notify func(m message, files ...*os.File) error // to the monitor; nil without one
 
 	mu        sync.Mutex       // guards all below
 	inherited map[string]*held // listeners not claimed yet
@@ -116,11 +124,10 @@ type passedConn struct {
 func newSockets(files []passed, log *slog.Logger) *sockets {
 	s := &sockets{log: log, inherited: map[string]*held{}, kept: map[string]*held{}}
 	for _, p := range files {
-		h := held{file: os.NewFile(uintptr(p.FD), p.Name), conn: p.Conn, state: p.State, socket: p.Socket}
-		if p.Conn {
-			s.arrived = append(s.arrived, passedConn{p.Name, h})
+		if h := p.take(); p.Conn {
+			s.arrived = append(s.arrived, passedConn{p.Name, *h})
 		} else {
-			s.inherited[p.Name] = &h
+			s.inherited[p.Name] = h
 		}
 	}
 	return s
@@ -250,11 +257,11 @@ func dup(c syscall.Conn) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "socket"), nil
 }
 
-func (s *sockets) tell(m message, f *os.File) error {
+func (s *sockets) tell(m message, files ...*os.File) error {
 	if s.notify == nil {
 		return nil
 	}
-	return s.notify(m, f)
+	return s.notify(m, files...)
 }
 
 // release closes a listener for good: what is in use under the name, no
@@ -268,7 +275,7 @@ func (s *sockets) release(name string) {
 		return
 	}
 	h.giveUp(s.log)
-	if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
+	if err := s.tell(message{Op: opDrop, Name: name}); err != nil {
 		s.log.Warn("the monitor still holds a listening socket that is no longer in use", "name", name, "error", err)
 	}
 }
@@ -296,19 +303,35 @@ func (s *sockets) conns() []Conn {
 	s.mu.Unlock()
 	var conns []Conn
 	for _, p := range arrived {
-		c, err := net.FileConn(p.file)
-		p.file.Close()
+		c, err := p.open()
+		p.close()
 		if err != nil {
 			s.log.Warn("cannot take over a connection; its client will have to connect again", "name", p.name, "error", err)
 			continue
 		}
-		conns = append(conns, Conn{p.name, c, p.state})
+		conns = append(conns, c)
 	}
 	return conns
 }
 
+// open makes a connection of what arrived.
+func (p *passedConn) open() (Conn, error) {
+	if p.state == nil {
+		return Conn{}, errors.New("its state is missing")
+	}
+	state, err := readMemoryFile(p.state, maxState)
+	if err != nil {
+		return Conn{}, err
+	}
+	c, err := net.FileConn(p.file)
+	return Conn{p.name, c, state}, err
+}
+
+// maxState bounds what may come with a connection.
+const maxState = 64 << 20
+
 // handOver keeps a connection for the successor.
-func (s *sockets) handOver(name string, conn net.Conn, state []byte) error {
+func (s *sockets) handOver(name string, conn syscall.Conn, state []byte) error {
 	if len(state) > maxState {
 		return fmt.Errorf("cannot hand over connection %q: its state has %d bytes, at most %d fit", name, len(state), maxState)
 	}
@@ -316,9 +339,14 @@ func (s *sockets) handOver(name string, conn net.Conn, state []byte) error {
 	if err != nil {
 		return fmt.Errorf("cannot hand over connection %q: %w", name, err)
 	}
+	mem, err := memoryFile("state of "+name, state)
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("cannot hand over connection %q: %w", name, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.handed = append(s.handed, passedConn{name, held{file: f, conn: true, state: state}})
+	s.handed = append(s.handed, passedConn{name, held{file: f, conn: true, state: mem}})
 	return nil
 }
 
@@ -330,8 +358,8 @@ func (s *sockets) passHanded() error {
 	s.mu.Unlock()
 	var errs []error
 	for _, p := range handed {
-		errs = append(errs, s.tell(message{Op: opConn, Name: p.name, State: p.state}, p.file))
-		p.file.Close()
+		errs = append(errs, s.tell(message{Op: opConn, Name: p.name}, p.file, p.state))
+		p.close()
 	}
 	return errors.Join(errs...)
 }
@@ -345,29 +373,29 @@ func (s *sockets) dropUnclaimed() {
 	for name, h := range inherited {
 		s.log.Info("closing an inherited listening socket that nothing uses", "name", name)
 		h.giveUp(s.log)
-		if err := s.tell(message{Op: opDrop, Name: name}, nil); err != nil {
+		if err := s.tell(message{Op: opDrop, Name: name}); err != nil {
 			s.log.Warn("the monitor still holds it", "name", name, "error", err)
 		}
 	}
 	for _, p := range arrived {
 		s.log.Info("closing a connection that was handed over and that nothing took", "name", p.name)
-		p.file.Close()
+		p.close()
 	}
 }
 
 // pass lists all sockets for a successor in this process.
-func (s *sockets) pass() ([]passed, []*os.File) {
+func (s *sockets) pass() ([]passed, []passedFiles) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var list []passed
-	var files []*os.File
+	var files []passedFiles
 	for name, h := range s.kept {
-		list = append(list, passed{Name: name, FD: int(h.file.Fd()), Socket: h.socket})
-		files = append(files, h.file)
+		list = append(list, passed{Name: name, Socket: h.socket})
+		files = append(files, passedFiles{h.file, nil})
 	}
 	for _, p := range s.handed {
-		list = append(list, passed{Name: p.name, FD: int(p.file.Fd()), Conn: true, State: p.state})
-		files = append(files, p.file)
+		list = append(list, passed{Name: p.name, Conn: true})
+		files = append(files, passedFiles{p.file, p.state})
 	}
 	return list, files
 }
@@ -388,7 +416,7 @@ func (s *sockets) closeAll(last bool) {
 		clear(m)
 	}
 	for _, p := range append(s.arrived, s.handed...) {
-		p.file.Close()
+		p.close()
 	}
 	s.arrived, s.handed = nil, nil
 }

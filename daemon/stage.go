@@ -47,9 +47,36 @@ const (
 type passed struct {
 	Name   string      `json:"name"`
 	FD     int         `json:"fd"`
-	Conn   bool        `json:"conn,omitempty"` // a connection, with State; else a listener
-	State  []byte      `json:"state,omitempty"`
+	Conn   bool        `json:"conn,omitempty"`  // a connection; else a listener
+	State  int         `json:"state,omitempty"` // descriptor of what is known of the connection
 	Socket *socketFile `json:"socket,omitempty"`
+}
+
+// passedFiles are the open files of one socket that is passed.
+type passedFiles struct {
+	socket *os.File
+	state  *os.File // of a connection, else nil
+}
+
+// take takes over what was passed.
+func (p *passed) take() *held {
+	h := &held{file: os.NewFile(uintptr(p.FD), p.Name), conn: p.Conn, socket: p.Socket}
+	if p.State != 0 {
+		h.state = os.NewFile(uintptr(p.State), "state of "+p.Name)
+	}
+	return h
+}
+
+// number notes the descriptors that files have in this process, and lists them.
+func number(list []passed, files []passedFiles) []*os.File {
+	var all []*os.File
+	for i, f := range files {
+		list[i].FD, all = int(f.socket.Fd()), append(all, f.socket)
+		if f.state != nil {
+			list[i].State, all = int(f.state.Fd()), append(all, f.state)
+		}
+	}
+	return all
 }
 
 // stageVar is the environment variable with the number of the memory file.
@@ -75,9 +102,9 @@ func takeStage() (stage, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "stage")
 	defer f.Close()
-	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxStage))
+	data, err := readMemoryFile(f, maxStage)
 	if err != nil {
-		return stage{}, fmt.Errorf("cannot read the stage: %w", err)
+		return stage{}, err
 	}
 	return parseStage(data)
 }
@@ -108,6 +135,9 @@ func (s *stage) descriptors() []int {
 	}
 	for _, p := range s.Files {
 		fds = append(fds, p.FD)
+		if p.State != 0 {
+			fds = append(fds, p.State)
+		}
 	}
 	return fds
 }
@@ -135,16 +165,30 @@ func (s *stage) memfd() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode the stage: %w", err)
 	}
-	fd, err := unix.MemfdCreate("stage", unix.MFD_CLOEXEC)
+	return memoryFile("stage", data)
+}
+
+// memoryFile returns a file without a name that holds data.
+func memoryFile(name string, data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a memory file: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "stage")
+	f := os.NewFile(uintptr(fd), name)
 	if _, err := f.WriteAt(data, 0); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("cannot write a memory file: %w", err)
 	}
 	return f, nil
+}
+
+// readMemoryFile returns what such a file holds, up to a bound.
+func readMemoryFile(f *os.File, most int64) ([]byte, error) {
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, most))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read a memory file: %w", err)
+	}
+	return data, nil
 }
 
 // image is the program as it is executed again.
@@ -156,7 +200,7 @@ type image struct {
 // childFiles are the open files that go with a stage, by the role they play.
 type childFiles struct {
 	ready, crash, link *os.File
-	sockets            []*os.File // one for each stage.Files
+	sockets            []passedFiles // one for each stage.Files
 }
 
 // start executes the program again as a child. dir may be gone: then / it is.
@@ -172,7 +216,7 @@ func (im image) start(s stage, files childFiles, stdin *os.File, dir string, att
 	s.Ready, s.Crash, s.Link, s.Pidfile = add(files.ready), add(files.crash), add(files.link), 0
 	s.Files = slices.Clone(s.Files)
 	for i, f := range files.sockets {
-		s.Files[i].FD = add(f)
+		s.Files[i].FD, s.Files[i].State = add(f.socket), add(f.state)
 	}
 	mem, err := s.memfd()
 	if err != nil {

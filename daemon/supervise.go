@@ -16,6 +16,7 @@ import (
 	"github.com/lockstepd/lockstep/daemon/crash"
 	"github.com/lockstepd/lockstep/daemon/monitor"
 	"github.com/lockstepd/lockstep/daemon/notify"
+	children "github.com/lockstepd/lockstep/daemon/process"
 	"github.com/lockstepd/lockstep/daemon/title"
 	"github.com/lockstepd/lockstep/daemon/vlog"
 )
@@ -85,11 +86,11 @@ func (p *process) supervise(rep *reporter) (int, error) {
 // inherit takes the sockets that the stage before passed on.
 func (s *supervisor) inherit() {
 	for _, f := range s.stage.Files {
-		h := held{file: os.NewFile(uintptr(f.FD), f.Name), conn: f.Conn, state: f.State, socket: f.Socket}
+		h := f.take()
 		if f.Conn {
-			s.conns = append(s.conns, passedConn{f.Name, h})
+			s.conns = append(s.conns, passedConn{f.Name, *h})
 		} else {
-			s.held[f.Name] = &h
+			s.held[f.Name] = h
 		}
 	}
 }
@@ -164,13 +165,14 @@ type term struct {
 	asked    bool // it was asked to stop
 	hung     bool // it was killed because it did not start in time
 	kill     *time.Timer
-	ooms     uint64 // kills for lack of memory before it was started
+	due      time.Time // when kill fires
+	ooms     uint64    // kills for lack of memory before it was started
 }
 
-// linked is a message with its descriptor.
+// linked is a message with its descriptors.
 type linked struct {
 	message
-	file *os.File
+	files []*os.File
 }
 
 // once runs one daemon and decides what follows.
@@ -210,29 +212,26 @@ func (s *supervisor) start() (*term, error) {
 		r.Close()
 		return nil, err
 	}
-	for _, c := range s.conns { // the daemon has them now
-		c.file.Close()
-	}
-	s.conns = nil
+	s.dropConns()                                // the daemon has them now
 	go func() { t.report <- crash.Collect(r) }() // ended waits for it
 	go t.receive()
-	t.kill = time.NewTimer(s.opts.StartTimeout)
+	t.kill, t.due = time.NewTimer(s.opts.StartTimeout), time.Now().Add(s.opts.StartTimeout)
 	return t, nil
 }
 
-func (s *supervisor) childStage() (stage, []*os.File) {
+func (s *supervisor) childStage() (stage, []passedFiles) {
 	st := stage{
 		Role: roleDaemon, Detached: s.stage.Detached, Kept: s.kept, Monitor: os.Getpid(),
 		Notify: s.stage.Notify, Watchdog: s.stage.Watchdog, Cwd: s.stage.Cwd, Switched: s.stage.Switched,
 	}
-	var files []*os.File
+	var files []passedFiles
 	for name, h := range s.held {
 		st.Files = append(st.Files, passed{Name: name, Socket: h.socket})
-		files = append(files, h.file)
+		files = append(files, passedFiles{h.file, nil})
 	}
 	for _, c := range s.conns {
-		st.Files = append(st.Files, passed{Name: c.name, Conn: true, State: c.state})
-		files = append(files, c.file)
+		st.Files = append(st.Files, passed{Name: c.name, Conn: true})
+		files = append(files, passedFiles{c.file, c.state})
 	}
 	return st, files
 }
@@ -241,14 +240,14 @@ func (s *supervisor) childStage() (stage, []*os.File) {
 func (t *term) receive() {
 	defer close(t.messages)
 	for {
-		m, f, err := t.link.receive()
+		m, files, err := t.link.receive()
 		if err == errBadMessage {
 			continue
 		}
 		if err != nil {
 			return
 		}
-		t.messages <- linked{m, f}
+		t.messages <- linked{m, files}
 	}
 }
 
@@ -300,26 +299,26 @@ func (s *supervisor) drain(t *term) {
 func (s *supervisor) obey(t *term, m linked) {
 	switch m.Op {
 	case opHold:
-		if m.file != nil {
-			s.hold(m.Name, &held{file: m.file, socket: m.Socket})
+		if len(m.files) == 1 {
+			s.hold(m.Name, &held{file: m.files[0], socket: m.Socket})
 			return
 		}
 	case opDrop:
 		s.hold(m.Name, nil)
 	case opConn:
-		if m.file != nil {
-			s.conns = append(s.conns, passedConn{m.Name, held{file: m.file, conn: true, state: m.State}})
+		if len(m.files) == 2 {
+			s.conns = append(s.conns, passedConn{m.Name, held{file: m.files[0], conn: true, state: m.files[1]}})
 			return
 		}
 	case opKeep:
 		s.kept[m.Name] = m.Value
 		s.follow(m)
 	case opExtend:
-		if t.asked {
-			t.kill.Reset(time.Duration(m.Millis) * time.Millisecond)
+		if d := time.Duration(m.Millis) * time.Millisecond; t.asked && time.Now().Add(d).After(t.due) {
+			t.killAfter(d) // more time is never less
 		}
 	}
-	closeFile(m.file)
+	closeFiles(m.files)
 }
 
 // follow has the monitor's own log do as the daemon's.
@@ -340,7 +339,7 @@ func (s *supervisor) follow(m linked) {
 
 func (s *supervisor) hold(name string, h *held) {
 	if old := s.held[name]; old != nil {
-		old.file.Close()
+		old.close()
 	}
 	if h == nil {
 		delete(s.held, name)
@@ -392,7 +391,7 @@ func (s *supervisor) signal(t *term, sig os.Signal) {
 		s.log.Info(fmt.Sprintf("asked to stop (%v): stopping the daemon", sig), "pid", t.pid())
 		if !t.asked {
 			t.asked = true
-			t.kill.Reset(s.opts.StopTimeout)
+			t.killAfter(s.opts.StopTimeout)
 		}
 		t.signal(sig)
 	case syscall.SIGHUP:
@@ -404,6 +403,12 @@ func (s *supervisor) signal(t *term, sig os.Signal) {
 	case syscall.SIGUSR1:
 		t.signal(sig)
 	}
+}
+
+// killAfter sets when the daemon is killed if it has not ended.
+func (t *term) killAfter(d time.Duration) {
+	t.kill.Reset(d)
+	t.due = time.Now().Add(d)
 }
 
 func (t *term) pid() int { return t.cmd.Process.Pid }
@@ -441,7 +446,7 @@ func (s *supervisor) ended(t *term) (monitor.Decision, error) {
 	_ = t.crash.SetReadDeadline(time.Now().Add(crashPatience)) // a pipe of ours has deadlines
 	report := <-t.report
 	t.crash.Close()
-	e := exitOf(t.cmd.ProcessState)
+	e := children.ExitOf(t.cmd.ProcessState)
 	e.Report, e.Asked, e.Serving, e.Hung = crash.Headline(report), t.asked, t.serving, t.hung
 	e.OOM = oomKills() > t.ooms
 	if e.Core {
@@ -477,11 +482,11 @@ func (s *supervisor) startFailure(e monitor.Exit, d monitor.Decision) error {
 	return fmt.Errorf("the daemon died before it served (%s)", e)
 }
 
-// dropConns closes connections that were handed over by a daemon that then
-// crashed: where they are in their conversation nobody knows.
+// dropConns closes connections that were handed over. After a crash nobody
+// knows where they are in their conversation.
 func (s *supervisor) dropConns() {
 	for _, c := range s.conns {
-		c.file.Close()
+		c.close()
 	}
 	s.conns = nil
 }
@@ -501,7 +506,7 @@ func (s *supervisor) setTitle(t *term) { s.opts.Title.Set(s.title(s.policy.Title
 func (s *supervisor) closeAll() {
 	for _, h := range s.held {
 		h.socket.remove()
-		h.file.Close()
+		h.close()
 	}
 	s.dropConns()
 }
@@ -531,7 +536,7 @@ func (s *supervisor) requestUpgrade(t *term) {
 		return
 	}
 	s.log.Info("the program has been replaced: asking the daemon for a planned restart")
-	if err := t.link.send(message{Op: opRestart}, nil); err != nil {
+	if err := t.link.send(message{Op: opRestart}); err != nil {
 		s.log.Error("cannot ask the daemon for a planned restart", "error", err)
 	}
 }
@@ -558,11 +563,9 @@ func (s *supervisor) upgrade() {
 		s.log.Error("the new program does not work; the monitor stays as it is", "error", err)
 		return
 	}
-	st, files := s.childStage()
+	st, sockets := s.childStage()
 	st.Role, st.Monitor, st.Memory = roleMonitor, 0, new(s.policy.Memory())
-	for i, f := range files {
-		st.Files[i].FD = int(f.Fd())
-	}
+	files := number(st.Files, sockets)
 	s.log.Info("the monitor executes the new program")
 	s.vlog.Flush()
 	if err := s.image.exec(st, files); err != nil {

@@ -15,7 +15,9 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/cmap"
@@ -54,8 +56,20 @@ type Options struct {
 	Ready func() error
 	// Exit and Restart ask the surroundings to end, or to restart, this process.
 	Exit, Restart func()
-	// Status tells the service manager how things are, in words.
+	// Status tells the service manager how things are, in words, and Extend
+	// that a stop will take so much longer, from now. Both may be nil.
 	Status func(string)
+	Extend func(time.Duration)
+	// OnDump takes what writes the engine's state where an operator asks for
+	// it; nil where nobody does.
+	OnDump func(func(io.Writer))
+	// Restarting reports that what ends is to be followed by another process
+	// at once. HandOver keeps an NBD connection, and what to know of it, for
+	// that; Conns are those that an earlier process handed over. All three may
+	// be nil.
+	Restarting func() bool
+	HandOver   func(name string, conn syscall.Conn, state []byte) error
+	Conns      func() []Conn
 	// Reload delivers requests to read the configuration again; each is
 	// answered with Reloaded. Both may be nil.
 	Reload   <-chan struct{}
@@ -67,6 +81,14 @@ type Options struct {
 	Vlog     control.Vlog
 	Coverage control.Coverage
 	Memory   control.Memory
+}
+
+// A Conn is a connection that an earlier process handed over, with what that
+// said of it.
+type Conn struct {
+	Name  string
+	Conn  net.Conn
+	State []byte
 }
 
 // A Log is what the [log] table sets.
@@ -134,7 +156,8 @@ type engine struct {
 
 	// ending is set once the engine stops: listeners then stay with those who
 	// hold them for the next process.
-	ending atomic.Bool
+	ending  atomic.Bool
+	nbdOver sync.Once // ends the NBD server
 }
 
 // stopTimeout bounds an orderly stop.
@@ -152,19 +175,30 @@ func Main(ctx context.Context, o Options) error {
 		err = o.Ready()
 	}
 	if err == nil {
-		if o.Status != nil {
-			o.Status(fmt.Sprintf("%s serves %d devices", o.Node, len(e.devices.All())))
-		}
 		err = e.wait(ctx)
 	}
 	e.ending.Store(true)
-	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	return errors.Join(err, e.services.StopAll(sctx))
+	return errors.Join(err, e.stop(ctx))
 }
 
-// wait waits until the engine is to stop, or cannot go on.
+// stop ends everything, in the order in which it was started, reversed.
+func (e *engine) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return extending(e.opts.Extend, func() error { return e.services.StopAll(ctx) })
+}
+
+// wait waits until the engine is to stop, or cannot go on. Meanwhile the
+// service manager is told how things are.
 func (e *engine) wait(ctx context.Context) error {
+	if e.opts.OnDump != nil {
+		e.opts.OnDump(e.control.Dump)
+	}
+	hctx, cancel := context.WithCancel(ctx)
+	var told sync.WaitGroup
+	told.Go(func() { e.tellHealth(hctx) })
+	defer told.Wait()
+	defer cancel()
 	select {
 	case <-ctx.Done():
 		e.log.Info("stopping", "cause", context.Cause(ctx))

@@ -87,7 +87,11 @@ func (x exports) Open(ctx context.Context, name string, c nbd.ClientInfo) (nbd.H
 	if err != nil {
 		return nil, err
 	}
-	if err := d.OpenFor(ctx); err != nil {
+	open := d.OpenFor
+	if c.Resumed {
+		open = d.ReopenFor
+	}
+	if err := open(ctx); err != nil {
 		return nil, err
 	}
 	x.log.Info("opened", "device", d.Name(), "client", c.Addr)

@@ -273,9 +273,10 @@ func (e *engine) nodeEvent(ev cluster.Event) {
 // serveStage is what serves clients, without any listener yet.
 func (e *engine) serveStage() ([]service.Spec, error) {
 	e.nbd = nbd.NewServer(nbd.Options{Backend: exports{e.devices, e.opts.Logger("nbd")}, Logger: e.opts.Logger("nbd")})
-	specs := []service.Spec{{
-		ID: id("nbd"), Service: plain{stop: func(context.Context) error { e.nbd.Close(); return nil }},
-	}}
+	specs := []service.Spec{
+		{ID: id("roles"), Needs: ids("messenger"), Service: plain{stop: e.demoteAll}},
+		{ID: id("nbd"), Needs: ids("roles"), Service: &nbdService{e: e}},
+	}
 	e.handlers.Set(handlersOf(e.conf.Current()))
 	if e.opts.Runner != nil {
 		specs = append(specs, service.Spec{
@@ -284,6 +285,19 @@ func (e *engine) serveStage() ([]service.Spec, error) {
 		})
 	}
 	return specs, nil
+}
+
+// demoteAll gives the primary role up where it was taken by hand, while peers
+// can still be told and asked to make durable what they have: without them
+// there may be no quorum to do so.
+func (e *engine) demoteAll(ctx context.Context) error {
+	var errs []error
+	for _, d := range e.devices.All() {
+		if d.Status().Quorum.Quorate {
+			errs = append(errs, d.Demote(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // handlerService runs the commands of [[handler]].
@@ -356,10 +370,10 @@ func (s *nbdListener) Start(context.Context) (err error) {
 }
 
 // Stop leaves the clients to the end of Run, but where the engine ends: then
-// all of them are dropped at once, those of other listeners too.
-func (s *nbdListener) Stop(context.Context) error {
+// all of them are handed over or dropped at once, those of other listeners too.
+func (s *nbdListener) Stop(ctx context.Context) error {
 	if s.e.ending.Load() {
-		s.e.nbd.Close()
+		return s.e.endNBD(ctx)
 	}
 	return nil
 }
@@ -379,9 +393,6 @@ func (s *nbdListener) Run(ctx context.Context) error {
 
 // controlStage is the socket on which commands come in.
 func (e *engine) controlStage() ([]service.Spec, error) {
-	if e.opts.Control == nil {
-		return e.metricsStage(nil)
-	}
 	local := e.local()
 	var err error
 	e.control, err = control.New(control.Options{
@@ -394,6 +405,9 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot set up the control socket: %w", err)
+	}
+	if e.opts.Control == nil {
+		return e.metricsStage(nil)
 	}
 	var l net.Listener
 	return e.metricsStage([]service.Spec{{

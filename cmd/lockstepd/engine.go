@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockstepd/lockstep/daemon"
 	"github.com/lockstepd/lockstep/server"
+	"github.com/lockstepd/lockstep/server/control"
 	"github.com/lockstepd/lockstep/server/store"
 )
 
@@ -56,7 +57,9 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			Log:    logTable{env.Vlog(), flags},
 			Listen: env.AdoptOrListen, Release: env.Release,
 			Reload: env.Reload(), Reloaded: env.Reloaded, Runner: commandRunner{env.Logger("events")},
-			Ready: env.Ready, Exit: env.Exit, Restart: env.Restart, Status: env.Status,
+			Ready: ready(env), Exit: env.Exit, Restart: env.Restart,
+			Restarting: env.Restarting, HandOver: env.HandOver, Conns: conns(env),
+			Status: env.Status, Extend: env.Extend, OnDump: env.OnDump,
 			Vlog: env.Vlog(), Coverage: env.Coverage(), Memory: env.Memory(),
 		}
 		if env.ControlPath() != "" {
@@ -67,8 +70,38 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			return &daemon.ConfigError{Err: err}
 		}
 		if l, ok := errors.AsType[*store.LockedError](err); ok {
-			return fmt.Errorf("already running: %w", l)
+			return &daemon.RunningError{Err: l}
 		}
 		return err
+	}
+}
+
+// conns returns the NBD connections that the process before handed over.
+func conns(env *daemon.Env) func() []server.Conn {
+	return func() []server.Conn {
+		var out []server.Conn
+		for _, c := range env.Conns() {
+			out = append(out, server.Conn(c))
+		}
+		return out
+	}
+}
+
+// ready says that the daemon serves. From then on the service manager's
+// watchdog is fed for as long as commands are answered: the probe takes the
+// way that a user's command takes. Without a control socket there is no such
+// way, and that the process lives has to do.
+func ready(env *daemon.Env) func() error {
+	return func() error {
+		if err := env.Ready(); err != nil {
+			return err
+		}
+		env.Watchdog(func(ctx context.Context) error {
+			if env.ControlPath() == "" {
+				return nil
+			}
+			return control.Probe(ctx, env.ControlPath())
+		})
+		return nil
 	}
 }

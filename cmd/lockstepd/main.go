@@ -185,7 +185,9 @@ Log:
   -h, --help                print this, and exit
 
 Signals: TERM and INT stop in order, a second one at once; HUP reads the
-configuration again; USR1 writes state and goroutines to the log.
+configuration again, and has a monitor whose program was replaced restart the
+daemon by the new one, with its clients; USR1 writes state and goroutines to
+the log.
 
 Exit status: 0 ended in order; 1 failed; 2 bad flags or configuration;
 3 already running.

@@ -228,12 +228,13 @@ func (p *Process) wait(outputs ...*lineWriter) {
 		o.flush()
 	}
 	p.mu.Lock()
-	p.exit = exitOf(p.cmd.ProcessState)
+	p.exit = ExitOf(p.cmd.ProcessState)
 	p.exit.Asked, p.exit.Serving = p.asked, true
 	p.mu.Unlock()
 }
 
-func exitOf(st *os.ProcessState) monitor.Exit {
+// ExitOf translates how a process ended.
+func ExitOf(st *os.ProcessState) monitor.Exit {
 	ws, ok := st.Sys().(syscall.WaitStatus)
 	if !ok {
 		return monitor.Exit{Code: st.ExitCode()}

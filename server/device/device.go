@@ -318,6 +318,10 @@ func (d *Device) Close(ctx context.Context) error {
 	d.mu.Lock()
 	d.dropParkedLocked(nil)
 	clean := len(d.ranges.ops) == 0 && err == nil
+	if errors.Is(err, errHeld) {
+		d.log.Info("closed without quorum: what was being written will be compared with the peers", "device", d.opts.Name)
+		err = nil
+	}
 	d.tellClosedLocked("shut down")
 	d.setReadableLocked(false)
 	d.mu.Unlock()
@@ -373,6 +377,9 @@ func (d *Device) closeStore(clean bool) error {
 	return errors.Join(errs...)
 }
 
+// errHeld: a primary without quorum can finish nothing, and waits in vain.
+var errHeld = errors.New("without quorum nothing can be finished")
+
 // quiesce waits until no change is in flight here and makes what was done
 // durable everywhere in reach.
 func (d *Device) quiesce(ctx context.Context) error {
@@ -380,8 +387,12 @@ func (d *Device) quiesce(ctx context.Context) error {
 		d.mu.Lock()
 		idle := len(d.ranges.ops) == 0
 		primary := d.role == replication.Primary
+		held := primary && d.hold&holdNoQuorum != 0
 		w := d.watch
 		d.mu.Unlock()
+		if held {
+			return errHeld
+		}
 		if idle && primary {
 			return d.demote(ctx, true)
 		}

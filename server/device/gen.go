@@ -230,7 +230,12 @@ func (d *Device) genCommitLocked(p *peer, no uint64) {
 		return
 	}
 	if d.genNotedNo != no {
-		return // of a contact that is over
+		// Of a contact that is over; or the primary counts on this node though it
+		// came too late to note the generation: it learns so from our facts.
+		b := &block.Batch{}
+		d.helloLocked(p, b)
+		d.work.do(b.Finish)
+		return
 	}
 	if d.gens.Current == d.genNoted && d.gens.Tentative() && d.genOld != replication.NoGen {
 		for id := range d.disks.Without(d.cfg.Self).All() {

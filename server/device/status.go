@@ -131,6 +131,17 @@ func (d *Device) tellClosedLocked(reason string) {
 // OpenFor admits a client: with auto-promotion the first one makes this node
 // the primary, for which it may have to wait.
 func (d *Device) OpenFor(ctx context.Context) error {
+	wctx, cancel := context.WithTimeout(ctx, d.opts.PromoteWait)
+	defer cancel()
+	return d.open(wctx, d.cfg.AutoPromote)
+}
+
+// ReopenFor is OpenFor for a client that this node, as primary, served before
+// a planned restart: it has the device open, so that it waits for as long as
+// ctx, and the role is restored though it was not taken automatically.
+func (d *Device) ReopenFor(ctx context.Context) error { return d.open(ctx, true) }
+
+func (d *Device) open(ctx context.Context, promote bool) error {
 	d.mu.Lock()
 	d.opens++
 	primary := d.role == replication.Primary
@@ -141,13 +152,11 @@ func (d *Device) OpenFor(ctx context.Context) error {
 	}
 	err := error(d.refuse("open", "this node is secondary and auto_promote is off",
 		"run \"lockstepctl device promote "+d.opts.Name+"\" first", false))
-	if auto {
-		wctx, cancel := context.WithTimeout(ctx, d.opts.PromoteWait)
-		defer cancel()
-		err = d.Promote(wctx, false)
+	if promote {
+		err = d.Promote(ctx, false)
 	}
 	if err != nil {
-		d.Released(ctx)
+		d.Released(context.WithoutCancel(ctx))
 		return err
 	}
 	d.mu.Lock()

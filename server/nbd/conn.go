@@ -59,6 +59,7 @@ type conn struct {
 
 	accepted atomic.Int64 // ops, a total; the reader adds
 	stop     atomic.Bool  // stop between two requests
+	opened   atomic.Bool  // the handshake is over; set before stop is looked at
 	out      outbox
 	kick     chan struct{} // wakes the writer; only the sender sends
 	ended    chan struct{} // closed when the writer is to end
@@ -134,6 +135,7 @@ func (c *conn) serve(ctx context.Context) {
 // transmit runs the transmission phase.
 func (c *conn) transmit() {
 	c.log.Info("client connected", "export", c.state.Export)
+	c.opened.Store(true)
 	_ = c.nc.SetDeadline(time.Time{})
 	var writer sync.WaitGroup
 	writer.Go(c.writer)
@@ -228,10 +230,15 @@ func (c *conn) senderIdle() {
 	}
 }
 
-// stopReading has the reader return at the next request boundary.
+// stopReading has the reader return at the next request boundary, the first of
+// which comes after the handshake.
 func (c *conn) stopReading() {
 	c.stop.Store(true)
-	_ = c.nc.SetReadDeadline(time.Now())
+	when := time.Now()
+	if !c.opened.Load() {
+		when = when.Add(c.limits.Grace)
+	}
+	_ = c.nc.SetReadDeadline(when)
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
 	c.out.tell()

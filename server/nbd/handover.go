@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -18,8 +19,8 @@ type Passed struct {
 // lets what is in flight finish and be answered, and returns them for another
 // server to Resume, in another process perhaps. When ctx ends, connections
 // that are not there yet are dropped, so that their clients connect again. It
-// returns when every connection has left its export; clients that are still
-// shaking hands are dropped.
+// returns when every connection has left its export; clients that are shaking
+// hands have the limit's grace to finish, and are dropped if they don't.
 //
 // To shut down in good order without a successor, close the files.
 func (s *Server) HandOver(ctx context.Context) []Passed {
@@ -72,9 +73,13 @@ func (s *Server) Resume(ctx context.Context, nc net.Conn, st State) error {
 	stop := context.AfterFunc(ctx, func() { c.kill(errShutdown) })
 	defer stop()
 	c.client.Resumed = true
+	c.opened.Store(true)
 	c.state, c.prefix, c.skip = st, st.Pending, st.Skip
 	c.state.Pending, c.state.Skip = nil, 0
 	if err := c.open(ctx); err != nil {
+		if c.stop.Load() && errors.Is(c.srv.pass(c), errPassed) {
+			return nil // this server hands over in its turn before the export could be opened
+		}
 		return fmt.Errorf("resume a client of %s: %w", st.Export, err)
 	}
 	c.transmit()

@@ -44,10 +44,7 @@ func (c *conn) handshake(ctx context.Context) error {
 		return err
 	}
 	for n := 0; !h.done; n++ {
-		switch {
-		case c.stop.Load():
-			return errStopped
-		case n == c.limits.Options:
+		if n == c.limits.Options {
 			return fmt.Errorf("%d options and still no export chosen", n)
 		}
 		if err := h.option(ctx); err != nil {
@@ -57,9 +54,14 @@ func (c *conn) handshake(ctx context.Context) error {
 	return nil
 }
 
-// deadline gives the client the time of a whole handshake from now on.
+// deadline gives the client the time of a whole handshake from now on, unless
+// the connection is to be passed on.
 func (h *handshake) deadline() error {
-	return h.nc.SetDeadline(time.Now().Add(h.c.limits.Handshake))
+	limit := h.c.limits.Handshake
+	if h.c.stop.Load() {
+		limit = min(limit, h.c.limits.Grace)
+	}
+	return h.nc.SetDeadline(time.Now().Add(limit))
 }
 
 func (h *handshake) greet() error {
@@ -321,6 +323,9 @@ func (c *conn) open(ctx context.Context) error {
 // the watch.
 func (c *conn) watchWhileOpening(cancel context.CancelCauseFunc) func() {
 	_ = c.nc.SetDeadline(time.Time{})
+	if c.stop.Load() {
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.limits.Grace))
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

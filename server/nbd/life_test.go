@@ -403,11 +403,129 @@ func TestConnectionsAreHandedOver(t *testing.T) {
 	wg.Wait()
 }
 
+// TestAHandOverBeforeTheExportIsOpenAgain hands a connection on, with half a
+// request, through a server that could not open the export in its time.
+func TestAHandOverBeforeTheExportIsOpenAgain(t *testing.T) {
+	m := nbdtest.NewMemory("disk", 64<<20)
+	first := start(t, nbdtest.NewBackend(m), nbd.Limits{})
+	h, nc := first.greet()
+	if _, err := h.Go("disk"); err != nil {
+		t.Fatal(err)
+	}
+	w := append(proto.AppendRequest(nil, proto.Request{Cmd: proto.CmdWrite, Cookie: 7, Len: 5 << 20}), pattern(5<<20, 1)...)
+	if _, err := nc.Write(w[:1<<20]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "half the write to arrive", func() bool {
+		conns := first.Stats().Connections
+		return len(conns) == 1 && conns[0].Stats.BytesIn == 1<<20
+	})
+	pass := func(p nbd.Passed, to *nbd.Server) chan error {
+		c, err := net.FileConn(p.File)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = p.File.Close()
+		ended := make(chan error, 1)
+		go func() { ended <- to.Resume(t.Context(), c, p.State) }()
+		return ended
+	}
+	handed := func(s *nbd.Server) nbd.Passed {
+		passed := s.HandOver(t.Context())
+		if len(passed) != 1 || len(passed[0].State.Pending) != 1<<20 {
+			t.Fatalf("%d connections were handed over", len(passed))
+		}
+		return passed[0]
+	}
+	b, opening := nbdtest.NewBackend(m), make(chan struct{})
+	b.OnOpen = func(ctx context.Context, _ string, c nbd.ClientInfo) error {
+		if !c.Resumed {
+			t.Error("the backend is not told that the client was resumed")
+		}
+		close(opening)
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	second := nbd.NewServer(nbd.Options{Backend: b}) // it needs no listener
+	ended := pass(handed(first.Server), second)
+	await(t, "the export to be opened", opening)
+	p := handed(second)
+	if err := await(t, "Resume to return", ended); err != nil {
+		t.Errorf("Resume: %v", err)
+	}
+	third := start(t, nbdtest.NewBackend(m), nbd.Limits{})
+	ended = pass(p, third.Server)
+	if _, err := nc.Write(w[1<<20:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(nc, make([]byte, 16)); err != nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	if !bytes.Equal(m.Content()[:5<<20], pattern(5<<20, 1)) {
+		t.Error("the write is not what was sent")
+	}
+	_ = nc.Close()
+	if err := await(t, "Resume to return", ended); err != nil {
+		t.Errorf("Resume: %v", err)
+	}
+}
+
+// TestAHandOverWaitsForHandshakes: a client that has connected is not turned
+// away because it has not chosen its export yet, nor one whose export is just
+// being opened.
+func TestAHandOverWaitsForHandshakes(t *testing.T) {
+	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
+	opening, open := make(chan struct{}, 2), make(chan struct{})
+	b.OnOpen = func(ctx context.Context, _ string, _ nbd.ClientInfo) error {
+		opening <- struct{}{}
+		select {
+		case <-open:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	s := start(t, b, nbd.Limits{Grace: patience})
+	choosing, _ := s.greet()
+	waiting, _ := s.greet()
+	chosen := make(chan error, 2)
+	choose := func(h *client.Handshake) {
+		_, err := h.Go("disk")
+		chosen <- err
+	}
+	go choose(waiting)
+	await(t, "an export to be opened", opening)
+	passed := make(chan []nbd.Passed, 1)
+	go func() { passed <- s.HandOver(t.Context()) }()
+	eventually(t, "the server to take no more clients", func() bool {
+		nc, err := net.Dial("unix", s.addr)
+		if err == nil {
+			_ = nc.Close()
+		}
+		return err != nil
+	})
+	go choose(choosing)
+	await(t, "the other export to be opened", opening)
+	close(open)
+	for range 2 {
+		if err := await(t, "the choice to be answered", chosen); err != nil {
+			t.Error(err)
+		}
+	}
+	got := await(t, "the hand-over", passed)
+	if len(got) != 2 {
+		t.Errorf("%d connections were handed over", len(got))
+	}
+	for _, p := range got {
+		_ = p.File.Close()
+	}
+}
+
 func TestWhatCannotBeHandedOverIsDropped(t *testing.T) {
 	h := hold(block.Write, 10)
 	b := nbdtest.NewBackend(nbdtest.NewMemory("disk", 1<<20))
 	b.Hook = h.hook
-	s := start(t, b, nbd.Limits{})
+	s := start(t, b, nbd.Limits{Grace: time.Millisecond})
 	stuck, idle := s.dial(client.Options{}), s.dial(client.Options{})
 	p, err := stuck.Start(proto.Request{Cmd: proto.CmdWrite, Len: 512}, pattern(512, 1))
 	if err != nil {

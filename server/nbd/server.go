@@ -20,6 +20,7 @@ import (
 type Limits struct {
 	Connections   int           // at a time; those beyond are closed at once; default 512
 	Handshake     time.Duration // from connecting to GO, not counting the wait for the backend; default 30 s
+	Grace         time.Duration // what is left of a handshake when the connection is to be passed on; default 1 s
 	Options       int           // before GO; default 4096
 	Inflight      int           // requests in flight per connection; default 1024
 	InflightBytes int64         // of their payloads; default 64 MiB; one request larger than this may be alone
@@ -33,6 +34,7 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	def(&l.Connections, 512)
 	def(&l.Handshake, 30*time.Second)
+	def(&l.Grace, time.Second)
 	def(&l.Options, 4096)
 	def(&l.Inflight, 1024)
 	def(&l.InflightBytes, 64<<20)

@@ -25,6 +25,7 @@ type Node struct {
 	State   string   // state dir
 	Log     string   // what the daemon printed, over all its lives
 	Flags   []string // more flags for the daemon
+	Env     []string // more variables for its environment
 
 	c      *Cluster
 	config string
@@ -93,7 +94,7 @@ func (n *Node) Launch() error {
 	if n.Running() {
 		return fmt.Errorf("%s runs already", n.Name)
 	}
-	p, err := n.c.host.Start(proc.Spec{Argv: n.Args(), Log: n.Log})
+	p, err := n.c.host.Start(proc.Spec{Argv: n.Args(), Env: n.Env, Log: n.Log})
 	if err != nil {
 		return err
 	}
@@ -176,8 +177,14 @@ func (n *Node) killOrphan(pid int) {
 // Lockstepctl runs lockstepctl against this node and returns its output. The
 // error, if any, is an *exec.ExitError.
 func (n *Node) Lockstepctl(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, n.c.Ctl(), append([]string{"-t", n.Socket()}, args...)...)
-	cmd.Env = append(os.Environ(), "NO_COLOR=1")
+	return n.LockstepctlAt(ctx, n.Socket(), args...)
+}
+
+// LockstepctlAt is Lockstepctl for another target: the program's name, say,
+// which is looked for in this node's rundir.
+func (n *Node) LockstepctlAt(ctx context.Context, target string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, n.c.Ctl(), append([]string{"-t", target}, args...)...)
+	cmd.Env = append(os.Environ(), "NO_COLOR=1", "LOCKSTEP_RUNDIR="+n.Run)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
