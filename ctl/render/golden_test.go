@@ -2,42 +2,16 @@ package render
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lockstepd/lockstep/ctl/internal/golden"
 	"github.com/lockstepd/lockstep/rpc/api"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares got with a file of testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got):\n%s", path, diff)
-	}
-}
 
 // now is the time of every golden file.
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -253,7 +227,7 @@ func TestGolden(t *testing.T) {
 	}
 	for name, picture := range pictures() {
 		for look, o := range looks {
-			t.Run(name+"-"+look, func(t *testing.T) { golden(t, name+"-"+look, picture(o)) })
+			t.Run(name+"-"+look, func(t *testing.T) { golden.Check(t, name+"-"+look, picture(o)) })
 		}
 	}
 }
