@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/events"
 )
 
 func (c *Control) eventCommands() []rpc.Command {
@@ -67,6 +68,10 @@ func (c *Control) subscribe(ctx context.Context, by rpc.Actor, p api.Subscribe) 
 	if !ok {
 		return api.Subscribed{}, api.Errorf(api.CodeInvalidRequest, "events can only be sent to a connection")
 	}
+	stream := c.o.Events.Stream()
+	if p.After > 0 && p.Stream != "" && p.Stream != stream {
+		p.After = events.FromStart
+	}
 	sub, err := c.o.Events.Subscribe(p.After, p.Types...)
 	if err != nil {
 		return api.Subscribed{}, api.Errorf(api.CodeInvalidParams, "%v", err)
@@ -78,7 +83,7 @@ func (c *Control) subscribe(ctx context.Context, by rpc.Actor, p api.Subscribe) 
 		}
 		return "event", ev, err
 	})
-	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed()}, err
+	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed(), Stream: stream}, err
 }
 
 // follow sends what next returns to a connection, until that ends.
