@@ -25,8 +25,8 @@ type configured struct {
 	text string
 }
 
-// startConfigured starts a node whose file says extra besides the usual.
-func startConfigured(t *testing.T, extra string) *configured {
+// layOutConfigured makes a node whose file says extra besides the usual.
+func layOutConfigured(t *testing.T, extra string) *configured {
 	t.Helper()
 	cfg := one()
 	cfg.Extra = extra
@@ -35,9 +35,24 @@ func startConfigured(t *testing.T, extra string) *configured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &configured{c.Nodes[0], c, string(raw)}
+	return &configured{c.Nodes[0], c, string(raw)}
+}
+
+// startConfigured starts such a node.
+func startConfigured(t *testing.T, extra string) *configured {
+	t.Helper()
+	n := layOutConfigured(t, extra)
 	launch(t, n.Node)
 	return n
+}
+
+// add appends to the file.
+func (n *configured) add(t *testing.T, text string) {
+	t.Helper()
+	n.text += text
+	if err := os.WriteFile(n.c.Config, []byte(n.text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // edit replaces a text in the file, in place.

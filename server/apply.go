@@ -54,7 +54,8 @@ func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
 func (e *engine) appliers() []reload.Applier {
 	return []reload.Applier{
 		&applier{"log", e.wantsLog, nil, e.applyLog},
-		&applier{"control", keys("control.admin_groups", "control.read_groups"), nil, e.applyGroups},
+		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups},
+		&applier{"control", keys("control.listen"), nil, e.applyRemotes},
 		&applier{"handlers", below("handler."), nil, e.applyHandlers},
 		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret},
 		&applier{"messenger", below("cluster.tls."), e.planTLS, nothing},

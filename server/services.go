@@ -396,7 +396,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 		return nil, fmt.Errorf("cannot set up the control socket: %w", err)
 	}
 	var l net.Listener
-	return e.metricsStage([]service.Spec{{
+	specs := []service.Spec{{
 		ID: id("control"), Needs: ids("messenger", "nbd", "cmap", "events"),
 		Service: runner{
 			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
@@ -408,7 +408,11 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 				return e.control.Serve(ctx, l)
 			},
 		},
-	}})
+	}}
+	for _, at := range local.Control.Addresses() {
+		specs = append(specs, e.remoteSpec(at))
+	}
+	return e.metricsStage(specs)
 }
 
 // metricsStage adds the metrics to the services of a stage.

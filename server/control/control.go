@@ -127,8 +127,8 @@ func (c *Control) attach(to Coverage) {
 	}
 }
 
-// SetGroups replaces the groups that may look and that may command. New
-// connections are judged by them.
+// SetGroups replaces the groups and the certificates' names that may look and
+// that may command. New connections are judged by them.
 func (c *Control) SetGroups(cfg *config.Control) error {
 	p, err := policyOf(cfg)
 	if err != nil {
@@ -170,7 +170,7 @@ func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 }
 
 func policyOf(c *config.Control) (rpc.Policy, error) {
-	p := rpc.Policy{AdminUIDs: []uint32{0, uint32(os.Geteuid())}}
+	p := rpc.Policy{AdminUIDs: []uint32{0, uint32(os.Geteuid())}, AdminNames: c.AdminNames, ReadNames: c.ReadNames}
 	for _, set := range []struct {
 		names []string
 		to    *[]uint32
