@@ -85,7 +85,8 @@ type Control struct {
 	srv    *rpc.Server
 	policy atomic.Pointer[rpc.Policy]
 
-	subs subscriptions
+	subs  subscriptions
+	notes notes
 }
 
 // New builds the table of commands.
