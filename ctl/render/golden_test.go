@@ -48,10 +48,11 @@ func status() api.Status {
 		Node: "alpha", ID: 0, Version: "0.1.0", Revision: 1789, TickTimeMS: 8000, MaxPingCount: 4,
 		Nodes: nodes(), Devices: devices(), Health: "failed", ConfigRevision: 3,
 		Problems: []api.Problem{
+			{Subject: "configuration", What: "not applied: /etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"", Do: "lockstepctl config check"},
 			{Subject: "node delta", What: "down for 1 d 2 h: no route to host", Do: "see whether delta runs and its network is up; lockstepctl node why delta"},
 			{Subject: "device a-device-with-quite-a-long-name-as-people-have", What: "no quorum: 1 of 2 replicas can be reached, a majority is 2; reads and writes wait until it is back", Do: "bring delta back, or see lockstepctl device why a-device-with-quite-a-long-name-as-people-have"},
 		},
-		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed",
+		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed\n/etc/lockstep/lockstep.toml:15:1: cluster.colour: unknown key",
 	}
 }
 
@@ -107,7 +108,7 @@ func whyDevice() api.Why {
 func services() []api.Service {
 	return []api.Service{
 		{Name: "config", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok"},
-		{Name: "cluster", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok", Needs: []string{"config", "messenger", "events"}},
+		{Name: "cluster", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok", Needs: []string{"config@1", "messenger@1", "events@1"}},
 		{Name: "metrics", Version: 2, State: "failed", Since: ago(time.Minute), Health: "listen tcp 127.0.0.1:9799: bind: address already in use", Restarts: 4, Needs: []string{"config"}},
 		{Name: "handlers", Version: 1, State: "stopped", Since: ago(time.Minute), Health: "ok"},
 	}
