@@ -12,7 +12,9 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"github.com/lockstepd/lockstep/rpc"
@@ -85,6 +87,10 @@ type Control struct {
 	srv    *rpc.Server
 	policy atomic.Pointer[rpc.Policy]
 
+	// admitting guards socket, and the order in which groups are let in.
+	admitting sync.Mutex
+	socket    string // the path of the Unix socket, once it is served
+
 	subs  subscriptions
 	notes notes
 }
@@ -129,14 +135,30 @@ func (c *Control) attach(to Coverage) {
 }
 
 // SetGroups replaces the groups and the certificates' names that may look and
-// that may command. New connections are judged by them.
+// that may command. New connections are judged by them; the socket lets the
+// groups' members in.
 func (c *Control) SetGroups(cfg *config.Control) error {
 	p, err := policyOf(cfg)
 	if err != nil {
 		return err
 	}
+	c.admitting.Lock()
+	defer c.admitting.Unlock()
 	c.policy.Store(&p)
+	c.admitLocked()
 	return nil
+}
+
+// admitLocked lets the groups in at the socket. Where it can't, root and the
+// socket's own group remain: no reason not to serve.
+func (c *Control) admitLocked() {
+	if c.socket == "" {
+		return
+	}
+	p := c.policy.Load()
+	if err := unixsock.Admit(c.socket, slices.Concat(p.AdminGroups, p.ReadGroups)); err != nil {
+		c.o.Log.Warn("only root and the socket's own group can connect", "err", err)
+	}
 }
 
 // Commands counts what the control socket has seen.
@@ -152,8 +174,16 @@ func (c *Control) Commands() metrics.Commands {
 // CleanStale removes the control sockets of dead daemons in the rundir.
 func CleanStale(rundir string) ([]string, error) { return rpc.CleanStale(rundir, "lockstepd") }
 
-// Serve answers on l until ctx ends.
-func (c *Control) Serve(ctx context.Context, l net.Listener) error { return c.srv.Serve(ctx, l) }
+// Serve answers on l, the control socket, until ctx ends.
+func (c *Control) Serve(ctx context.Context, l net.Listener) error {
+	c.admitting.Lock()
+	if at, ok := l.Addr().(*net.UnixAddr); ok {
+		c.socket = at.Name
+	}
+	c.admitLocked()
+	c.admitting.Unlock()
+	return c.srv.Serve(ctx, l)
+}
 
 // Registry is the table of commands, for services that bring more.
 func (c *Control) Registry() *rpc.Registry { return c.reg }
