@@ -41,8 +41,13 @@ func (n *Node) parted() (count int) {
 // each names the others that it differs from.
 func TestReconfiguredNodeByNode(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
-		c.mustSync(t, 0)
+		for i := range c.Nodes {
+			c.mustSync(t, i)
+		}
 		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 1, 4096)
+		time.Sleep(10 * time.Second) // whatever the new primary makes its replicas do is done
+		synctest.Wait()
 		before := [3]int{c.Nodes[0].parted(), c.Nodes[1].parted(), c.Nodes[2].parted()}
 		fill := byte(0)
 		for step, cfg := range []device.Config{
@@ -189,6 +194,8 @@ func TestTheResyncRateChangesWhileAResyncRuns(t *testing.T) {
 		if first < 24*mib || first > 48*mib {
 			t.Fatalf("without a limit it came to %d KiB\n%s", first>>10, c.Describe())
 		}
+		time.Sleep(100 * time.Millisecond) // what was under way has arrived
+		first = copied()
 		time.Sleep(4 * time.Second)
 		if done := copied() - first; done < 6*mib || done > 11*mib {
 			t.Errorf("at 2 MiB/s again, %d KiB were copied in 4 s\n%s", done>>10, c.Describe())
