@@ -131,7 +131,7 @@ func TestEveryLiveKeyUnderFio(t *testing.T) {
 				n.untilKey(t, e.key, e.want)
 			}
 		}
-		for _, k := range strings.Fields(e.keys) {
+		for k := range strings.FieldsSeq(e.keys) {
 			covered[k] = true
 		}
 		cfg, err := config.Load(c.Config)

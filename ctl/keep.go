@@ -108,6 +108,9 @@ func (k *keeper) options(o keeping) rpc.SessionOptions {
 func (k *keeper) stop() {
 	k.give(nil)
 	<-k.ended
+	if k.first != nil { // the session has not come to take it
+		k.first.Close()
+	}
 }
 
 // transient reports whether an error may be gone on the next attempt.
