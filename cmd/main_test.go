@@ -107,7 +107,7 @@ func seed(t *testing.T) (uint64, *rand.Rand) {
 }
 
 // layOut makes a cluster and starts nothing. When the test fails, the ends of the logs are shown.
-func layOut(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
+func layOut(t testing.TB, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
 	t.Helper()
 	return layOutFrom(t, real.build(t), cfg, host)
 }
@@ -132,7 +132,7 @@ func layOutFrom(t *testing.T, bin string, cfg cluster.Config, host *proc.Host) *
 }
 
 // report shows what a node knows when a test has failed.
-func report(t *testing.T, n *cluster.Node) {
+func report(t testing.TB, n *cluster.Node) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	for _, args := range [][]string{{"status"}, {"device", "show", "r0"}, {"device", "why", "r0"}, {"call", "messenger/show"}} {
@@ -144,9 +144,9 @@ func report(t *testing.T, n *cluster.Node) {
 }
 
 // start runs a cluster until its nodes are up and its devices in sync.
-func start(t *testing.T, cfg cluster.Config) *cluster.Cluster { return startOn(t, cfg, nil) }
+func start(t testing.TB, cfg cluster.Config) *cluster.Cluster { return startOn(t, cfg, nil) }
 
-func startOn(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
+func startOn(t testing.TB, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
 	t.Helper()
 	c := layOut(t, cfg, host)
 	if err := c.Start(within(t, patience)); err != nil {
@@ -159,7 +159,7 @@ func startOn(t *testing.T, cfg cluster.Config, host *proc.Host) *cluster.Cluster
 }
 
 // inSync waits until every running node sees a device in sync everywhere.
-func inSync(t *testing.T, c *cluster.Cluster, device string) {
+func inSync(t testing.TB, c *cluster.Cluster, device string) {
 	t.Helper()
 	if err := c.Until(within(t, patience), device+" is in sync", cluster.InSync(device)); err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ type traffic struct {
 }
 
 // load starts a load. The test fails when a promise is broken, at the latest at its end.
-func load(t *testing.T, book *ledger.Ledger, n *cluster.Node, shift int64) *traffic {
+func load(t testing.TB, book *ledger.Ledger, n *cluster.Node, shift int64) *traffic {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	tr, done := new(traffic), make(chan struct{})
@@ -269,7 +269,7 @@ func (tr *traffic) moves(t *testing.T) {
 }
 
 // end ends a load, which must have kept all promises.
-func (tr *traffic) end(t *testing.T) {
+func (tr *traffic) end(t testing.TB) {
 	t.Helper()
 	if err := tr.stop(); err != nil {
 		t.Fatal(err)

@@ -25,8 +25,8 @@ type configured struct {
 	text string
 }
 
-// startConfigured starts a node whose file says extra besides the usual.
-func startConfigured(t *testing.T, extra string) *configured {
+// layOutConfigured makes a node whose file says extra besides the usual.
+func layOutConfigured(t *testing.T, extra string) *configured {
 	t.Helper()
 	cfg := one()
 	cfg.Extra = extra
@@ -35,9 +35,24 @@ func startConfigured(t *testing.T, extra string) *configured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &configured{c.Nodes[0], c, string(raw)}
+	return &configured{c.Nodes[0], c, string(raw)}
+}
+
+// startConfigured starts such a node.
+func startConfigured(t *testing.T, extra string) *configured {
+	t.Helper()
+	n := layOutConfigured(t, extra)
 	launch(t, n.Node)
 	return n
+}
+
+// add appends to the file.
+func (n *configured) add(t *testing.T, text string) {
+	t.Helper()
+	n.text += text
+	if err := os.WriteFile(n.c.Config, []byte(n.text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // edit replaces a text in the file, in place.
@@ -206,7 +221,7 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 		"unknown key":    {"max_ping_count", "max_ping_cont", []string{"lockstep.toml:5:1", "max_ping_cont"}},
 		"no TOML":        {"[cluster]", "[cluster", []string{"lockstep.toml:1:"}},
 		"wrong type":     {"max_ping_count = 4", "max_ping_count = \"4\"", []string{"lockstep.toml:5:18"}},
-		"open device":    {"[[device]]", "[[device]]\nresync_rate = \"1MiB/s\"", []string{"lockstep.toml:", "r0 is open by 1 clients"}},
+		"open device":    {"[[device]]", "[[device]]\nal_extents = 100", []string{"lockstep.toml:", "r0 is open by 1 clients"}},
 		"needs restart":  {`name = "demo"`, `name = "other"`, []string{"lockstep.toml:2:8", "needs-restart", "--partial"}},
 		"half of it bad": {`max_ping_count = 4`, "max_ping_count = 9\nsign = true", []string{"lockstep.toml:6:8", "cluster.sign"}},
 		"address in use": {"[[device]]", fmt.Sprintf("[metrics]\nlisten = %q\n\n[[device]]", taken.Addr()), []string{"lockstep.toml:", "in use", "all is as it was before"}},
@@ -462,7 +477,8 @@ func TestRandomEditsNeverHalfApply(t *testing.T) {
 		{true, "max_ping_count = 4", "max_ping_count = %d"},
 		{true, "\n[[device]]", fmt.Sprintf(device, 7) + "resync_rate = \"%dMiB/s\"\n\n[[device]]"},
 		{true, "\n[[device]]", "\n[[handler]]\nevent = \"role\"\ncommand = [\"/bin/true\"]\nretries = %d\n\n[[device]]"},
-		{true, "\n[[device]]", "\n[[device]]\nauto_promote = true # %d"},
+		{true, "\n[[device]]", "\n[[device]]\nprotocol = \"B\"\nresync_rate = \"%dMiB/s\""},
+		{true, "quorum = \"majority\"", "quorum = 2 # %d\non_no_quorum = \"io-error\""},
 		{false, "max_ping_count = 4", "max_ping_count = -%d"},
 		{false, "size = ", "size = \"%d\" # "},
 		{false, "[cluster]", "[cluster]\nsign = true # %d"},

@@ -27,6 +27,8 @@ import (
 //	node kill|term|stop|cont|start NODE
 //	await NODE in-sync|serving|down PEER|up PEER|role ROLE
 //	exits STATUS PROGRAM ARG... run a program that ends with that status
+//	recipe NODE HEADING [N]     run a script of ctl/docs/recipes.md, the Nth (of 1)
+//	                            below that heading, on that node
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	bin := real.build(t)
@@ -39,7 +41,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"cluster": scriptCluster, "node": scriptNode, "await": scriptAwait, "exits": scriptExits,
+			"cluster": scriptCluster, "node": scriptNode, "await": scriptAwait, "exits": scriptExits, "recipe": scriptRecipe,
 		},
 		Condition: func(cond string) (bool, error) {
 			name, ok := strings.CutPrefix(cond, "has:")
@@ -153,5 +155,38 @@ func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("%q ended with %d after %v, not with %d", slices.Clone(args[1:]), got, time.Since(start), want)
+	}
+}
+
+// scriptRecipe runs what the documentation tells people to, on a node: there
+// the daemon is where lockstepctl looks first.
+func scriptRecipe(ts *testscript.TestScript, neg bool, args []string) {
+	nth := 1
+	if len(args) == 3 {
+		var err error
+		nth, err = strconv.Atoi(args[2])
+		ts.Check(err)
+	}
+	if len(args) < 2 || len(args) > 3 || nth < 1 {
+		ts.Fatalf("usage: recipe NODE HEADING [N]")
+	}
+	c := clusterOf(ts)
+	n := c.Node(args[0])
+	text, err := os.ReadFile(filepath.Join("..", "ctl", "docs", "recipes.md"))
+	ts.Check(err)
+	_, section, found := strings.Cut(string(text), "\n## "+args[1]+"\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	blocks := strings.Split(section, "```sh\n")
+	if !found || nth >= len(blocks) {
+		ts.Fatalf("recipes.md has no script %d below %q", nth, args[1])
+	}
+	script, _, _ := strings.Cut(blocks[nth], "```")
+	script = strings.NewReplacer("/etc/lockstep/lockstep.toml", c.Config, "/run/lockstep/lockstepd.ctl", n.Socket()).Replace(script)
+	ts.Setenv("LOCKSTEP_TARGET", n.Socket())
+	switch err := ts.Exec("sh", "-e", "-c", script); {
+	case err != nil && !neg:
+		ts.Fatalf("%s%v", script, err)
+	case err == nil && neg:
+		ts.Fatalf("%sit should have failed", script)
 	}
 }

@@ -22,19 +22,12 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/ctl/render"
+	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/stream"
 )
 
 // Client is a connection to the daemon, as commands use it.
-type Client interface {
-	// Call sends a request with structured params and decodes the result.
-	Call(ctx context.Context, method string, params, result any) error
-	// CallText sends a request as ovs-appctl would, and returns the text.
-	CallText(ctx context.Context, method string, args ...string) (string, error)
-	// Done is closed when the connection is lost.
-	Done() <-chan struct{}
-	Close() error
-}
+type Client = rpc.Caller
 
 // Notify is called with each notification, in order, by the goroutine that
 // reads the connection; until it returns nothing more is read.

@@ -51,18 +51,23 @@ shown, or it is said how many were missed.`,
 // events shows the event stream. last is the number of the newest event that
 // was seen or could have been: where a new subscription begins.
 func (a *app) events(ctx context.Context, f eventFilter) error {
-	last, shown := f.after, uint64(0)
+	last, shown, stream := f.after, uint64(0), ""
 	begin := func(raw json.RawMessage) error {
 		var sub api.Subscribed
 		if err := json.Unmarshal(raw, &sub); err != nil {
 			return a.notUnderstood("events/subscribe", err)
 		}
-		last = a.begun(last, sub)
+		another := stream != "" && sub.Stream != stream || sub.Seq < last
+		last, stream = a.begun(last, another, sub), sub.Stream
 		return nil
 	}
 	on := func(method string, raw json.RawMessage) (bool, error) {
 		if method == "lost" {
-			last = max(last, lostTo(raw))
+			to := lostTo(raw)
+			if to > 0 && to <= last {
+				return true, nil // told when the subscription began
+			}
+			last = max(last, to)
 			return true, a.showLost(raw)
 		}
 		var e api.Event
@@ -81,25 +86,26 @@ func (a *app) events(ctx context.Context, f eventFilter) error {
 	}
 	return a.follow(ctx, subscription{
 		method: "events/subscribe",
-		params: func() any { return api.Subscribe{Types: f.types, After: last} },
+		params: func() any { return api.Subscribe{Types: f.types, After: last, Stream: stream} },
 		begun:  begin, resumed: begin, on: on,
 	})
 }
 
 // begun tells what was missed before a subscription, and returns the number of
-// the last event that it will not bring.
-func (a *app) begun(last uint64, sub api.Subscribed) uint64 {
+// the last event that it will not bring. In another stream than that of last,
+// one of the daemon's next life, it brings all there is.
+func (a *app) begun(last uint64, another bool, sub api.Subscribed) uint64 {
 	switch {
+	case another:
+		fmt.Fprintln(a.Err, "the daemon was restarted; what it noted just before may be in its log only")
+		last = 0
 	case last == 0:
 		return sub.Seq
-	case sub.Seq < last:
-		fmt.Fprintln(a.Err, "the daemon was restarted; events between are in its log only")
-		return sub.Seq
-	case sub.Missed > 0:
-		fmt.Fprintln(a.Err, render.Lost(api.Lost{Count: sub.Missed, From: last + 1, To: last + sub.Missed}))
-		return last + sub.Missed
 	}
-	return last
+	if sub.Missed > 0 {
+		fmt.Fprintln(a.Err, render.Lost(api.Lost{Count: sub.Missed, From: last + 1, To: last + sub.Missed}))
+	}
+	return last + sub.Missed
 }
 
 // lostTo is the number of the last event that a "lost" stands for.

@@ -37,9 +37,11 @@ func exitCode(err error) int {
 		return exitDone
 	case isType[usageError](err):
 		return exitUsage
+	case isType[unreachableError](err):
+		return exitUnreachable
 	case isType[errTimeout](err), errors.Is(err, context.DeadlineExceeded), hasCode(err, api.CodeTimeout):
 		return exitTimeout
-	case isType[unreachableError](err), isType[lostError](err), hasCode(err, api.CodeUnavailable):
+	case isType[lostError](err), hasCode(err, api.CodeUnavailable):
 		return exitUnreachable
 	case errors.Is(err, errUnhealthy):
 		return exitUnhealthy
@@ -62,9 +64,13 @@ func (e usageError) Error() string {
 }
 
 // unreachableError is a daemon that cannot be talked to, told in full.
-type unreachableError struct{ msg string }
+type unreachableError struct {
+	msg   string
+	cause error
+}
 
 func (e unreachableError) Error() string { return e.msg }
+func (e unreachableError) Unwrap() error { return e.cause }
 
 // errTimeout is a time limit that was reached.
 type errTimeout struct{ after time.Duration }

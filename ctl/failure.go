@@ -31,13 +31,27 @@ const startPause = 50 * time.Millisecond
 // dial connects to the daemon. One that is starting is waited for briefly; a
 // failure is told in full.
 func (a *app) dial(ctx context.Context, notify Notify) (Client, error) {
+	return a.whileStarting(ctx, func(ctx context.Context) (Client, error) { return a.dialOnce(ctx, notify) })
+}
+
+// dialOnce is one attempt to connect; a failure is told in full.
+func (a *app) dialOnce(ctx context.Context, notify Notify) (Client, error) {
+	c, err := a.Dial(ctx, a.address(), notify)
+	if err != nil {
+		return nil, a.unreachable(ctx, err)
+	}
+	return c, nil
+}
+
+// whileStarting repeats an attempt to connect while the daemon is starting.
+func (a *app) whileStarting(ctx context.Context, dial func(context.Context) (Client, error)) (Client, error) {
 	begun := time.Now()
 	for {
-		c, err := a.Dial(ctx, a.address(), notify)
-		if err == nil {
-			return c, nil
+		c, err := dial(ctx)
+		if err == nil || !a.starting(err) || time.Since(begun) >= startTime {
+			return c, err
 		}
-		if !a.starting(err) || time.Since(begun) >= startTime || !sleep(ctx, startPause) {
+		if !sleep(ctx, startPause) {
 			return nil, a.unreachable(ctx, err)
 		}
 	}
@@ -90,7 +104,7 @@ func (a *app) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return unreachableError{fmt.Sprintf("cannot reach %s: %s", a.target(), a.diagnose(err))}
+	return unreachableError{fmt.Sprintf("cannot reach %s: %s", a.target(), a.diagnose(err)), err}
 }
 
 // diagnose says why the daemon can't be reached, and the next step.

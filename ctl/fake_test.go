@@ -8,8 +8,11 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
@@ -35,6 +38,7 @@ type daemon struct {
 type conn struct {
 	d      *daemon
 	notify Notify
+	used   atomic.Bool
 	once   sync.Once
 	done   chan struct{}
 }
@@ -71,6 +75,9 @@ func (c *conn) Call(ctx context.Context, method string, params, result any) erro
 	if err != nil {
 		return err
 	}
+	if c.used.Swap(true) && method == "version" && c.d.answers["version"] == nil {
+		return ctx.Err() // a probe of a connection that is kept
+	}
 	c.d.note("%s %s", method, raw)
 	var answer string
 	switch a := c.d.answers[method].(type) {
@@ -91,6 +98,9 @@ func (c *conn) Call(ctx context.Context, method string, params, result any) erro
 	default:
 		return fmt.Errorf("the test's answer to %s is a %T", method, a)
 	}
+	if result == nil {
+		return nil
+	}
 	return json.Unmarshal([]byte(answer), result)
 }
 
@@ -106,7 +116,9 @@ func (c *conn) CallText(ctx context.Context, method string, args ...string) (str
 	return "", api.Errorf(api.CodeFailed, "%q is not a valid command (use \"list-commands\" to see a list of valid commands)", method)
 }
 
-func (c *conn) Done() <-chan struct{} { return c.done }
+func (c *conn) Done() <-chan struct{}   { return c.done }
+func (c *conn) Err() error              { return rpc.ErrLost }
+func (c *conn) LastReceived() time.Time { return time.Time{} }
 
 func (c *conn) Close() error {
 	c.once.Do(func() { close(c.done) })

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
-
-	"github.com/lockstepd/lockstep/rpc/api"
 )
 
 // subscription is a stream of notifications that outlives connections.
@@ -30,11 +28,31 @@ type message struct {
 // daemon bounds the rest, and says what it had to drop.
 const inbox = 256
 
-// The pauses between attempts to connect again.
-const (
-	firstPause = 250 * time.Millisecond
-	longPause  = 5 * time.Second
-)
+// link is one connection of a stream.
+type link struct {
+	Client
+	arriving chan message
+	gone     context.CancelFunc // lets go of the reader, for which Close waits
+
+	answer json.RawMessage // to the subscription
+	early  []message       // what came before the answer
+}
+
+// Close implements Client.
+func (l *link) Close() error {
+	l.gone()
+	return l.Client.Close()
+}
+
+// follower is a stream over one connection after the other.
+type follower struct {
+	*app
+	s     subscription
+	links chan *link
+	// turn is held from a subscription until all that it brought was dealt
+	// with: only then is known where the next has to begin.
+	turn chan struct{}
+}
 
 // follow runs a stream until it has enough, the user interrupts or -T is over.
 // The daemon must be there at the beginning; later it may come and go.
@@ -43,80 +61,85 @@ func (a *app) follow(ctx context.Context, s subscription) error {
 	defer stop()
 	limited, cancel := a.deadline(ctx, 0)
 	defer cancel()
-	enough, err := a.session(limited, s, s.begun)
-	pause := firstPause
-	for err == nil && !enough && limited.Err() == nil {
-		enough, err = a.again(limited, s, &pause)
+	f := &follower{app: a, s: s, links: make(chan *link, 1), turn: make(chan struct{}, 1)}
+	k, err := a.keep(limited, keeping{dial: f.dialLink, begin: f.begin})
+	if err == nil {
+		defer k.stop()
+		err = f.run(k.ctx)
 	}
 	if ctx.Err() != nil {
 		return nil // interrupted: how a stream ends
 	}
-	if err == nil && !enough {
-		return context.Cause(limited)
-	}
 	return err
 }
 
-// again tries once to connect again, after a pause that grows while it fails.
-func (a *app) again(ctx context.Context, s subscription, pause *time.Duration) (enough bool, err error) {
-	if *pause == firstPause {
-		fmt.Fprintf(a.Err, "lost the connection to %s; trying again\n", a.target())
-	}
-	if !sleep(ctx, *pause) {
-		return false, nil
-	}
-	*pause = min(2**pause, longPause)
-	enough, err = a.session(ctx, s, func(raw json.RawMessage) error {
-		*pause = firstPause
-		if s.resumed == nil {
-			return nil
-		}
-		return s.resumed(raw)
-	})
-	if transient(err) {
-		err = nil
-	}
-	return enough, err
-}
-
-// transient reports whether an error may be gone on the next attempt.
-func transient(err error) bool {
-	return isType[unreachableError](err) || isType[lostError](err) ||
-		hasCode(err, api.CodeUnavailable) || hasCode(err, api.CodeBusy) || hasCode(err, api.CodeCancelled)
-}
-
-// session is one connection of a stream: it ends without an error when the
-// connection is lost.
-func (a *app) session(ctx context.Context, s subscription, begun func(json.RawMessage) error) (enough bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	arriving := make(chan message, inbox)
-	c, err := a.dial(ctx, func(method string, params json.RawMessage) {
+// dialLink connects.
+func (f *follower) dialLink(ctx context.Context) (Client, error) {
+	there, gone := context.WithCancel(context.WithoutCancel(ctx))
+	l := &link{arriving: make(chan message, inbox), gone: gone}
+	c, err := f.dialOnce(ctx, func(method string, params json.RawMessage) {
 		select {
-		case arriving <- message{method, params}:
-		case <-ctx.Done():
+		case l.arriving <- message{method, params}:
+		case <-there.Done():
 		}
 	})
 	if err != nil {
-		return false, err
+		gone()
+		return nil, err
 	}
-	defer c.Close()
-	defer cancel() // before Close, which waits for the reader
-	raw, early, err := a.subscribe(ctx, c, s, arriving)
-	if err != nil {
-		return false, err
+	l.Client = c
+	return l, nil
+}
+
+// begin subscribes on a new connection and hands it to run.
+func (f *follower) begin(ctx context.Context, c Client) error {
+	l := c.(*link)
+	select {
+	case f.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+	var err error
+	if l.answer, l.early, err = f.subscribe(ctx, l, f.s, l.arriving); err != nil {
+		<-f.turn
+		return err
+	}
+	f.links <- l // has room: run took the last one before it gave up its turn
+	return nil
+}
+
+// run deals with what the connections bring, until it is enough or ctx ends.
+func (f *follower) run(ctx context.Context) error {
+	begun := f.s.begun
+	for {
+		select {
+		case l := <-f.links:
+			enough, err := f.take(ctx, l, begun)
+			if enough || err != nil {
+				return err
+			}
+			begun = f.s.resumed
+			<-f.turn
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// take deals with what one connection brings: it ends without an error when the
+// connection is lost.
+func (f *follower) take(ctx context.Context, l *link, begun func(json.RawMessage) error) (enough bool, err error) {
 	if begun != nil {
-		if err := begun(raw); err != nil {
+		if err := begun(l.answer); err != nil {
 			return false, err
 		}
 	}
-	for _, m := range early {
-		if more, err := s.on(m.method, m.params); err != nil || !more {
+	for _, m := range l.early {
+		if more, err := f.s.on(m.method, m.params); err != nil || !more {
 			return true, err
 		}
 	}
-	return pump(ctx, c, arriving, s.on)
+	return pump(ctx, l, l.arriving, f.s.on)
 }
 
 // subscribe asks for the notifications, and returns those that came before the

@@ -150,7 +150,7 @@ func TestEventsSurviveALostConnection(t *testing.T) {
 func TestEventsSayWhatWasMissed(t *testing.T) {
 	for _, c := range []struct{ second, says, after string }{
 		{`{"seq":20,"missed":5}`, "5 events were missed (12 to 16)\n", `"after":16`},
-		{`{"seq":3,"missed":0}`, "the daemon was restarted; events between are in its log only\n", `"after":3`},
+		{`{"seq":3,"missed":0}`, "the daemon was restarted; what it noted just before may be in its log only\n", `"after":3`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			subscriptions := 0
@@ -174,6 +174,76 @@ func TestEventsSayWhatWasMissed(t *testing.T) {
 			}
 			if got := d.requests(); !strings.Contains(got[2], `"after":17`) {
 				t.Errorf("asked %q", got)
+			}
+		})
+	}
+}
+
+// TestEventsOfTheNextLifeAreShownFromItsStart: they are numbered anew, and may
+// have passed the number that the last life came to.
+func TestEventsOfTheNextLifeAreShownFromItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		subscriptions := 0
+		d := answers("events/subscribe", func(_ context.Context, c *conn, _ string) (string, error) {
+			if subscriptions++; subscriptions == 1 {
+				return `{"seq":10,"stream":"a"}`, nil
+			}
+			c.notify("lost", json.RawMessage(`{"count":2,"from":1,"to":2}`)) // as the answer says, too
+			return `{"seq":20,"missed":2,"stream":"b"}`, nil
+		})
+		p := start(d, "-f json events")
+		d.last().event(api.Event{Seq: 11, Type: "role"})
+		d.last().Close()
+		time.Sleep(1500 * time.Millisecond)
+		d.last().event(api.Event{Seq: 3, Type: "role"})
+		d.last().event(api.Event{Seq: 12, Type: "role"})
+		p.interrupt()
+		<-p.code
+		if got := fmt.Sprint(seqs(t, p.out.String())); got != "[11 3 12]" {
+			t.Errorf("shown: %s", got)
+		}
+		const says = "lost the connection to lockstepd; trying again\nthe daemon was restarted; what it noted just before may be in its log only\n2 events were missed (1 to 2)\n"
+		if got := p.err.String(); got != says {
+			t.Errorf("said %q", got)
+		}
+		if got := d.requests()[1]; got != `events/subscribe {"after":11,"stream":"a"}` {
+			t.Errorf("asked %s", got)
+		}
+	})
+}
+
+// TestAMuteDaemonIsLeftAndFoundAgain: one that takes the connection and answers
+// nothing any more is noticed, though nothing is asked of it.
+func TestAMuteDaemonIsLeftAndFoundAgain(t *testing.T) {
+	for _, line := range []string{"events", "cmap track", "status --watch"} {
+		synctest.Test(t, func(t *testing.T) {
+			d := revisions()
+			d.answers["events/subscribe"], d.answers["cmap/track"] = `{"seq":1}`, `{}`
+			var mute atomic.Bool
+			d.answers["version"] = func(ctx context.Context, c *conn, _ string) (string, error) {
+				if !mute.Load() {
+					return `{}`, nil
+				}
+				select {
+				case <-ctx.Done():
+				case <-c.done:
+				}
+				return "", rpc.ErrLost
+			}
+			p := start(d, line)
+			first := d.last()
+			time.Sleep(time.Hour)
+			if got := p.err.String(); got != "" {
+				t.Errorf("%s: while it answers: %q", line, got)
+			}
+			mute.Store(true)
+			time.Sleep(12 * time.Second)
+			if got := p.err.String(); !strings.HasPrefix(got, "lost the connection to lockstepd; trying again\n") || d.last() == first {
+				t.Errorf("%s: said %q", line, got)
+			}
+			p.interrupt()
+			if code := <-p.code; code != 0 {
+				t.Errorf("%s: exit %d", line, code)
 			}
 		})
 	}
@@ -262,7 +332,7 @@ func TestTrack(t *testing.T) {
 		d.last().push("lost", `{"count":3,"from":1,"to":3}`)
 		d.last().push("else", `{}`)
 		d.last().Close()
-		time.Sleep(time.Second)
+		time.Sleep(1500 * time.Millisecond)
 		d.last().push("cmap", `{"key":"nodes.n","op":"added","new":{"value":18446744073709551615}}`)
 		p.interrupt()
 		if code := <-p.code; code != 0 {
@@ -550,7 +620,7 @@ func TestVerifyShowsItsOutcome(t *testing.T) {
 // TestTransient: what a stream lives through, and what ends it.
 func TestTransient(t *testing.T) {
 	for err, want := range map[error]bool{
-		unreachableError{"x"}: true, lostError{"x", io.EOF}: true, api.Errorf(api.CodeUnavailable, "x"): true, api.Errorf(api.CodeBusy, "x"): true,
+		unreachableError{msg: "x"}: true, lostError{"x", io.EOF}: true, api.Errorf(api.CodeUnavailable, "x"): true, api.Errorf(api.CodeBusy, "x"): true,
 		api.Errorf(api.CodeFailed, "x"): false, errors.New("x"): false, usageError{"x", "y"}: false, errTimeout{1}: false,
 	} {
 		if transient(err) != want {

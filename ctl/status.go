@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -95,52 +94,45 @@ const refresh = time.Second
 // run follows the status until ctx ends. The daemon must be there at the
 // beginning; later it may come and go.
 func (w *watcher) run(ctx context.Context) error {
-	err := w.connection(ctx)
-	pause := firstPause
-	for w.shown != nil && transient(err) && ctx.Err() == nil {
-		if pause == firstPause {
-			fmt.Fprintf(w.Err, "lost the connection to %s; trying again\n", w.target())
-		}
-		if !sleep(ctx, pause) {
-			break
-		}
-		pause = min(2*pause, longPause)
-		before := w.revision
-		w.revision = 0 // another daemon counts from the start
-		if err = w.connection(ctx); w.revision > 0 {
-			pause = firstPause
-		} else {
-			w.revision = before
-		}
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
-}
-
-// connection follows the status over one connection.
-func (w *watcher) connection(ctx context.Context) error {
-	c, err := w.dial(ctx, nil)
+	k, err := w.keep(ctx, keeping{})
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer k.stop()
 	for {
-		before := w.revision
-		raw, err := w.next(ctx, c)
-		if err != nil {
+		err := w.turn(k)
+		switch {
+		case k.ctx.Err() != nil:
+			return context.Cause(k.ctx)
+		case err != nil && (w.shown == nil || !transient(err)):
 			return err
-		}
-		if err := w.draw(raw); err != nil {
-			return err
-		}
-		// A wait that brought nothing new is not repeated at once: its answer may
-		// come at once again.
-		if (w.screen || w.revision == before) && !sleep(ctx, refresh) {
-			return ctx.Err()
+		case err != nil:
+			w.revision = 0 // another daemon counts from the start
+			sleep(k.ctx, moment)
 		}
 	}
+}
+
+// turn shows the status once, when there is something new.
+func (w *watcher) turn(k *keeper) error {
+	c, err := k.Client(k.ctx)
+	if err != nil {
+		return err
+	}
+	before := w.revision
+	raw, err := w.next(k.ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := w.draw(raw); err != nil {
+		return err
+	}
+	// A wait that brought nothing new is not repeated at once: its answer may
+	// come at once again.
+	if w.screen || w.revision == before {
+		sleep(k.ctx, refresh)
+	}
+	return nil
 }
 
 // next is the status now, or for those who want each revision, when it has

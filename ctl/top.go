@@ -44,7 +44,12 @@ func (a *app) top(ctx context.Context, _ []string) error {
 	defer stop()
 	ctx, cancel := a.deadline(interrupted, 0)
 	defer cancel()
-	first := a.glance(ctx, nil)
+	k, err := a.keep(ctx, keeping{lost: func() {}}) // the next look will tell
+	if err != nil {
+		return err
+	}
+	defer k.stop()
+	first := a.glance(k, nil)
 	if first.err != nil {
 		return first.err
 	}
@@ -57,7 +62,7 @@ func (a *app) top(ctx context.Context, _ []string) error {
 		return err
 	}
 	defer a.print(leaveScreen)
-	err = a.screen(ctx, keyboard, first)
+	err = a.screen(k, keyboard, first)
 	if interrupted.Err() != nil {
 		return nil
 	}
@@ -66,14 +71,14 @@ func (a *app) top(ctx context.Context, _ []string) error {
 
 // screen is the loop of the full screen. Looks are taken by a goroutine of
 // their own, so that keys are answered while the daemon is not.
-func (a *app) screen(ctx context.Context, keyboard Keyboard, first look) error {
-	ctx, cancel := context.WithCancel(ctx)
+func (a *app) screen(k *keeper, keyboard Keyboard, first look) error {
+	ctx, cancel := context.WithCancel(k.ctx)
 	wanted, looks, ended := make(chan []string), make(chan look), make(chan struct{})
 	go func() {
 		defer close(ended)
-		a.looker(ctx, wanted, looks)
+		a.looker(ctx, k, wanted, looks)
 	}()
-	defer func() { cancel(); <-ended }()
+	defer func() { k.stop(); cancel(); <-ended }() // a look that hangs ends with its connection
 
 	var m top.Model
 	take(&m, first)
@@ -144,7 +149,7 @@ func padded(screen string) string {
 
 // looker takes a look at the daemon for every list of devices it is given,
 // until ctx ends.
-func (a *app) looker(ctx context.Context, wanted <-chan []string, looks chan<- look) {
+func (a *app) looker(ctx context.Context, k *keeper, wanted <-chan []string, looks chan<- look) {
 	for {
 		var devices []string
 		select {
@@ -153,23 +158,22 @@ func (a *app) looker(ctx context.Context, wanted <-chan []string, looks chan<- l
 			return
 		}
 		select {
-		case looks <- a.glance(ctx, devices):
+		case looks <- a.glance(k, devices):
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// glance takes one look, with the details of some devices, on a connection of
-// its own: what hung for one look hangs no other.
-func (a *app) glance(ctx context.Context, devices []string) (l look) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lookTime, errTimeout{lookTime})
-	defer cancel()
-	c, err := a.dial(ctx, nil)
+// glance takes one look, with the details of some devices. While there is no
+// connection it says why; a look that hangs costs its connection.
+func (a *app) glance(k *keeper, devices []string) (l look) {
+	c, err := connection(k)
 	if err != nil {
 		return look{err: err}
 	}
-	defer c.Close()
+	ctx, cancel := context.WithTimeoutCause(k.ctx, lookTime, errTimeout{lookTime})
+	defer cancel()
 	if err := c.Call(ctx, "status", api.DeviceParams{}, &l.status); err != nil {
 		return look{err: a.failed(ctx, c, err)}
 	}
@@ -181,6 +185,13 @@ func (a *app) glance(ctx context.Context, devices []string) (l look) {
 	}
 	l.at = time.Now()
 	return l
+}
+
+// connection is the one there is, or that comes before the screen is due.
+func connection(k *keeper) (Client, error) {
+	ctx, cancel := context.WithTimeout(k.ctx, refresh)
+	defer cancel()
+	return k.Client(ctx)
 }
 
 // lookTime bounds one look.

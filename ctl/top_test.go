@@ -94,13 +94,14 @@ func TestTopLivesThroughAnAbsentDaemon(t *testing.T) {
 		}
 		p, k := screens(d, "top")
 		away.Store(true)
-		time.Sleep(1500 * time.Millisecond)
+		d.last().Close()
+		time.Sleep(2500 * time.Millisecond)
 		synctest.Wait()
 		if got := p.lastScreen(); !strings.Contains(got, "cannot reach lockstepd: it does not run") || !strings.Contains(got, "alpha (id 0)") {
 			t.Errorf("screen:\n%s", got)
 		}
 		away.Store(false)
-		time.Sleep(time.Second)
+		time.Sleep(4 * time.Second)
 		synctest.Wait()
 		if got := p.lastScreen(); strings.Contains(got, "cannot reach") {
 			t.Errorf("screen:\n%s", got)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -208,9 +209,13 @@ func (a *app) patiently(ctx context.Context, device, back string, do func(contex
 	limited, cancel := a.deadline(ctx, 0)
 	defer cancel()
 	p := a.progress()
-	pause := firstPause
-	for first := true; ; first = false {
-		done, err := a.once(limited, p, do)
+	k, err := a.keep(limited, keeping{lost: func() { p.note(fmt.Sprintf("lost the connection to %s; trying again", a.target())) }})
+	if err != nil {
+		return err
+	}
+	defer k.stop()
+	for {
+		done, err := a.once(k, p, do)
 		switch {
 		case done:
 			return err
@@ -221,24 +226,24 @@ func (a *app) patiently(ctx context.Context, device, back string, do func(contex
 		case limited.Err() != nil:
 			p.finish()
 			return fmt.Errorf("%w; take it up again with: lockstepctl %s", context.Cause(limited), back)
-		case first && isType[unreachableError](err) || !transient(err):
+		case k.ctx.Err() != nil:
+			p.finish()
+			return context.Cause(k.ctx)
+		case !transient(err):
 			p.finish()
 			return err
 		}
-		p.note(fmt.Sprintf("lost the connection to %s; trying again", a.target()))
-		sleep(limited, pause)
-		pause = min(2*pause, longPause)
+		sleep(limited, moment)
 	}
 }
 
 // once is one connection's part of a wait.
-func (a *app) once(ctx context.Context, p *progress, do func(context.Context, Client, *progress) (bool, error)) (bool, error) {
-	c, err := a.dial(ctx, nil)
+func (a *app) once(k *keeper, p *progress, do func(context.Context, Client, *progress) (bool, error)) (bool, error) {
+	c, err := k.Client(k.ctx)
 	if err != nil {
 		return false, err
 	}
-	defer c.Close()
-	return do(ctx, c, p)
+	return do(k.ctx, c, p)
 }
 
 // progress shows how far work is on standard error: as one line that is
@@ -247,6 +252,9 @@ type progress struct {
 	w     io.Writer
 	term  Terminal // nil: lines
 	quiet bool
+
+	// mu guards what follows, and the order of what is written.
+	mu    sync.Mutex
 	drawn bool
 	last  string
 }
@@ -257,6 +265,8 @@ func (a *app) progress() *progress {
 
 // show shows a device's progress.
 func (p *progress) show(d api.Device) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	switch {
 	case p.quiet:
 	case p.term != nil:
@@ -273,16 +283,24 @@ func (p *progress) show(d api.Device) {
 
 // note shows a sentence, once while it is the latest.
 func (p *progress) note(s string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.quiet || p.last == s {
 		return
 	}
-	p.finish()
+	p.finishLocked()
 	p.last = s
 	fmt.Fprintln(p.w, s)
 }
 
 // finish leaves the line that was redrawn.
 func (p *progress) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.finishLocked()
+}
+
+func (p *progress) finishLocked() {
 	if p.drawn {
 		fmt.Fprintln(p.w)
 		p.drawn = false

@@ -162,8 +162,8 @@ func newClient(nc net.Conn, target string, o DialOptions) *Client {
 	return c
 }
 
-// lastReceived returns when the last message came.
-func (c *Client) lastReceived() time.Time {
+// LastReceived returns when the last message came, or zero where none has.
+func (c *Client) LastReceived() time.Time {
 	if at := c.received.Load(); at != 0 {
 		return time.Unix(0, at)
 	}

@@ -11,15 +11,27 @@ import (
 	"github.com/lockstepd/lockstep/rpc/reconnect"
 )
 
+// Caller is a connection that a Session keeps: a *Client, or what wraps one.
+type Caller interface {
+	Call(ctx context.Context, method string, params, result any) error
+	CallText(ctx context.Context, method string, args ...string) (string, error)
+	// Done is closed when the connection has ended; Err then says why.
+	Done() <-chan struct{}
+	Err() error
+	// LastReceived is when the last message came, zero where none has.
+	LastReceived() time.Time
+	Close() error
+}
+
 // SessionOptions configure a Session. Dial is required.
 type SessionOptions struct {
 	// Dial connects. Its context ends when the attempt has taken too long.
-	Dial func(ctx context.Context) (*Client, error)
+	Dial func(ctx context.Context) (Caller, error)
 
 	// OnConnect is called with each new connection before Call may use it:
 	// the place to subscribe anew. If it fails the connection is closed and
 	// the attempt counts as failed. May be nil.
-	OnConnect func(ctx context.Context, c *Client) error
+	OnConnect func(ctx context.Context, c Caller) error
 
 	// OnState is called when the connection comes, with nil, and when it goes
 	// or an attempt fails, with the reason. It must not wait. May be nil.
@@ -38,7 +50,7 @@ type Session struct {
 	o SessionOptions
 
 	mu      sync.Mutex
-	client  *Client       // nil while there is none, guarded by mu
+	client  Caller        // nil while there is none, guarded by mu
 	changed chan struct{} // closed and replaced when client or last changes, guarded by mu
 	last    error         // why there is no connection, guarded by mu
 	stats   reconnect.Stats
@@ -94,7 +106,7 @@ type sessionRun struct {
 	s   *Session
 	fsm *reconnect.FSM
 
-	client  *Client            // the connection; nil while there is none
+	client  Caller             // the connection; nil while there is none
 	heard   time.Time          // when something was received last, as the FSM was told
 	cancel  context.CancelFunc // of what is in progress; nil if nothing is
 	working sync.WaitGroup     // of what is in progress
@@ -103,7 +115,7 @@ type sessionRun struct {
 }
 
 type attempt struct {
-	client *Client
+	client Caller
 	err    error
 }
 
@@ -111,7 +123,7 @@ type attempt struct {
 func (r *sessionRun) act(ctx context.Context) {
 	now := time.Now()
 	if r.client != nil {
-		if at := r.client.lastReceived(); at.After(r.heard) {
+		if at := r.client.LastReceived(); at.After(r.heard) {
 			r.heard = at
 			r.fsm.Activity(at)
 		}
@@ -149,8 +161,17 @@ func (r *sessionRun) wait(ctx context.Context) {
 	case err := <-r.probed:
 		r.answered(err)
 	case <-lost:
-		r.drop(r.client.Err())
+		r.drop(whyEnded(r.client))
 	}
+}
+
+// whyEnded is the reason of a connection's end. A moment after somebody here
+// has closed it there may be none yet.
+func whyEnded(c Caller) error {
+	if err := c.Err(); err != nil {
+		return err
+	}
+	return ErrLost
 }
 
 // work runs do beside the loop; stop ends it.
@@ -239,7 +260,7 @@ func (s *Session) publish(stats reconnect.Stats) {
 }
 
 // set makes c the connection, or err the reason why there is none.
-func (s *Session) set(c *Client, err error) {
+func (s *Session) set(c Caller, err error) {
 	s.mu.Lock()
 	s.client, s.last = c, err
 	s.wakeLocked()
@@ -279,7 +300,7 @@ func (s *Session) Stats() reconnect.Stats {
 
 // Client returns the connection, waiting for it until ctx ends. The error then
 // says why there is none.
-func (s *Session) Client(ctx context.Context) (*Client, error) {
+func (s *Session) Client(ctx context.Context) (Caller, error) {
 	for {
 		s.mu.Lock()
 		c, changed, last, ended := s.client, s.changed, s.last, s.ended

@@ -30,7 +30,7 @@ type flaky struct {
 	dead  []net.Conn // the other ends of mute connections, guarded by mu
 }
 
-func (f *flaky) dial(context.Context) (*Client, error) {
+func (f *flaky) dial(context.Context) (Caller, error) {
 	f.mu.Lock()
 	down, mute := f.down, f.mute
 	f.dials = append(f.dials, since0().String())
@@ -102,7 +102,7 @@ func TestSessionReconnectsAndSubscribesAgain(t *testing.T) {
 		seen := uint64(0)
 		o := SessionOptions{
 			OnState: func(err error) { states = append(states, fmt.Sprint(err)) },
-			OnConnect: func(ctx context.Context, c *Client) error {
+			OnConnect: func(ctx context.Context, c Caller) error {
 				var r api.Subscribed
 				err := c.Call(ctx, "events/subscribe", api.Subscribe{After: seen}, &r)
 				seen = r.Seq
@@ -200,7 +200,7 @@ func TestSessionGivesUpAMutePeer(t *testing.T) {
 func TestSessionTakesNotificationsForLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
-		s := NewSession(SessionOptions{Dial: func(context.Context) (*Client, error) { return NewClient(ours, DialOptions{}), nil }})
+		s := NewSession(SessionOptions{Dial: func(context.Context) (Caller, error) { return NewClient(ours, DialOptions{}), nil }})
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error, 1)
 		go func() { ran <- s.Run(ctx) }()
@@ -224,7 +224,7 @@ func TestSessionRunsOutOfTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		down := errors.New("down")
 		n := 0
-		s := NewSession(SessionOptions{MaxTries: 3, Dial: func(context.Context) (*Client, error) { n++; return nil, down }})
+		s := NewSession(SessionOptions{MaxTries: 3, Dial: func(context.Context) (Caller, error) { n++; return nil, down }})
 		if err := s.Run(t.Context()); !errors.Is(err, down) || n != 3 {
 			t.Errorf("%v after %d tries", err, n)
 		}
@@ -234,7 +234,7 @@ func TestSessionRunsOutOfTries(t *testing.T) {
 func TestSessionRefusedByOnConnectTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
-		_, s, end := startSession(t, SessionOptions{Jitter: true, OnConnect: func(context.Context, *Client) error {
+		_, s, end := startSession(t, SessionOptions{Jitter: true, OnConnect: func(context.Context, Caller) error {
 			if n++; n < 3 {
 				return errors.New("not yet")
 			}
@@ -256,7 +256,7 @@ func TestSessionRefusedByOnConnectTriesAgain(t *testing.T) {
 func TestSessionAttemptThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n int
-		s := NewSession(SessionOptions{MaxTries: 2, Dial: func(ctx context.Context) (*Client, error) {
+		s := NewSession(SessionOptions{MaxTries: 2, Dial: func(ctx context.Context) (Caller, error) {
 			n++
 			<-ctx.Done()
 			return nil, ctx.Err()

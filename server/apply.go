@@ -54,7 +54,8 @@ func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
 func (e *engine) appliers() []reload.Applier {
 	return []reload.Applier{
 		&applier{"log", e.wantsLog, nil, e.applyLog},
-		&applier{"control", keys("control.admin_groups", "control.read_groups"), nil, e.applyGroups},
+		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups},
+		&applier{"control", keys("control.listen"), nil, e.applyRemotes},
 		&applier{"handlers", below("handler."), nil, e.applyHandlers},
 		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret},
 		&applier{"messenger", below("cluster.tls."), e.planTLS, nothing},
@@ -284,6 +285,9 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 		if reflect.DeepEqual(a, b) {
 			return e.planUnused(c, key), nil
 		}
+		if a.livens(b) {
+			return nil, nil
+		}
 	}
 	if why := e.inUse(name); why != "" {
 		return []reload.Verdict{reload.Refuse(c.Key, "%s", why)}, nil
@@ -328,8 +332,8 @@ func localDevice(l *config.Local, name string) *config.LocalDevice {
 	return nil
 }
 
-// applyDevices closes devices and listeners that are gone or differ, then
-// opens what is not there.
+// applyDevices closes devices and listeners that are gone or differ in more
+// than a running device takes, changes the others, then opens what is not there.
 func (e *engine) applyDevices(ctx context.Context, to *config.Local) error {
 	specs, listeners, err := e.wanted(to)
 	if err != nil {
@@ -338,17 +342,22 @@ func (e *engine) applyDevices(ctx context.Context, to *config.Local) error {
 	for name, s := range e.listeners {
 		spec, stays := specs[s.device]
 		disk := e.disks[s.device]
-		if _, wanted := listeners[name]; !wanted || !stays || disk == nil || !reflect.DeepEqual(disk.spec, spec) {
+		if _, wanted := listeners[name]; !wanted || !stays || disk == nil || !disk.spec.livens(spec) {
 			if err := e.dropListener(ctx, name); err != nil {
 				return &reload.KeyError{Key: "device." + s.device, Err: err}
 			}
 		}
 	}
 	for name, disk := range e.disks {
-		if spec, stays := specs[name]; !stays || !reflect.DeepEqual(disk.spec, spec) {
-			if err := e.dropDisk(ctx, name); err != nil {
-				return &reload.KeyError{Key: "device." + name, Err: err}
-			}
+		spec, stays := specs[name]
+		var err error
+		if stays && disk.spec.livens(spec) {
+			err = disk.reconfigure(spec)
+		} else {
+			err = e.dropDisk(ctx, name)
+		}
+		if err != nil {
+			return &reload.KeyError{Key: "device." + name, Err: err}
 		}
 	}
 	return e.openWanted(ctx, to, specs)

@@ -151,6 +151,7 @@ type engine struct {
 	// transactions, of which there is one at a time.
 	disks     map[string]*diskService
 	listeners map[string]*nbdListener
+	remotes   map[string]*remote
 	scrapes   *metricsService // nil where nobody listens
 	figures   *metrics.Metrics
 
@@ -213,7 +214,7 @@ func (e *engine) wait(ctx context.Context) error {
 func newEngine(o Options) (*engine, error) {
 	e := &engine{
 		opts: o, log: o.Logger("server"), events: events.NewLog(events.DefaultCapacity), rev: &events.Revision{}, began: time.Now(),
-		cmap: cmap.New(), disks: map[string]*diskService{}, listeners: map[string]*nbdListener{},
+		cmap: cmap.New(), disks: map[string]*diskService{}, listeners: map[string]*nbdListener{}, remotes: map[string]*remote{},
 		devices: device.NewSet(o.Logger("device")),
 	}
 	e.services = service.New(service.Options{Logger: o.Logger("service"), Observe: e.serviceEvent})

@@ -72,13 +72,14 @@ func TestASecretThatIsRefusedChangesNothing(t *testing.T) {
 // of what changed.
 func TestDeviceEventsAreNarrowed(t *testing.T) {
 	var got []string
-	n := &narrator{device: "r0", suspends: true, publish: func(e events.Event) uint64 {
+	n := &narrator{device: "r0", publish: func(e events.Event) uint64 {
 		if e.Device != "r0" || e.Text == "" || !events.Known(e.Type) {
 			t.Errorf("published %+v", e)
 		}
 		got = append(got, e.Type)
 		return 0
 	}}
+	n.suspends.Store(true)
 	for _, step := range []struct {
 		typ, peer, text string
 		want            string

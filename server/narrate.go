@@ -2,6 +2,7 @@ package server
 
 import (
 	"strings"
+	"sync/atomic"
 
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/events"
@@ -13,7 +14,7 @@ import (
 // calls it with its lock held, so one call at a time.
 type narrator struct {
 	device   string
-	suspends bool // without quorum, requests wait
+	suspends atomic.Bool // without quorum, requests wait
 	publish  func(events.Event) uint64
 
 	primary, noQuorum, suspended bool
@@ -61,7 +62,7 @@ func behind(text string) bool {
 // watchSuspension tells when the clients' requests begin to wait, and when
 // they go on.
 func (n *narrator) watchSuspension(why string) {
-	now := n.suspends && n.primary && n.noQuorum
+	now := n.suspends.Load() && n.primary && n.noQuorum
 	if now == n.suspended {
 		return
 	}

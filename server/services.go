@@ -142,11 +142,19 @@ func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec
 	return s, err
 }
 
+// livens reports whether a device that runs by s becomes one by to without
+// being closed.
+func (s diskSpec) livens(to diskSpec) bool {
+	return s.Backing == to.Backing && device.CanReconfigure(s.Config, to.Config)
+}
+
 // diskService is a device.
 type diskService struct {
 	e    *engine
-	spec diskSpec // changed while it is stopped only
+	spec diskSpec // changed by configuration transactions only
 	dev  atomic.Pointer[device.Device]
+
+	narrator *narrator // of the device, while there is one
 }
 
 func diskName(device string) string { return "device/" + device }
@@ -162,7 +170,8 @@ func (e *engine) addDisk(spec diskSpec) service.Spec {
 func (s *diskService) Start(context.Context) error {
 	e := s.e
 	o := device.Options{Config: s.spec.Config, Log: e.opts.Logger("device"), Changed: func() { e.rev.Bump() }}
-	tell := &narrator{device: o.Name, suspends: o.OnNoQuorum == device.SuspendIO, publish: e.events.Publish}
+	tell := &narrator{device: o.Name, publish: e.events.Publish}
+	tell.suspends.Store(o.OnNoQuorum == device.SuspendIO)
 	o.Event, o.Handle = tell.tell, e.devices.NextHandle()
 	d, err := device.Open(o, s.spec.Backing)
 	if err != nil {
@@ -173,7 +182,21 @@ func (s *diskService) Start(context.Context) error {
 		return errors.Join(err, d.Close(context.Background()))
 	}
 	s.dev.Store(d)
+	s.narrator = tell
 	e.rev.Bump()
+	return nil
+}
+
+// reconfigure makes a running device what spec says, and one that is stopped
+// open as it says.
+func (s *diskService) reconfigure(spec diskSpec) error {
+	if d := s.dev.Load(); d != nil {
+		s.narrator.suspends.Store(spec.Config.OnNoQuorum == device.SuspendIO)
+		if err := d.Reconfigure(spec.Config); err != nil {
+			return err
+		}
+	}
+	s.spec = spec
 	return nil
 }
 
@@ -410,7 +433,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 		return e.metricsStage(nil)
 	}
 	var l net.Listener
-	return e.metricsStage([]service.Spec{{
+	specs := []service.Spec{{
 		ID: id("control"), Needs: ids("messenger", "nbd", "cmap", "events"),
 		Service: runner{
 			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
@@ -422,7 +445,11 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 				return e.control.Serve(ctx, l)
 			},
 		},
-	}})
+	}}
+	for _, at := range local.Control.Addresses() {
+		specs = append(specs, e.remoteSpec(at))
+	}
+	return e.metricsStage(specs)
 }
 
 // metricsStage adds the metrics to the services of a stage.

@@ -1,5 +1,5 @@
-// Lockstepctl is the companion of lockstepd: it looks at a running daemon and
-// commands it. See package ctl.
+// Command lockstepctl is the companion of lockstepd: it looks at a running
+// daemon and commands it. See package ctl.
 package main
 
 import (

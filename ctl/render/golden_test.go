@@ -2,42 +2,16 @@ package render
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lockstepd/lockstep/ctl/internal/golden"
 	"github.com/lockstepd/lockstep/rpc/api"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares got with a file of testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got):\n%s", path, diff)
-	}
-}
 
 // now is the time of every golden file.
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -74,10 +48,11 @@ func status() api.Status {
 		Node: "alpha", ID: 0, Version: "0.1.0", Revision: 1789, TickTimeMS: 8000, MaxPingCount: 4,
 		Nodes: nodes(), Devices: devices(), Health: "failed", ConfigRevision: 3,
 		Problems: []api.Problem{
+			{Subject: "configuration", What: "not applied: /etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"", Do: "lockstepctl config check"},
 			{Subject: "node delta", What: "down for 1 d 2 h: no route to host", Do: "see whether delta runs and its network is up; lockstepctl node why delta"},
 			{Subject: "device a-device-with-quite-a-long-name-as-people-have", What: "no quorum: 1 of 2 replicas can be reached, a majority is 2; reads and writes wait until it is back", Do: "bring delta back, or see lockstepctl device why a-device-with-quite-a-long-name-as-people-have"},
 		},
-		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed",
+		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed\n/etc/lockstep/lockstep.toml:15:1: cluster.colour: unknown key",
 	}
 }
 
@@ -133,7 +108,7 @@ func whyDevice() api.Why {
 func services() []api.Service {
 	return []api.Service{
 		{Name: "config", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok"},
-		{Name: "cluster", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok", Needs: []string{"config", "messenger", "events"}},
+		{Name: "cluster", Version: 1, State: "running", Since: ago(time.Hour), Health: "ok", Needs: []string{"config@1", "messenger@1", "events@1"}},
 		{Name: "metrics", Version: 2, State: "failed", Since: ago(time.Minute), Health: "listen tcp 127.0.0.1:9799: bind: address already in use", Restarts: 4, Needs: []string{"config"}},
 		{Name: "handlers", Version: 1, State: "stopped", Since: ago(time.Minute), Health: "ok"},
 	}
@@ -253,7 +228,7 @@ func TestGolden(t *testing.T) {
 	}
 	for name, picture := range pictures() {
 		for look, o := range looks {
-			t.Run(name+"-"+look, func(t *testing.T) { golden(t, name+"-"+look, picture(o)) })
+			t.Run(name+"-"+look, func(t *testing.T) { golden.Check(t, name+"-"+look, picture(o)) })
 		}
 	}
 }

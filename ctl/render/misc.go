@@ -20,11 +20,20 @@ func Services(o Options, services []api.Service) string {
 	}}
 	for _, s := range services {
 		t.row(text(s.Name), text(strconv.Itoa(s.Version)), serviceState(s.State), text(o.age(s.Since)),
-			restarts(s.Restarts), healthCell(s.Health), text(strings.Join(s.Needs, " ")))
+			restarts(s.Restarts), healthCell(s.Health), text(strings.Join(names(s.Needs), " ")))
 	}
 	var b strings.Builder
 	t.write(&b, o)
 	return b.String()
+}
+
+// names are services without their versions, which have a column of their own.
+func names(services []string) []string {
+	out := make([]string, len(services))
+	for i, s := range services {
+		out[i], _, _ = strings.Cut(s, "@")
+	}
+	return out
 }
 
 func serviceState(state string) cell {

@@ -135,7 +135,11 @@ func (o Options) paragraph(b *strings.Builder, lead string, st Style, s string) 
 	if o.Width > 0 {
 		limit = max(o.Width-width(lead), 20)
 	}
-	for i, line := range wrap(Clean(s), limit) {
+	var lines []string
+	for line := range strings.SplitSeq(strings.TrimRight(s, "\n"), "\n") {
+		lines = append(lines, wrap(Clean(line), limit)...)
+	}
+	for i, line := range lines {
 		if i > 0 {
 			lead = strings.Repeat(" ", width(lead))
 		}

@@ -61,8 +61,9 @@ func Check(o Options, s api.Status) string {
 // problems lists what is wrong, and under each what to do.
 func problems(b *strings.Builder, o Options, s api.Status) {
 	list := s.Problems
-	if s.ConfigError != "" && !slices.ContainsFunc(list, func(p api.Problem) bool { return p.What == s.ConfigError }) {
-		list = append(slices.Clip(list), api.Problem{
+	if s.ConfigError != "" { // in full, in place of the daemon's short word on it
+		list = slices.DeleteFunc(slices.Clone(list), func(p api.Problem) bool { return p.Subject == "configuration" })
+		list = append(list, api.Problem{
 			Subject: "configuration not applied", What: s.ConfigError,
 			Do: "mend the file, then: lockstepctl config check; lockstepctl config reload",
 		})

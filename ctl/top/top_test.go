@@ -1,10 +1,7 @@
 package top
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,32 +9,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lockstepd/lockstep/ctl/internal/golden"
 	"github.com/lockstepd/lockstep/ctl/render"
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares a screen with a file of testdata.
-func golden(t *testing.T, name, got string) {
+// same compares a screen with a file of testdata.
+func same(t *testing.T, name, screen string) {
 	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got+"\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got+"\n"); diff != "" {
-		t.Errorf("%s differs (-want +got):\n%s", path, diff)
-	}
+	golden.Check(t, name, screen+"\n")
 }
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -97,24 +77,24 @@ func busy(devices, peers int) *Model {
 func TestScreens(t *testing.T) {
 	for name, o := range map[string]render.Options{"80x24": narrow, "200x50": wide} {
 		t.Run(name, func(t *testing.T) {
-			golden(t, "few-"+name, busy(3, 2).View(o))
-			golden(t, "many-"+name, busy(60, 31).View(o))
-			golden(t, "empty-"+name, new(Model).View(o))
+			same(t, "few-"+name, busy(3, 2).View(o))
+			same(t, "many-"+name, busy(60, 31).View(o))
+			same(t, "empty-"+name, new(Model).View(o))
 			var fresh Model
 			fresh.Status(status(3, 2))
-			golden(t, "fresh-"+name, fresh.View(o))
+			same(t, "fresh-"+name, fresh.View(o))
 			m := busy(60, 2)
 			press(m, o, "s", "s", PageDown)
-			golden(t, "writes-page2-"+name, m.View(o))
+			same(t, "writes-page2-"+name, m.View(o))
 			press(m, o, "?")
-			golden(t, "help-"+name, m.View(o))
+			same(t, "help-"+name, m.View(o))
 			press(m, o, "x", "/", "r", "0", "1")
-			golden(t, "typing-"+name, m.View(o))
+			same(t, "typing-"+name, m.View(o))
 			press(m, o, Enter)
 			m.Note("cannot reach lockstepd: it does not run")
-			golden(t, "note-"+name, m.View(o))
+			same(t, "note-"+name, m.View(o))
 			o.Color = true
-			golden(t, "few-color-"+name, busy(3, 2).View(o))
+			same(t, "few-color-"+name, busy(3, 2).View(o))
 		})
 	}
 }

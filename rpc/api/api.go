@@ -172,16 +172,19 @@ type Lost struct {
 }
 
 // Subscribe are the params of "events/subscribe". After is the last sequence
-// number already seen; 0 starts with the next event.
+// number already seen; 0 starts with the next event. Stream is whose number
+// that is: of another life of the daemon, all that is kept of this one follows.
 type Subscribe struct {
-	Types []string `json:"types,omitempty"`
-	After uint64   `json:"after,omitempty"`
+	Types  []string `json:"types,omitempty"`
+	After  uint64   `json:"after,omitempty"`
+	Stream string   `json:"stream,omitempty"`
 }
 
 // Subscribed is its result; events follow as notifications "event" and "lost".
 type Subscribed struct {
 	Seq    uint64 `json:"seq"`    // of the newest event now
 	Missed uint64 `json:"missed"` // events after After that are no longer kept
+	Stream string `json:"stream"` // names the stream that Seq counts in: one life of the daemon
 }
 
 // Service is one row of "service/list".

@@ -206,12 +206,18 @@ func (id *Identity) listen(address string, o Options) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
+	return id.Listener(ln), nil
+}
+
+// Listener makes TLS connections of those that ln accepts, as Listen does for
+// pssl: names.
+func (id *Identity) Listener(ln net.Listener) net.Listener {
 	return tlsListener{ln, &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			return id.serverConfig()
 		},
-	}}, nil
+	}}
 }
 
 // serverConfig is asked for anew in every handshake: that is how changed files

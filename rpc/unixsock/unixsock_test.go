@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -117,6 +119,77 @@ func TestGroup(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil || st.Gid != 1234 {
 		t.Errorf("group %d, %v", st.Gid, err)
 	}
+}
+
+// TestAdmit: members of the groups that were named last can connect, and nobody
+// else whom the mode does not let.
+func TestAdmit(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may try as somebody else")
+	}
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "s")
+	l := mustListen(t, path, Options{})
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			nc.Close()
+		}
+	}()
+	// A thread may be somebody else by itself.
+	connects := func(gid int) (ok bool) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlocked: it ends with the goroutine
+			for _, err := range []error{
+				setOfThread(unix.SYS_SETGROUPS, 0, 0), setOfThread(unix.SYS_SETGID, uintptr(gid), 0), setOfThread(unix.SYS_SETUID, 4242, 0),
+			} {
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer unix.Close(fd)
+			err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+			if ok = err == nil; !ok && !errors.Is(err, unix.EACCES) {
+				t.Error(err)
+			}
+		}()
+		<-done
+		return ok
+	}
+	for _, gids := range [][]uint32{nil, {4001, 4002, 4001}, {4002}, nil} {
+		if err := Admit(path, gids); err != nil {
+			t.Fatal(err)
+		}
+		for _, gid := range []uint32{4001, 4002, 4003} {
+			if got, want := connects(int(gid)), slices.Contains(gids, gid); got != want {
+				t.Errorf("admitted %v: group %d connects: %v", gids, gid, got)
+			}
+		}
+	}
+}
+
+// setOfThread changes who this thread is, and no other.
+func setOfThread(call, a, b uintptr) error {
+	if _, _, errno := unix.RawSyscall(call, a, b, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func TestPathsOfAnyLength(t *testing.T) {

@@ -129,9 +129,24 @@ const (
 type Control struct {
 	AdminGroups Names
 	ReadGroups  Names
-	Listen      Names // pssl: streams for remote administration
+	// AdminNames and ReadNames are common names of certificates that the CA of
+	// [cluster] tls has signed: who may do what over the network.
+	AdminNames Names
+	ReadNames  Names
+	Listen     Names // "pssl:PORT[:IP]", for remote administration
 
 	src source
+}
+
+// Addresses are where Listen is, as HOST:PORT.
+func (c *Control) Addresses() []string {
+	out := make([]string, 0, len(c.Listen))
+	for _, s := range c.Listen {
+		if at, why := parseRemote(s); why == "" {
+			out = append(out, at)
+		}
+	}
+	return out
 }
 
 // Log is the [log] table. File is "" for standard error.

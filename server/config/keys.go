@@ -12,6 +12,7 @@ type Key struct {
 	Value string // as text; lists in brackets
 	Set   bool   // the file gives it; otherwise it is the default
 	Pos   Pos    // of the value in the file, of its table where it is a default
+	How   How    // how a change of it applies, as a rule
 }
 
 // Keys is the flat view: every key with the value that holds, in the order of
@@ -20,7 +21,7 @@ func (c *Config) Keys() []Key {
 	all := c.slots()
 	out := make([]Key, len(all))
 	for i, s := range all {
-		out[i] = Key{s.path, format(s.ptr), s.src.has(s.key), s.src.where(s.key)}
+		out[i] = Key{s.path, format(s.ptr), s.src.has(s.key), s.src.where(s.key), s.how}
 	}
 	return out
 }

@@ -160,6 +160,8 @@ func controlFields() []field[Control] {
 	return []field[Control]{
 		{key: "admin_groups", at: func(c *Control) any { return &c.AdminGroups }, how: Live},
 		{key: "read_groups", at: func(c *Control) any { return &c.ReadGroups }, how: Live},
+		{key: "admin_names", at: func(c *Control) any { return &c.AdminNames }, how: Live},
+		{key: "read_names", at: func(c *Control) any { return &c.ReadNames }, how: Live},
 		{key: "listen", at: func(c *Control) any { return &c.Listen }, how: Restarts, note: "control: remote sessions end"},
 	}
 }

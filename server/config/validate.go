@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -188,13 +189,33 @@ func badAddress(s string, anyHost bool) string {
 func (v *validator) control(c *Control) {
 	v.names(&c.src, "control", "admin_groups", c.AdminGroups, "names of groups")
 	v.names(&c.src, "control", "read_groups", c.ReadGroups, "names of groups")
+	v.names(&c.src, "control", "admin_names", c.AdminNames, "common names of certificates")
+	v.names(&c.src, "control", "read_names", c.ReadNames, "common names of certificates")
 	for _, s := range c.Listen {
-		if !strings.HasPrefix(s, "pssl:") {
-			v.fault(&c.src, "control", "listen", quote(s), `"pssl:PORT:HOST"; only TLS is served to other hosts`)
-		} else if !v.cfg.Cluster.TLS.Enabled() {
+		switch _, why := parseRemote(s); {
+		case why != "":
+			v.fault(&c.src, "control", "listen", quote(s)+" "+why, `"pssl:PORT" or "pssl:PORT:IP"; only TLS is served to other hosts`)
+		case !v.cfg.Cluster.TLS.Enabled():
 			v.fault(&c.src, "control", "listen", quote(s)+" without certificates", "with [cluster] tls only")
+		case len(c.AdminNames)+len(c.ReadNames) == 0:
+			v.fault(&c.src, "control", "listen", quote(s)+" for nobody", "with admin_names or read_names, the names in certificates of those who may come in")
 		}
 	}
+}
+
+// parseRemote takes "pssl:PORT[:IP]" apart, or says what is wrong with it.
+func parseRemote(s string) (address, why string) {
+	rest, ok := strings.CutPrefix(s, "pssl:")
+	if !ok {
+		return "", "is no TLS stream"
+	}
+	port, host, _ := strings.Cut(rest, ":")
+	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if _, err := netip.ParseAddr(host); host != "" && err != nil {
+		return "", "has no valid IP address"
+	}
+	address = net.JoinHostPort(host, port)
+	return address, badAddress(address, true)
 }
 
 // names checks a list of names for empty ones and duplicates.

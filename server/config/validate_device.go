@@ -247,6 +247,9 @@ func (v *validator) ports() {
 		}
 		claim(&n.src, v.nodePath(i), key, n.ListenAddress(), "the peers' port")
 		claim(&v.cfg.Metrics.src, "metrics", "listen", v.cfg.Metrics.Listen, "[metrics]")
+		for _, addr := range v.cfg.Control.Addresses() {
+			claim(&v.cfg.Control.src, "control", "listen", addr, "[control]")
+		}
 		v.nbdPorts(n, claim)
 	}
 }

@@ -102,12 +102,15 @@ func (c *Control) cmapTrack(ctx context.Context, by rpc.Actor, p api.CmapPrefixP
 		return api.Done{}, cmapError(err)
 	}
 	err = n.Go(func(ctx context.Context) {
-		push(ctx, n, func(ctx context.Context) (string, any, error) {
+		push(ctx, n, func(ctx context.Context) (*rpc.Notification, error) {
 			ch, lost, err := tr.Next(ctx)
-			if lost != nil {
-				return "lost", api.Lost{Count: lost.Count, From: lost.From, To: lost.To}, err
+			switch {
+			case err != nil:
+				return nil, err
+			case lost != nil:
+				return note("lost", api.Lost{Count: lost.Count, From: lost.From, To: lost.To}), nil
 			}
-			return "cmap", changeOf(ch), err
+			return note("cmap", changeOf(ch)), nil
 		})
 	})
 	if err != nil {

@@ -12,7 +12,9 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"github.com/lockstepd/lockstep/rpc"
@@ -85,7 +87,12 @@ type Control struct {
 	srv    *rpc.Server
 	policy atomic.Pointer[rpc.Policy]
 
-	subs subscriptions
+	// admitting guards socket, and the order in which groups are let in.
+	admitting sync.Mutex
+	socket    string // the path of the Unix socket, once it is served
+
+	subs  subscriptions
+	notes notes
 }
 
 // New builds the table of commands.
@@ -127,15 +134,31 @@ func (c *Control) attach(to Coverage) {
 	}
 }
 
-// SetGroups replaces the groups that may look and that may command. New
-// connections are judged by them.
+// SetGroups replaces the groups and the certificates' names that may look and
+// that may command. New connections are judged by them; the socket lets the
+// groups' members in.
 func (c *Control) SetGroups(cfg *config.Control) error {
 	p, err := policyOf(cfg)
 	if err != nil {
 		return err
 	}
+	c.admitting.Lock()
+	defer c.admitting.Unlock()
 	c.policy.Store(&p)
+	c.admitLocked()
 	return nil
+}
+
+// admitLocked lets the groups in at the socket. Where it can't, root and the
+// socket's own group remain: no reason not to serve.
+func (c *Control) admitLocked() {
+	if c.socket == "" {
+		return
+	}
+	p := c.policy.Load()
+	if err := unixsock.Admit(c.socket, slices.Concat(p.AdminGroups, p.ReadGroups)); err != nil {
+		c.o.Log.Warn("only root and the socket's own group can connect", "err", err)
+	}
 }
 
 // Commands counts what the control socket has seen.
@@ -151,8 +174,16 @@ func (c *Control) Commands() metrics.Commands {
 // CleanStale removes the control sockets of dead daemons in the rundir.
 func CleanStale(rundir string) ([]string, error) { return rpc.CleanStale(rundir, "lockstepd") }
 
-// Serve answers on l until ctx ends.
-func (c *Control) Serve(ctx context.Context, l net.Listener) error { return c.srv.Serve(ctx, l) }
+// Serve answers on l, the control socket, until ctx ends.
+func (c *Control) Serve(ctx context.Context, l net.Listener) error {
+	c.admitting.Lock()
+	if at, ok := l.Addr().(*net.UnixAddr); ok {
+		c.socket = at.Name
+	}
+	c.admitLocked()
+	c.admitting.Unlock()
+	return c.srv.Serve(ctx, l)
+}
 
 // Registry is the table of commands, for services that bring more.
 func (c *Control) Registry() *rpc.Registry { return c.reg }
@@ -170,7 +201,7 @@ func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 }
 
 func policyOf(c *config.Control) (rpc.Policy, error) {
-	p := rpc.Policy{AdminUIDs: []uint32{0, uint32(os.Geteuid())}}
+	p := rpc.Policy{AdminUIDs: []uint32{0, uint32(os.Geteuid())}, AdminNames: c.AdminNames, ReadNames: c.ReadNames}
 	for _, set := range []struct {
 		names []string
 		to    *[]uint32

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/events"
 )
 
 func (c *Control) eventCommands() []rpc.Command {
@@ -67,22 +68,29 @@ func (c *Control) subscribe(ctx context.Context, by rpc.Actor, p api.Subscribe) 
 	if !ok {
 		return api.Subscribed{}, api.Errorf(api.CodeInvalidRequest, "events can only be sent to a connection")
 	}
+	stream := c.o.Events.Stream()
+	if p.After > 0 && p.Stream != "" && p.Stream != stream {
+		p.After = events.FromStart
+	}
 	sub, err := c.o.Events.Subscribe(p.After, p.Types...)
 	if err != nil {
 		return api.Subscribed{}, api.Errorf(api.CodeInvalidParams, "%v", err)
 	}
-	err = c.follow(n, by, p.Types, func(ctx context.Context) (string, any, error) {
+	err = c.follow(n, by, p.Types, func(ctx context.Context) (*rpc.Notification, error) {
 		ev, lost, err := sub.Next(ctx)
-		if lost != nil {
-			return "lost", *lost, err
+		switch {
+		case err != nil:
+			return nil, err
+		case lost != nil:
+			return note("lost", *lost), nil
 		}
-		return "event", ev, err
+		return c.notes.of(ev), nil
 	})
-	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed()}, err
+	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed(), Stream: stream}, err
 }
 
 // follow sends what next returns to a connection, until that ends.
-func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next func(context.Context) (string, any, error)) error {
+func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next func(context.Context) (*rpc.Notification, error)) error {
 	// The end may be asked for before the goroutine has begun.
 	own, cancel := context.WithCancel(context.Background())
 	x := &subscription{conn: by.Conn, types: types, cancel: cancel}
@@ -102,17 +110,13 @@ func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next fun
 
 // push sends one notification after the other, and waits for a client that is
 // slow: what it misses meanwhile is lost where the stream is kept, in bounds.
-func push(ctx context.Context, n *rpc.Notifier, next func(context.Context) (string, any, error)) {
+func push(ctx context.Context, n *rpc.Notifier, next func(context.Context) (*rpc.Notification, error)) {
 	for {
-		method, params, err := next(ctx)
+		note, err := next(ctx)
 		if err != nil {
 			return
 		}
-		note, err := rpc.NewNotification(method, params)
-		if err != nil {
-			continue
-		}
-		for n.Send(note) != nil {
+		for note != nil && n.Send(note) != nil {
 			select {
 			case <-n.Room():
 			case <-ctx.Done():
@@ -120,6 +124,40 @@ func push(ctx context.Context, n *rpc.Notifier, next func(context.Context) (stri
 			}
 		}
 	}
+}
+
+// notes keeps the newest events as they are sent, so that each is encoded once
+// and not for every subscriber.
+type notes struct {
+	// mu guards ring. Encoding goes on under it: whoever waits wants its result.
+	mu   sync.Mutex
+	ring [256]struct {
+		seq  uint64
+		note *rpc.Notification
+	}
+}
+
+func (n *notes) of(ev events.Event) *rpc.Notification {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	kept := &n.ring[ev.Seq%uint64(len(n.ring))]
+	if kept.seq == ev.Seq {
+		return kept.note
+	}
+	made := note("event", ev)
+	if ev.Seq > kept.seq { // one who is behind drives out nothing newer
+		kept.seq, kept.note = ev.Seq, made
+	}
+	return made
+}
+
+// note encodes a notification; one that cannot be is none.
+func note(method string, params any) *rpc.Notification {
+	n, err := rpc.NewNotification(method, params)
+	if err != nil {
+		return nil
+	}
+	return n
 }
 
 func (c *Control) unsubscribe(_ context.Context, by rpc.Actor, p struct {

@@ -3,7 +3,9 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lockstepd/lockstep/rpc"
@@ -76,7 +78,23 @@ func (c *Control) nodeWhy(_ context.Context, _ rpc.Actor, p api.NodeParams) (api
 		return api.Why{}, err
 	}
 	w, err := c.o.Messenger.Why(p.Node)
-	return api.Why{Subject: w.Subject, State: w.State, Since: w.Since, Because: w.Because, Next: w.Next}, err
+	why := api.Why{Subject: w.Subject, State: w.State, Since: w.Since, Because: w.Because, Next: w.Next}
+	if differ := c.configuredOtherwise(p.Node); len(differ) > 0 {
+		why.Because = append(why.Because, fmt.Sprintf("its configuration of %s differs in what nodes must agree on (size, nodes, protocol, quorum)", strings.Join(differ, ", ")))
+		why.Next = append(why.Next, "have both nodes read the same file: lockstepctl config diff, then lockstepctl config reload, on each")
+	}
+	return why, err
+}
+
+// configuredOtherwise names the devices that a peer in contact has configured
+// otherwise than this node.
+func (c *Control) configuredOtherwise(node string) (devices []string) {
+	for _, d := range c.o.Devices.All() {
+		if slices.Contains(d.Status().Differs, node) {
+			devices = append(devices, d.Name())
+		}
+	}
+	return devices
 }
 
 // each runs a verb on one peer, or on all.

@@ -96,6 +96,9 @@ func deviceProblems(st *device.Status) (failed bool, ps []api.Problem) {
 	} else if st.Disk == replication.Diskless && st.LastError != "" {
 		add("the disk failed: %s", st.LastError)
 	}
+	if len(st.Differs) > 0 {
+		add("configured otherwise than %s, in what nodes must agree on", strings.Join(st.Differs, ", "))
+	}
 	for i := range st.Peers {
 		p := &st.Peers[i]
 		switch {

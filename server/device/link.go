@@ -73,11 +73,7 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 	p.hs.no, p.hs.sent, p.hs.got, p.early = no, false, false, nil
 	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
-	f := wireFacts(&p.hs.mine)
-	f.Name, f.No, f.Handle = d.opts.Name, no, d.opts.Handle
-	f.Protocol = uint8(d.cfg.Protocol)
-	f.Members, f.Config = uint32(d.disks), d.cfg.Fingerprint
-	p.session.Send(&wire.Header{Type: wire.DevHello}, f.Append(nil), nil, b)
+	d.sendHelloLocked(p, b)
 	d.decideLocked(p, b)
 }
 
@@ -140,6 +136,7 @@ func (d *Device) HelloReceived(s Session, f wire.DeviceFacts) {
 
 func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batch) {
 	if f.No <= p.hs.peerNo {
+		d.configReceivedLocked(p, f, b)
 		return
 	}
 	p.handle = f.Handle

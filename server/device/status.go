@@ -34,6 +34,7 @@ type Status struct {
 	Stats       Stats
 	LastError   string
 	Since       map[string]time.Time
+	Differs     []string // peers whose configuration differs in what must agree
 	HotExtents  int
 	ExtentBytes int64
 }
@@ -70,7 +71,7 @@ func (d *Device) Status() Status {
 		InDoubt:   d.hold&holdLease != 0,
 		Open:      d.opens, Gens: d.gens, InFlight: int(d.window.head - d.window.floor),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
-		Stats: d.stats, Since: map[string]time.Time{},
+		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}
 	maps.Copy(st.Since, d.since)
 	st.Stats.Reads, st.Stats.ReadBytes = d.reads.Load(), d.readBytes.Load()
@@ -246,6 +247,10 @@ func (d *Device) Why() Why {
 	}
 	if !st.Quorum.Quorate {
 		w.Next = append(w.Next, "quorum returns when enough of the device's nodes are up: lockstepctl node list")
+	}
+	if len(st.Differs) > 0 {
+		w.Because = append(w.Because, "configured otherwise, in what nodes must agree on, than "+strings.Join(st.Differs, ", "))
+		w.Next = append(w.Next, "have all nodes read the same file: lockstepctl config reload on each; until then no connection that is lost is agreed on again")
 	}
 	if st.LastError != "" {
 		w.Because = append(w.Because, "last error: "+st.LastError)

@@ -2,8 +2,10 @@ package events
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +43,8 @@ const DefaultCapacity = 8192
 // Log is the stream: a ring of the newest events. All methods may be called
 // from any goroutine; none but Subscription.Read and Next waits.
 type Log struct {
+	id string // of this stream; never changes
+
 	// mu guards all fields below. Nothing is called and nothing waits under it.
 	mu     sync.Mutex
 	ring   []Event // event seq is at (seq-1) % len
@@ -51,8 +55,15 @@ type Log struct {
 
 // NewLog makes a log that keeps the newest capacity events.
 func NewLog(capacity int) *Log {
-	return &Log{ring: make([]Event, max(capacity, 1))}
+	return &Log{id: rand.Text(), ring: make([]Event, max(capacity, 1))}
 }
+
+// Stream names this log among those of other lives of the daemon: numbers mean
+// something within one stream only.
+func (l *Log) Stream() string { return l.id }
+
+// FromStart as the number to subscribe after brings all that is kept.
+const FromStart = math.MaxUint64
 
 // Publish appends an event and returns its number. It sets Seq, and Time
 // where that is zero. It never waits; after Close it does nothing.

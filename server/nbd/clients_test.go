@@ -28,11 +28,13 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// run runs a program to its end and returns what it printed.
+// run runs a program to its end, in a folder of its own because some leave
+// files there, and returns what it printed.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = t.TempDir()
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out.Bytes(), errs.Bytes())

@@ -93,25 +93,31 @@ func (c *Cluster) StartAll() error {
 	return nil
 }
 
+// Config is what a node is configured to be when it boots.
+func (n *Node) Config() device.Config {
+	cfg := device.Config{
+		Name: "r0", Handle: uint32(n.ID + 1), Size: n.c.opts.Size, Self: n.ID,
+		Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum,
+	}
+	if n.c.opts.FailIO {
+		cfg.OnNoQuorum = device.FailIO
+	}
+	for _, m := range n.c.Nodes {
+		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
+	}
+	return cfg
+}
+
 // Start boots a node on its images.
 func (n *Node) Start() error {
 	o := device.Options{
-		Config: device.Config{
-			Name: "r0", Handle: uint32(n.ID + 1), Size: n.c.opts.Size, Self: n.ID,
-			Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum,
-		},
-		Log: n.c.opts.Log.With("node", n.Name),
+		Config: n.Config(),
+		Log:    n.c.opts.Log.With("node", n.Name),
 		Event: func(e device.Event) {
 			n.mu.Lock()
 			n.events = append(n.events, e)
 			n.mu.Unlock()
 		},
-	}
-	if n.c.opts.FailIO {
-		o.OnNoQuorum = device.FailIO
-	}
-	for _, m := range n.c.Nodes {
-		o.Nodes = append(o.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
 	}
 	dev, err := n.open(o)
 	if err != nil {

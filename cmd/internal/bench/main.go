@@ -1,10 +1,10 @@
-// Bench measures lockstep with one, two and three nodes side by side with what
-// a user would take instead: nbdkit serving a file, without replication, and
-// qemu-storage-daemon's quorum of one local and one or two remote disks. All
-// of them are up at once, with their disks on a tmpfs; fio's nbd engine drives
-// one after the other, in interleaved rounds, so that a noisy machine is noisy
-// for all. Figures are medians over the rounds, ratios are taken within a
-// round.
+// Command bench measures lockstep with one, two and three nodes side by side
+// with what a user would take instead: nbdkit serving a file, without
+// replication, and qemu-storage-daemon's quorum of one local and one or two
+// remote disks. All of them are up at once, with their disks on a tmpfs; fio's
+// nbd engine drives one after the other, in interleaved rounds, so that a noisy
+// machine is noisy for all. Figures are medians over the rounds, ratios are
+// taken within a round.
 package main
 
 import (

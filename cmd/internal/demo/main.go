@@ -1,7 +1,8 @@
-// Demo runs the main job on one machine: three nodes as three processes, one
-// device on all of them, data written through NBD, a node killed and caught up
-// again, and the three disks compared. Then it stays, for a person to play
-// with, until Ctrl-C, and leaves nothing behind. It needs nothing but Go.
+// Command demo runs the main job on one machine: three nodes as three
+// processes, one device on all of them, data written through NBD, a node killed
+// and caught up again, and the three disks compared. Then it stays, for a
+// person to play with, until Ctrl-C, and leaves nothing behind. It needs
+// nothing but Go.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Gen writes the manual page and the command reference of lockstepctl into the
-// folder that it is given.
+// Command gen writes the manual page and the command reference of lockstepctl
+// into the folder that it is given.
 package main
 
 import (

@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/lockstepd/lockstep/server/cmap"
+	"github.com/lockstepd/lockstep/server/config"
+	"github.com/lockstepd/lockstep/server/control"
+	"github.com/lockstepd/lockstep/server/reload"
+	"github.com/lockstepd/lockstep/server/service"
+)
+
+// remote is one address where commands come in from other hosts.
+type remote struct {
+	e  *engine
+	at string
+	l  net.Listener
+}
+
+func remoteName(at string) string { return "control/" + cmap.Name(at) }
+
+func (r *remote) holdName() string { return "control:" + r.at }
+
+// remoteSpec keeps a remote's service and returns its registration.
+func (e *engine) remoteSpec(at string) service.Spec {
+	r := &remote{e: e, at: at}
+	e.remotes[at] = r
+	return service.Spec{ID: id(remoteName(at)), Service: r, Needs: ids("control"), Stoppable: true, Policy: service.Policy{Restart: true}}
+}
+
+// Start listens.
+func (r *remote) Start(context.Context) (err error) {
+	r.l, err = r.e.opts.Listen(r.holdName(), func() (net.Listener, error) { return control.ListenRemote(r.at) })
+	if err != nil {
+		return fmt.Errorf("cannot listen for remote administration on %s: %w", r.at, err)
+	}
+	return nil
+}
+
+// Stop leaves the sessions to the end of Run.
+func (r *remote) Stop(context.Context) error { return nil }
+
+// Run answers until ctx ends.
+func (r *remote) Run(ctx context.Context) error {
+	local := r.e.local()
+	t := &local.Cluster.TLS
+	err := r.e.control.ServeRemote(ctx, r.l, control.Certificates{CA: local.Resolve(t.CA), Cert: local.Resolve(t.Cert), Key: local.Resolve(t.Key)})
+	if !r.e.ending.Load() && r.e.opts.Release != nil {
+		r.e.opts.Release(r.holdName())
+	}
+	return err
+}
+
+// applyRemotes listens for remote administration where the configuration says
+// so, and nowhere else.
+func (e *engine) applyRemotes(ctx context.Context, to *config.Local) error {
+	if e.control == nil {
+		return nil
+	}
+	want := to.Control.Addresses()
+	for at := range e.remotes {
+		if slices.Contains(want, at) {
+			continue
+		}
+		if err := e.end(ctx, remoteName(at)); err != nil {
+			return &reload.KeyError{Key: "control.listen", Err: err}
+		}
+		delete(e.remotes, at)
+	}
+	for _, at := range want {
+		if e.remotes[at] != nil {
+			continue
+		}
+		if err := e.begin(ctx, e.remoteSpec(at)); err != nil {
+			delete(e.remotes, at)
+			return &reload.KeyError{Key: "control.listen", Err: err}
+		}
+	}
+	return nil
+}
