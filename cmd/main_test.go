@@ -112,7 +112,7 @@ func layOut(t testing.TB, cfg cluster.Config, host *proc.Host) *cluster.Cluster 
 	return layOutFrom(t, real.build(t), cfg, host)
 }
 
-func layOutFrom(t *testing.T, bin string, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
+func layOutFrom(t testing.TB, bin string, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
 	t.Helper()
 	c, err := cluster.New(cluster.Options{Bin: bin, Host: host}, cfg)
 	if err != nil {
