@@ -23,12 +23,15 @@ type Set struct {
 	mu       sync.Mutex // guards what follows; held while sessions are handed on
 	byName   map[string]*Device
 	sessions map[int]Session
-	handles  uint32
+	// strange is the hellos of devices that this node has not, by peer and name:
+	// it may be about to have them.
+	strange map[int]map[string]wire.DeviceFacts
+	handles uint32
 }
 
 // NewSet returns an empty set.
 func NewSet(log *slog.Logger) *Set {
-	s := &Set{log: log, byName: map[string]*Device{}, sessions: map[int]Session{}}
+	s := &Set{log: log, byName: map[string]*Device{}, sessions: map[int]Session{}, strange: map[int]map[string]wire.DeviceFacts{}}
 	s.byHandle.Store(&map[uint32]*Device{})
 	return s
 }
@@ -51,8 +54,12 @@ func (s *Set) Add(d *Device) error {
 	}
 	s.byName[d.Name()] = d
 	s.publishLocked()
-	for _, sess := range s.sessions {
+	for id, sess := range s.sessions {
 		d.SessionUp(sess)
+		if f, told := s.strange[id][d.Name()]; told {
+			d.HelloReceived(sess, f)
+			delete(s.strange[id], d.Name())
+		}
 	}
 	return nil
 }
@@ -100,6 +107,7 @@ func (s *Set) SessionUp(sess Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sessions[sess.PeerID()] = sess
+	delete(s.strange, sess.PeerID())
 	for _, d := range s.byName {
 		d.SessionUp(sess)
 	}
@@ -111,6 +119,7 @@ func (s *Set) SessionDown(sess Session, reason string) {
 	defer s.mu.Unlock()
 	if s.sessions[sess.PeerID()] == sess {
 		delete(s.sessions, sess.PeerID())
+		delete(s.strange, sess.PeerID())
 	}
 	for _, d := range s.byName {
 		d.SessionDown(sess, reason)
@@ -134,11 +143,23 @@ func (s *Set) hello(sess Session, f *wire.Frame) {
 		s.log.Warn("cannot decode a device's hello", "peer", sess.PeerID(), "err", err)
 		return
 	}
-	for _, d := range *s.byHandle.Load() {
-		if d.Name() == facts.Name {
-			d.HelloReceived(sess, facts)
-			return
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.byName[facts.Name]; d != nil {
+		d.HelloReceived(sess, facts)
+		return
 	}
 	s.log.Debug("a peer has a device that this node has not", "peer", sess.PeerID(), "device", facts.Name)
+	of := s.strange[sess.PeerID()]
+	if of == nil {
+		of = map[string]wire.DeviceFacts{}
+		s.strange[sess.PeerID()] = of
+	}
+	if len(of) < maxStrange {
+		of[facts.Name] = facts
+	}
 }
+
+// maxStrange bounds what is kept for a peer that has more devices than there
+// can be.
+const maxStrange = 4096
