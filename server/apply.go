@@ -271,6 +271,9 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 	name, key, _ := strings.Cut(strings.TrimPrefix(c.Key, "device."), ".")
 	was, will := localDevice(old, name), localDevice(now, name)
 	if key == "size" {
+		if d, ok := e.devices.Get(name); ok && will != nil && int64(will.Size) == d.Size() {
+			return nil, nil // as it has grown to
+		}
 		return []reload.Verdict{reload.Refuse(c.Key, "a device grows by \"lockstepctl device resize\", on all nodes at once")}, nil
 	}
 	if key == "nbd" || was == nil {
@@ -282,7 +285,7 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 		if err := errors.Join(err, err2); err != nil {
 			return nil, err
 		}
-		if reflect.DeepEqual(a, b) {
+		if sameSpec(a, b) {
 			return e.planUnused(c, key), nil
 		}
 		if a.livens(b) {
@@ -305,6 +308,13 @@ func (e *engine) planUnused(c config.Change, key string) []reload.Verdict {
 		return []reload.Verdict{{Key: c.Key, How: config.Restarts, Why: "on another node"}}
 	}
 	return []reload.Verdict{{Key: c.Key, How: config.Daemon, Why: "the device takes it when the daemon starts"}}
+}
+
+// sameSpec reports whether two specs ask for the same device. Its size is its
+// own: it grows by command.
+func sameSpec(a, b diskSpec) bool {
+	a.Config.Size, b.Config.Size = 0, 0
+	return reflect.DeepEqual(a, b)
 }
 
 // inUse says why a device cannot be closed now.

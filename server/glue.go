@@ -130,13 +130,22 @@ func deviceOptions(l *config.Local, ld *config.LocalDevice) (device.Options, err
 	if err != nil {
 		return device.Options{}, fmt.Errorf("device %s: %w", ld.Name, err)
 	}
+	// The size is not among what is compared: a device grows by command, and tells
+	// its peers how large it is.
+	agreed := l.Agreement()
+	delete(agreed.Devices[ld.Name], "size")
 	o := device.Options{Config: device.Config{
 		Name: ld.Name, Size: int64(ld.Size), Self: l.Node.ID, Protocol: replication.Protocol(ld.Protocol[0]), Quorum: q,
-		AutoPromote: ld.AutoPromote, Fingerprint: fingerprint(l.Fingerprint().Devices[ld.Name]),
+		AutoPromote: ld.AutoPromote, Fingerprint: fingerprint(agreed.Fingerprint().Devices[ld.Name]),
 	}}
 	if ld.OnNoQuorum == config.OnNoQuorumError {
 		o.OnNoQuorum = device.FailIO
 	}
+	if ld.OnIOError == config.OnIOErrorPassOn {
+		o.OnIOError = device.PassOn
+	}
+	o.AfterSplit = replication.SplitPolicy{None: ld.AfterSB0Pri, One: ld.AfterSB1Pri, Two: ld.AfterSB2Pri}
+	o.DiskTimeout = ld.DiskTimeout
 	if ld.ResyncRate != config.RateAuto {
 		o.ResyncRate = int64(ld.ResyncRate)
 	}

@@ -145,6 +145,7 @@ func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec
 // livens reports whether a device that runs by s becomes one by to without
 // being closed.
 func (s diskSpec) livens(to diskSpec) bool {
+	to.Config.Size = s.Config.Size // a device's size is its own: it grows by command
 	return s.Backing == to.Backing && device.CanReconfigure(s.Config, to.Config)
 }
 

@@ -136,7 +136,7 @@ func deviceFields() []field[Device] {
 // afterSB0 and its like are DRBD's policies by DRBD's names. "disconnect"
 // leaves a split brain to a person.
 func afterSB0() []string {
-	return []string{"disconnect", "discard-younger-primary", "discard-older-primary", "discard-zero-changes", "discard-least-changes", "discard-local", "discard-remote"}
+	return []string{"disconnect", "discard-younger-primary", "discard-older-primary", "discard-zero-changes", "discard-least-changes"}
 }
 
 func afterSB1() []string {

@@ -83,10 +83,12 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 	b := &block.Batch{}
 	d.mu.Lock()
 	if err != nil {
-		d.diskFailedLocked("activity log", err)
+		d.metaFailedLocked(meta, "activity log", err)
 	}
 	for _, o := range ops {
-		o.logged = meta != nil && err == nil
+		if meta != nil && err == nil {
+			o.log = meta.AL()
+		}
 		d.issueLocked(o, b)
 	}
 	d.mu.Unlock()

@@ -13,6 +13,7 @@ package device
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,6 +55,15 @@ const (
 	FailIO                          // I/O fails
 )
 
+// IOErrorPolicy is what becomes of a disk that fails.
+type IOErrorPolicy uint8
+
+// The policies.
+const (
+	Detach IOErrorPolicy = iota // the device goes on with the peers' disks
+	PassOn                      // the disk stays, and is mended from a peer
+)
+
 // Config is what a device is configured to be. Protocol, Quorum, OnNoQuorum,
 // ResyncRate and AutoPromote can change while it runs.
 type Config struct {
@@ -66,11 +76,17 @@ type Config struct {
 	Quorum      replication.QuorumPolicy
 	OnNoQuorum  NoQuorumPolicy
 	AutoPromote bool
+	AfterSplit  replication.SplitPolicy
 	ResyncRate  int64  // bytes per second; 0: as fast as the application allows
 	Fingerprint uint64 // of what must agree between nodes
 	// FlushEvery bounds how much an abrupt loss of a peer's cache costs in
 	// resync; 0 means two seconds.
 	FlushEvery time.Duration
+	// OnIOError is what becomes of a disk that fails.
+	OnIOError IOErrorPolicy
+	// DiskTimeout is how long an operation of the disk may take before the disk
+	// counts as failed; 0: as long as it likes.
+	DiskTimeout time.Duration
 	// PromoteWait is how long an opening client waits for promotion; 0 means
 	// ten seconds.
 	PromoteWait time.Duration
@@ -128,6 +144,7 @@ type Device struct {
 	received     uint64 // last change of that stream that arrived here
 	floor        uint64 // every change of that stream up to here is everywhere
 	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
+	began        int64  // when this node last became primary, ns since 1970
 	crashed      bool   // was primary when it stopped uncleanly
 	live         bool   // the disk has been up to date while this process held it
 	best         bool   // every disk was in reach, and no complete one had newer data
@@ -165,6 +182,7 @@ type Device struct {
 	genNotedNo uint64
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it
+	genHas     replication.NodeSet // nodes that have noted it in the contact of now
 	receives   replication.NodeSet // nodes that are sent changes
 
 	flush  flushState
@@ -181,8 +199,17 @@ type Device struct {
 	pressed      bool                // the activity log waits for changes to become stable
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	closing      bool
-	autoPromoted bool           // the last client's leaving demotes
-	loaded       sync.WaitGroup // ops in local I/O; Close waits for them
+	autoPromoted bool         // the last client's leaving demotes
+	att          *attachment  // of disk
+	departing    bool         // something of the last disk is still under way
+	frozen       int          // changes wait for as many reasons
+	busy         bool         // changes come in, from the application or the primary
+	changes      uint64       // that had come at the last tick
+	size         atomic.Int64 // cfg.Size, for those who check requests without the mutex
+	room         int64        // how much disk and metadata cover; at least cfg.Size
+	admin        string       // an administrator's change under way
+	planned      planState
+	source       *source // where a disk comes from; nil: this node has none
 
 	al      alQueue
 	bulk    bulkQueue
@@ -203,6 +230,7 @@ type Stats struct {
 	RemoteReads, PeerWrites       uint64
 	ResyncBytes, ResyncZeroBytes  uint64
 	Generations                   uint64
+	Mended                        uint64 // ranges that the disk could not read
 }
 
 // defaults of Config.
@@ -228,6 +256,9 @@ func New(o Options) (*Device, error) {
 	if o.FlushEvery == 0 {
 		o.FlushEvery = defaultFlushEvery
 	}
+	if o.DiskTimeout > 0 && o.Disk != nil {
+		o.Disk = limitDisk(o.Disk, o.DiskTimeout)
+	}
 	if o.PromoteWait == 0 {
 		o.PromoteWait = defaultPromoteWait
 	}
@@ -250,7 +281,11 @@ func New(o Options) (*Device, error) {
 			d.peers[n.ID] = p
 		}
 	}
+	if o.Disk != nil {
+		d.att = newAttachment()
+	}
 	d.load()
+	d.size.Store(d.cfg.Size)
 	b := &block.Batch{}
 	d.mu.Lock()
 	d.evaluateLocked(b)
@@ -267,16 +302,33 @@ func (d *Device) load() {
 	}
 	sb := d.meta.Superblock()
 	d.gens = gensOf(&sb)
+	if len(sb.Ext) >= extLen {
+		d.began = int64(binary.LittleEndian.Uint64(sb.Ext[extBegan:]))
+	}
+	d.room = sb.Size
+	d.cfg.Size = max(d.cfg.Size, grownTo(&sb))
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
+	d.dstat = diskStateOf(&sb)
+	d.behindLocked("it stopped so")
+}
+
+// grownTo is the size that the device had at last, as far as its metadata knows.
+func grownTo(sb *store.Superblock) int64 {
+	if len(sb.Ext) < extLen {
+		return 0
+	}
+	return min(int64(binary.LittleEndian.Uint64(sb.Ext[extSize:])), sb.Size)
+}
+
+// diskStateOf is what a disk's data is worth by its own word.
+func diskStateOf(sb *store.Superblock) replication.DiskState {
 	switch {
 	case sb.Flags&store.Consistent == 0:
-		d.dstat = replication.Inconsistent
+		return replication.Inconsistent
 	case sb.Flags&store.WasUpToDate == 0:
-		d.dstat = replication.Outdated
-	default:
-		d.dstat = replication.Consistent
-		d.behindLocked("it stopped so")
+		return replication.Outdated
 	}
+	return replication.Consistent
 }
 
 // Name is the device's name.
@@ -286,11 +338,7 @@ func (d *Device) Name() string { return d.opts.Name }
 func (d *Device) Handle() uint32 { return d.opts.Handle }
 
 // Size is the device's size in bytes.
-func (d *Device) Size() int64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.cfg.Size
-}
+func (d *Device) Size() int64 { return d.size.Load() }
 
 // Start starts the device's goroutines; Close ends them.
 func (d *Device) Start() {
@@ -324,6 +372,10 @@ func (d *Device) Close(ctx context.Context) error {
 	}
 	d.tellClosedLocked("shut down")
 	d.setReadableLocked(false)
+	att := d.att
+	if att != nil {
+		att.partLocked()
+	}
 	d.mu.Unlock()
 	if d.cancel != nil {
 		d.cancel()
@@ -331,7 +383,9 @@ func (d *Device) Close(ctx context.Context) error {
 		d.bulk.close()
 		d.done.Wait()
 	}
-	d.loaded.Wait()
+	if att != nil {
+		<-att.idle
+	}
 	return errors.Join(err, d.closeStore(clean))
 }
 
@@ -527,6 +581,7 @@ func (d *Device) ticker(ctx context.Context) {
 				d.backgroundFlushLocked(b)
 			}
 			d.tickSyncLocked(now, b)
+			d.tickVerifyLocked(now, b)
 			d.tickChangeLocked(now)
 			if d.hold&holdLease != 0 {
 				d.evaluateLocked(b)

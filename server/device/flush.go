@@ -88,8 +88,8 @@ func (j *flushJob) sync(b *block.Batch) {
 	d.mu.Lock()
 	d.flush.pace += (took - d.flush.pace) / 8
 	if err != nil {
-		d.diskFailedLocked("flush", err)
-	} else {
+		d.diskFailedLocked(j.disk, "flush", err)
+	} else if j.disk == d.disk {
 		d.synced = max(d.synced, j.applied)
 	}
 	if j.ask != nil {
@@ -229,6 +229,9 @@ func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
 		if !w.op.local && w.op.wait == 0 {
 			d.retireLocked(w.op, b)
 		}
+	}
+	if d.frozen > 0 {
+		d.touchLocked() // who freezes waits for this
 	}
 	if len(fl.next) > 0 && !fl.busy {
 		fl.beginLocked(d, b)

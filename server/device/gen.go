@@ -32,13 +32,13 @@ func (d *Device) startGenLocked() {
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, d.nextGenLocked()
-	d.genAway = d.disks.Without(d.cfg.Self) &^ d.receives
+	d.genAway = d.disks &^ d.sendReceivesLocked()
 	// Those in contact that do not take part note that they are outdated: else
 	// they could pass for current among themselves.
-	d.genWait = d.receives | d.withDataLocked()
+	d.genWait, d.genHas = d.receives|d.withDataLocked(), 0
 	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
-	if d.meta == nil {
-		g.Old = 0 // a diskless primary names no past
+	if d.disk == nil || d.dstat < replication.UpToDate && !d.pullingLocked() {
+		g.Old = 0 // what this disk holds, if there is one, is not what goes on
 	}
 	payload := g.Append(nil)
 	for id := range d.genWait.All() {
@@ -91,6 +91,7 @@ func (d *Device) withDataLocked() (s replication.NodeSet) {
 func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Batch) {
 	if d.genBusy && no == d.genNo && second == d.committing && d.genWait.Has(p.id) {
 		d.genWait = d.genWait.Without(p.id)
+		d.genHas = d.genHas.With(p.id)
 		d.genSettleLocked(b)
 	}
 }
@@ -122,7 +123,10 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 // takeGenLocked is the end of the first step: the primary takes it over.
 func (d *Device) takeGenLocked() {
 	d.committing = true
-	d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives).InForce(d.genNew)
+	if d.disk == nil || d.dstat == replication.UpToDate || d.pullingLocked() {
+		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives)
+	} // else what this disk holds is older, and must not bear the name
+	d.gens = d.gens.InForce(d.genNew)
 	d.genHeld = true // nobody's confirmation ends it before we have it
 	no := d.genNo
 	d.saveLocked(func(err error, b *block.Batch) {
@@ -134,6 +138,11 @@ func (d *Device) takeGenLocked() {
 		d.genStint = true
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
 		d.genWait = d.receives | d.withDataLocked()
+		if late := d.genWait &^ d.genHas; late != 0 {
+			// Who has come since knows nothing of this one.
+			d.genWait &= d.genHas
+			d.genAgain = true
+		}
 		for id := range d.genWait.All() {
 			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no}}, nil, nil, b)
 		}
@@ -191,7 +200,11 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		// Until the primary says that all have it, others that take part may be
 		// left in the old one.
 		d.genOld = d.gens.Current
-		d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self).Without(p.id))
+		others := d.disks.Without(d.cfg.Self)
+		if !d.genAway.Has(p.id) {
+			others = others.Without(p.id)
+		}
+		d.gens = d.gens.Bump(next, others)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 }

@@ -92,9 +92,9 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
-		Primary: d.primary, Ordered: d.orderedLocked(),
+		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began,
 	}
-	if d.role == replication.Primary && d.genNew != d.gens.Current {
+	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew
 	}
 	if d.primary < 0 && d.change.promised != 0 {
@@ -147,6 +147,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	p.hs.peerNo = f.No
 	// The peer judges by our last hello. Where that is no longer true, or the
 	// peer's device is a new one that never saw it, it gets another.
+	d.learnSizeLocked(f.Size)
 	now := d.factsLocked(p)
 	spent := p.closed || !sameFacts(&now, &p.hs.mine, d.primary >= 0)
 	p.closed = false
@@ -216,7 +217,7 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent {
 		return
 	}
-	dec := replication.Decide(&p.hs.mine, &p.hs.theirs)
+	dec := d.verdictLocked(&p.hs.mine, &p.hs.theirs)
 	if p.hs.config != d.cfg.Fingerprint {
 		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration", CopySlot: -1,
 			Why: "the two nodes' configurations of this device differ in what must agree (size, nodes, protocol, quorum)"}
@@ -236,6 +237,14 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 			d.touchLocked()
 		}
 		return
+	}
+	if changed && dec.Resolved() {
+		d.eventLocked("split-brain", p, "split brain with %s: %s", p.name, dec.Why)
+	}
+	if dec.Resolved() && !dec.Source() {
+		// It stands, whatever else changes before the resync begins: a primary
+		// that has yielded would come under another policy.
+		d.discard = d.discard.With(p.id)
 	}
 	d.log.Debug("decided", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "why", dec.Why)
 	d.prepareAgreementLocked(p, dec, b)
@@ -292,10 +301,12 @@ func (d *Device) syncDisk() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
-		d.diskFailedLocked("flush", err)
+		d.diskFailedLocked(disk, "flush", err)
 		return
 	}
-	d.synced = max(d.synced, n)
+	if disk == d.disk {
+		d.synced = max(d.synced, n)
+	}
 }
 
 // backedLocked reports whether this node is in sync with the primary, which is
@@ -340,6 +351,10 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	}
 	p.agreed = true
 	p.told, p.heard = false, false
+	p.held = false // it says so again
+	if p.hold {
+		d.tellHoldLocked(p, b)
+	}
 	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
 	if dec := p.decision; dec.Yields.Has(p.id) {
@@ -436,7 +451,9 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
 	p.agreed, p.inSync, p.early = false, false, nil
+	d.endVerifyLocked(p, reason)
 	p.hs.sent, p.hs.got = false, false
+	d.genHas = d.genHas.Without(p.id)
 	if d.genBusy && d.genWait.Has(p.id) {
 		// It takes part no longer; if it comes back, in another generation.
 		d.genWait = d.genWait.Without(p.id)
@@ -490,7 +507,7 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	}
 	// Before the generation, on the same link: when that is confirmed, the other
 	// replicas know what the lost one may lack.
-	d.shareMarksLocked(p, doubtful, b)
+	d.shareMarksLocked(p.id, doubtful, b)
 	if d.needGen && waiting {
 		d.startGenLocked()
 	}
@@ -517,9 +534,10 @@ func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 	return marked
 }
 
-// shareMarksLocked tells the other replicas what a lost one may lack although
-// it was sent it: they have taken it for one that has everything.
-func (d *Device) shareMarksLocked(p *peer, es []block.Extent, b *block.Batch) {
+// shareMarksLocked tells the replicas what another, or the primary's own disk,
+// may lack although it was sent it: they have taken it for one that has
+// everything.
+func (d *Device) shareMarksLocked(id int, es []block.Extent, b *block.Batch) {
 	if len(es) == 0 || d.receives == 0 {
 		return
 	}
@@ -527,9 +545,9 @@ func (d *Device) shareMarksLocked(p *peer, es []block.Extent, b *block.Batch) {
 	var payload []byte
 	first, at := uint64(0), uint64(0)
 	send := func() {
-		h := wire.Header{Type: wire.Marks, Arg: [3]uint64{uint64(p.id), first}}
-		for id := range d.receives.All() {
-			d.peers[id].send(h, payload, nil, b)
+		h := wire.Header{Type: wire.Marks, Arg: [3]uint64{uint64(id), first}}
+		for to := range d.receives.All() {
+			d.peers[to].send(h, payload, nil, b)
 		}
 		payload, first = payload[:0], at
 	}
@@ -620,7 +638,7 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Base: uint64(f.Gens.Base), Seen: uint64(f.Gens.Seen), Noted: uint64(f.Gens.Noted), Primary: wire.NoNode, Announced: uint64(f.Announced),
+		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Base: uint64(f.Gens.Base), Seen: uint64(f.Gens.Seen), Noted: uint64(f.Gens.Noted), Primary: wire.NoNode, Announced: uint64(f.Announced), Began: f.Began,
 	}
 	if f.Primary >= 0 {
 		w.Primary = uint8(f.Primary)
@@ -645,7 +663,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
-		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received,
+		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received, Began: w.Began,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
 		Best: w.Flags&wire.DevFlagBest != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),

@@ -10,12 +10,15 @@ import (
 type opKind uint8
 
 const (
-	appChange  opKind = iota // the application's, on the primary
-	peerChange               // the primary's, on a replica
-	syncPull                 // a range that a resync target has asked for
-	syncRead                 // a range that a resync source reads for a target
-	readHere                 // a local read that had to wait
-	readThere                // a peer's read
+	appChange   opKind = iota // the application's, on the primary
+	peerChange                // the primary's, on a replica
+	syncPull                  // a range that a resync target has asked for
+	syncRead                  // a range that a resync source reads for a target
+	readHere                  // a local read that had to wait
+	readThere                 // a peer's read
+	verifyHere                // a range that this node compares with a peer's
+	verifyThere               // a range that a peer compares with this node's
+	mend                      // a range that the disk cannot read and a peer can
 )
 
 // op is one change on its way, or a range held against changes. It is pooled
@@ -47,10 +50,12 @@ type op struct {
 	session    Session // syncRead: on which it was asked for
 	era        uint64  // syncRead: of the resync
 	finished   bool
-	logged     bool // holds references in the activity log
-	synced     bool // FUA: the flush behind it has completed
+	log        *store.ActivityLog // holds references in it, unless nil
+	synced     bool               // FUA: the flush behind it has completed
 	err        error
+	mend       *mending
 	disk       store.Disk // on which local I/O is done: not one attached later
+	att        *attachment
 
 	slot       int // in the range set
 	blockers   int // earlier overlapping ops

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -14,9 +13,6 @@ import (
 // Backing says where a device's data and metadata are.
 type Backing struct {
 	Disk, Meta string // paths
-	// FromExisting takes a disk that existed before as this device's data;
-	// without it such a disk is refused.
-	FromExisting bool
 	// Extents and ExtentBytes size the activity log; 0 for the defaults.
 	Extents     int
 	ExtentBytes int64
@@ -29,73 +25,118 @@ func Open(o Options, bk Backing) (*Device, error) {
 	if bk.Disk == "" {
 		return New(o)
 	}
-	disk, created, err := store.OpenDisk(bk.Disk, o.Size, store.DiskOptions{Create: true})
-	if err != nil {
-		return nil, fmt.Errorf("device %s: %w", o.Name, err)
-	}
-	return Assemble(o, disk, created, bk, func(mo store.MetaOptions) (*store.Meta, error) { return store.OpenMeta(bk.Meta, mo) })
+	return Assemble(o, bk,
+		func() (store.Disk, bool, error) {
+			return store.OpenDisk(bk.Disk, o.Size, store.DiskOptions{Create: true})
+		},
+		func(mo store.MetaOptions) (*store.Meta, error) { return store.OpenMeta(bk.Meta, mo) })
 }
 
-// Assemble is Open on a disk that is open already, with a way to open the
-// metadata. created says that the disk is new and zero. The disk is closed on
-// error.
-func Assemble(o Options, disk store.Disk, created bool, bk Backing, openMeta func(store.MetaOptions) (*store.Meta, error)) (*Device, error) {
+// source is where a device's disk and metadata come from, once or again.
+type source struct {
+	bk       Backing
+	openDisk func() (d store.Disk, created bool, err error)
+	openMeta func(store.MetaOptions) (*store.Meta, error)
+}
+
+// opened is what a source gave.
+type opened struct {
+	disk store.Disk
+	meta *store.Meta
+	// After an unclean stop: the stream that was followed, and the marks before
+	// those of the activity log were added.
+	stream uint64
+	before *[replication.MaxNodes][]block.Extent
+}
+
+// Assemble is Open with ways to open the disk, which says whether it is new
+// and zero, and the metadata.
+func Assemble(o Options, bk Backing, openDisk func() (store.Disk, bool, error), openMeta func(store.MetaOptions) (*store.Meta, error)) (*Device, error) {
+	src := &source{bk, openDisk, openMeta}
 	var d *Device
-	meta, err := openMeta(store.MetaOptions{
-		Device: o.Name, NodeID: o.Self, Create: true, Size: o.Size,
-		Init:        func(sb *store.Superblock) { initial(sb, o, created, bk.FromExisting) },
-		Extents:     bk.Extents,
-		ExtentBytes: bk.ExtentBytes,
-		Pressure:    func(epoch uint64) { d.Pressure(epoch) },
-	})
+	got, err := src.open(o, func(epoch uint64) { d.Pressure(epoch) })
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), disk.Close())
+		return nil, err
 	}
-	if err := checkMeta(meta, created, o); err != nil {
-		return nil, errors.Join(err, meta.Abandon(), disk.Close())
-	}
-	o.Disk, o.Meta = disk, meta
-	before, err := recoverLog(meta, o)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
-	}
+	o.Disk, o.Meta = got.disk, got.meta
 	if d, err = New(o); err != nil {
-		return nil, errors.Join(err, meta.Abandon(), disk.Close())
+		return nil, errors.Join(err, got.meta.Abandon(), got.disk.Close())
 	}
-	if before != nil {
-		d.beforeLog = *before
-		sb := meta.Superblock()
-		if len(sb.Ext) >= 8 {
-			d.logStream = binary.LittleEndian.Uint64(sb.Ext)
-		}
-	}
+	d.source = src
+	d.recovered(&got)
 	return d, nil
 }
 
+// recovered takes over what was found after an unclean stop.
+func (d *Device) recovered(got *opened) {
+	d.logStream, d.beforeLog = got.stream, [replication.MaxNodes][]block.Extent{}
+	if got.before != nil {
+		d.beforeLog = *got.before
+	}
+}
+
+func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) {
+	disk, created, err := s.openDisk()
+	if err != nil {
+		return got, fmt.Errorf("device %s: %w", o.Name, err)
+	}
+	meta, err := s.openMeta(store.MetaOptions{
+		Device: o.Name, NodeID: o.Self, Create: true, Size: o.Size,
+		Init:        func(sb *store.Superblock) { initial(sb, o, created) },
+		Extents:     s.bk.Extents,
+		ExtentBytes: s.bk.ExtentBytes,
+		Pressure:    pressure,
+	})
+	if err != nil {
+		return got, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), disk.Close())
+	}
+	if err := checkMeta(meta, created, o); err != nil {
+		return got, errors.Join(err, meta.Abandon(), disk.Close())
+	}
+	if err := fit(disk, meta, o); err != nil {
+		return got, errors.Join(err, meta.Abandon(), disk.Close())
+	}
+	got = opened{disk: disk, meta: meta}
+	if got.before, err = recoverLog(meta, o); err != nil {
+		return got, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
+	}
+	if sb := meta.Superblock(); got.before != nil && len(sb.Ext) >= 8 {
+		got.stream = binary.LittleEndian.Uint64(sb.Ext)
+	}
+	return got, nil
+}
+
+// fit makes the disk as large as the device has grown, and refuses a size that
+// the metadata does not cover.
+func fit(disk store.Disk, meta *store.Meta, o Options) error {
+	sb := meta.Superblock()
+	if sb.Size < o.Size {
+		return fmt.Errorf("device %s: the configuration says %d bytes, but the metadata %s is of a device of %d;"+
+			" put the size back and run \"lockstepctl device resize %s\"", o.Name, o.Size, meta.Path(), sb.Size, o.Name)
+	}
+	if grown := grownTo(&sb); grown > o.Size {
+		if err := resizeDisk(disk, grown); err != nil {
+			return fmt.Errorf("device %s has grown to %d bytes: %w", o.Name, grown, err)
+		}
+	}
+	return nil
+}
+
 // initial fills in the metadata of a device that is new on this node.
-func initial(sb *store.Superblock, o Options, created, existing bool) {
+func initial(sb *store.Superblock, o Options, created bool) {
 	for _, n := range o.Nodes {
 		if !n.Diskless {
 			sb.Members |= 1 << n.ID
 		}
 	}
-	switch {
-	case created:
+	if created {
 		putGens(sb, &replication.Gens{Current: replication.DayOne, Base: replication.DayOne})
 		sb.Flags |= store.Consistent | store.WasUpToDate | store.JustCreated
-	case existing:
-		// Its content is the device's: a generation that nobody else has, come
-		// from the first day, so that all others are resynced from here.
-		g := replication.Gens{Current: replication.DayOne}
-		all := replication.NodeSet(sb.Members).Without(o.Self)
-		g = g.Bump(replication.NextGen(rand.Uint64()), all)
-		g.Base = g.Current
-		putGens(sb, &g)
-		sb.Flags |= store.Consistent | store.WasUpToDate
-	default:
-		// Content of unknown origin: a mixture until it is resynced.
-		sb.Current = uint64(replication.NoGen)
+		return
 	}
+	// Content of unknown origin: a mixture until it is resynced, or somebody says
+	// what it is worth (Create).
+	sb.Current = uint64(replication.NoGen)
 }
 
 // checkMeta refuses metadata whose disk has gone.

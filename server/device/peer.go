@@ -41,8 +41,14 @@ type peer struct {
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
 	// early are frames of an agreement that we stand by and of whose other half
 	// we have not heard yet: the two links are not ordered against each other.
-	early  []func(*block.Batch)
-	closed bool // the peer closed the device: its next hello is a new one's
+	early    []func(*block.Batch)
+	asking   *asking // for its facts
+	verify   verifyState
+	verified *Verified      // the outcome of the last verify led here
+	found    []block.Extent // that verifies found to differ, since the last resync
+	hold     bool           // we pause the resync with it
+	held     bool           // it pauses the resync with us
+	closed   bool           // the peer closed the device: its next hello is a new one's
 }
 
 // bit is the peer's id as a set.
@@ -133,6 +139,10 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.syncDataLocked(p, f, b)
 	case wire.SyncAck:
 		d.syncAckedLocked(p, f, b)
+	case wire.VerifyReq:
+		d.verifyRequestedLocked(p, f, b)
+	case wire.VerifyReply:
+		d.verifyRepliedLocked(p, f, b)
 	default:
 		d.controlLocked(p, f)
 	}
@@ -155,6 +165,25 @@ func (d *Device) controlLocked(p *peer, f *wire.Frame) {
 }
 
 func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
+	if h.Type == wire.Commit || h.Type == wire.Abort {
+		// The end of a plan has nothing to do with the agreement.
+		var c wire.Change
+		if c.Decode(payload) == nil && c.Kind != wire.ChangePromote {
+			d.planFrameLocked(p, h.Type, c, b)
+			return
+		}
+	}
+	switch h.Type {
+	case wire.FactsReq:
+		d.factsRequestedLocked(p, h.Arg[0], b)
+		return
+	case wire.FactsReply:
+		f := new(wire.DeviceFacts)
+		if d.decodedLocked(p, h.Type, f.Decode(payload)) {
+			d.factsToldLocked(p, h.Arg[0], f)
+		}
+		return
+	}
 	if !p.agreed && p.hs.sent && h.Type != wire.DevAgree && h.Type != wire.DevClosed {
 		if len(p.early) < maxEarly {
 			p.early = append(p.early, func(b *block.Batch) { d.controlFrameLocked(p, h, payload, b) })
@@ -193,6 +222,8 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		}
 	case wire.Bits:
 		d.bitsReceivedLocked(p, h, payload, b)
+	case wire.SyncHold:
+		d.heldLocked(p, h.Arg[0] == 1, b)
 	case wire.SyncDone:
 		if h.Flags&wire.FlagError != 0 {
 			d.targetGaveUpLocked(p)
@@ -242,16 +273,21 @@ func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *bloc
 	}
 }
 
-// nakedLocked: the peer could not write a change; it is out of sync there.
+// nakedLocked: the peer could not write a change. Its disk takes part no longer,
+// and before the change is answered that is noted everywhere; the state that
+// the peer tells next says more.
 func (d *Device) nakedLocked(p *peer, seq uint64, b *block.Batch) {
 	o := d.window.get(seq)
 	if o == nil || !o.wait.Has(p.id) {
 		return
 	}
 	d.missLocked(p.bit(), o.ext)
-	o.need &^= p.bit()
-	o.wait &^= p.bit()
-	d.progressLocked(o, b)
+	d.peerDiskLocked(p, replication.Failed, b)
+	if o = d.window.get(seq); o != nil && o.wait.Has(p.id) {
+		o.need &^= p.bit()
+		o.wait &^= p.bit()
+		d.progressLocked(o, b)
+	}
 }
 
 // tellFloorLocked tells the replicas which changes are everywhere, when no

@@ -190,6 +190,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.setRoleLocked(replication.Primary)
 	d.primary = d.cfg.Self
 	d.stream, d.genStint = randomID(), false
+	d.began, d.discard = time.Now().UnixNano(), 0
 	// One numbering over all stints: the activity log tells by it what is stable.
 	start := max(d.window.head, d.received)
 	d.window.head, d.window.floor = start, start
@@ -248,6 +249,10 @@ func (d *Device) setRoleLocked(r replication.Role) {
 
 // changeFrameLocked takes a frame of a promotion.
 func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.Batch) {
+	if c.Kind != wire.ChangePromote {
+		d.planFrameLocked(p, t, c, b)
+		return
+	}
 	switch t {
 	case wire.Prepare:
 		c.Yes, c.Again, c.Reason = d.voteLocked(p, c)
@@ -381,10 +386,11 @@ func (d *Device) demote(ctx context.Context, open bool) error {
 	d.newEpochLocked()
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+	meta := d.meta
 	d.mu.Unlock()
 	b.Finish()
-	if d.meta != nil {
-		if err := d.meta.WriteBitmaps(); err != nil {
+	if meta != nil {
+		if err := meta.WriteBitmaps(); err != nil {
 			return fmt.Errorf("demoted %s, but its bitmaps could not be written: %w", d.opts.Name, err)
 		}
 	}

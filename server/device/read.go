@@ -18,6 +18,7 @@ type remoteRead struct {
 	off   int64
 	data  []byte
 	from  *peer
+	mend  *op // for which it is, in place of req
 	tried replication.NodeSet
 }
 
@@ -33,9 +34,8 @@ func (d *Device) read(r *block.Request, b *block.Batch) {
 			}
 			return
 		} else {
-			d.mu.Lock()
-			d.diskFailedLocked("read", err)
-			d.mu.Unlock()
+			d.readBadly(r, ref.disk, err, b)
+			return
 		}
 	}
 	d.mu.Lock()
@@ -73,10 +73,20 @@ func (d *Device) readRemotelyLocked(r *block.Request, b *block.Batch) {
 	}
 }
 
+// servesLocked reports whether a peer holds what the application would read.
+// That a peer takes its own disk for current is not enough for a primary: it
+// must have had every change.
+func (d *Device) servesLocked(p *peer) bool {
+	if !p.agreed || p.disk != replication.UpToDate {
+		return false
+	}
+	return d.role != replication.Primary || d.receives.Has(p.id) && (p.repl == replication.Established || p.repl == replication.SyncTarget)
+}
+
 // askLocked sends a read to the next peer that has the data.
 func (d *Device) askLocked(rr *remoteRead, b *block.Batch) {
 	for id, p := range d.peers {
-		if p == nil || !p.agreed || p.disk != replication.UpToDate || rr.tried.Has(id) {
+		if p == nil || !d.servesLocked(p) || rr.tried.Has(id) {
 			continue
 		}
 		rr.from = p
@@ -86,7 +96,17 @@ func (d *Device) askLocked(rr *remoteRead, b *block.Batch) {
 		p.send(wire.Header{Type: wire.ReadReq, Arg: [3]uint64{uint64(rr.off), rr.id, uint64(len(rr.data))}}, nil, nil, b)
 		return
 	}
-	rr.finishLocked(block.ErrIO, b)
+	d.readDoneLocked(rr, block.ErrIO, b)
+}
+
+func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
+	if rr.mend != nil {
+		d.mendReadLocked(rr.mend, err, b)
+		return
+	}
+	if g := rr.group; err != nil || g.left > 1 || g.err != nil || d.mayAnswerReadLocked(g.req, b) {
+		rr.finishLocked(err, b)
+	}
 }
 
 func (rr *remoteRead) finishLocked(err error, b *block.Batch) {
@@ -120,9 +140,7 @@ func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		return
 	}
 	copy(rr.data, f.Payload)
-	if g := rr.group; g.left > 1 || g.err != nil || d.mayAnswerReadLocked(g.req, b) {
-		rr.finishLocked(nil, b)
-	}
+	d.readDoneLocked(rr, nil, b)
 }
 
 // readRequestedLocked queues a peer's read: it may have to wait for the disk,
@@ -200,6 +218,8 @@ func (d *Device) bulkRead(o *op, b *block.Batch) {
 		d.syncRead(o, b)
 	case readHere:
 		d.localRead(o, b)
+	case verifyHere, verifyThere:
+		d.verifyRead(o, b)
 	default:
 		d.peerRead(o, b)
 	}
@@ -214,10 +234,7 @@ func (d *Device) localRead(o *op, b *block.Batch) {
 		}
 		return
 	}
-	d.mu.Lock()
-	d.diskFailedLocked("read", err)
-	d.readRemotelyLocked(o.req, b)
-	d.mu.Unlock()
+	d.readBadly(o.req, o.disk, err, b)
 }
 
 // peerRead answers a peer's read.
@@ -234,7 +251,7 @@ func (d *Device) peerRead(o *op, b *block.Batch) {
 	d.mu.Lock()
 	if err != nil {
 		if o.err == nil {
-			d.diskFailedLocked("read", err)
+			d.readFailedLocked(o.disk, err)
 		}
 		h.Flags, data = wire.FlagError, nil
 	}

@@ -23,6 +23,7 @@ func CanReconfigure(from, to Config) bool { return reflect.DeepEqual(withLive(fr
 func withLive(c, live Config) Config {
 	c.Protocol, c.Quorum, c.OnNoQuorum = live.Protocol, live.Quorum, live.OnNoQuorum
 	c.AutoPromote, c.ResyncRate, c.Fingerprint = live.AutoPromote, live.ResyncRate, live.Fingerprint
+	c.OnIOError, c.AfterSplit = live.OnIOError, live.AfterSplit
 	return c
 }
 
@@ -36,6 +37,9 @@ func (d *Device) Reconfigure(to Config) error {
 	now := d.cfg
 	// The caller need not know what was chosen for it.
 	to.Handle, to.FlushEvery, to.PromoteWait = now.Handle, now.FlushEvery, now.PromoteWait
+	if to.Size == d.opts.Size {
+		to.Size = now.Size // which it has grown to by command since it was opened
+	}
 	if !CanReconfigure(now, to) {
 		d.mu.Unlock()
 		return fmt.Errorf("device %s: %w", d.opts.Name, ErrReopen)
@@ -73,6 +77,8 @@ func differences(from, to Config) (out []string) {
 	add("on_no_quorum", from.OnNoQuorum, to.OnNoQuorum)
 	add("auto_promote", from.AutoPromote, to.AutoPromote)
 	add("resync_rate", from.ResyncRate, to.ResyncRate)
+	add("on_io_error", from.OnIOError, to.OnIOError)
+	add("after split brain", from.AfterSplit, to.AfterSplit)
 	if len(out) == 0 && from.Fingerprint != to.Fingerprint {
 		out = append(out, "what nodes must agree on")
 	}

@@ -25,7 +25,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			what = block.Trim
 		}
 	}
-	if off < 0 || length <= 0 || off > d.cfg.Size || length > d.cfg.Size-off || !d.followsLocked(p) {
+	if off < 0 || length <= 0 || off > d.room || length > d.room-off || !d.followsLocked(p) {
 		p.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{seq}}, nil, nil, b)
 		return
 	}
@@ -41,10 +41,9 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			o.buf.Retain()
 		}
 	}
-	if seq > d.received {
-		d.received = seq
-		d.tagsReachedLocked(b)
-	}
+	d.verifyChangedLocked(o.ext)
+	moved := seq > d.received
+	d.received = max(d.received, seq)
 	d.floorLocked(p, f.Arg[2])
 	d.recent.add(seq, o.ext)
 	// Marked when it arrives, not when it is applied: the order against
@@ -56,6 +55,11 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	d.stats.PeerWrites++
 	d.overtakePullsLocked(p, o.ext)
 	d.beginLocked(o, b)
+	if moved {
+		// Behind the change: who waits for it is to read what it wrote.
+		d.tagsReachedLocked(b)
+		d.verifyMovedLocked(b)
+	}
 }
 
 // followsLocked reports whether changes from p are taken: it is, or is about
@@ -64,9 +68,10 @@ func (d *Device) followsLocked(p *peer) bool {
 	return d.disk != nil && d.dstat.HasData() && d.role != replication.Primary && (p.agreed || p.hs.sent)
 }
 
-// missesLocked is who, with a disk, does not receive what p sends as primary.
+// missesLocked is who, with a disk, does not receive what p sends as primary:
+// p itself among them, where its own disk takes no part.
 func (d *Device) missesLocked(p *peer) replication.NodeSet {
-	return d.disks &^ replication.NodeSet(p.state.Receives) &^ p.bit() &^ replication.Of(d.cfg.Self)
+	return d.disks &^ replication.NodeSet(p.state.Receives) &^ replication.Of(d.cfg.Self)
 }
 
 // issuePeerLocked applies a primary's change here.
@@ -75,7 +80,6 @@ func (d *Device) issuePeerLocked(o *op, b *block.Batch) {
 		d.peerDoneLocked(o, block.ErrIO, b)
 		return
 	}
-	d.loaded.Add(1)
 	b.Defer(o)
 }
 
@@ -157,6 +161,7 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 			continue
 		}
 		d.meta.Bitmap(id).ClearAll()
+		d.remarkLocked(q)
 		d.gens = d.gens.FinishSync(id)
 		if q.agreed && q.repl != replication.SyncTarget {
 			d.syncPartLocked(q)

@@ -32,7 +32,8 @@ type syncState struct {
 	ops     map[uint64]*op
 	fresh   []block.Extent // written, not yet on stable storage
 	freshN  int64
-	syncing bool // fresh is being made durable
+	syncing bool           // fresh is being made durable
+	spoilt  []block.Extent // failed since that began
 
 	sent map[uint64]block.Extent // source: asked for, not confirmed
 	era  uint64                  // source: tells requests of one resync from those of another
@@ -43,8 +44,6 @@ type syncState struct {
 	lastDone    int64
 	seen        int64
 	allowance   int64
-	lastWrites  uint64
-	busy        bool // the application writes
 }
 
 // Pieces and windows. Eight pieces in flight fill a loopback and a 10 Gbit/s
@@ -155,6 +154,7 @@ func (d *Device) beginPullLocked(p *peer) {
 			d.setReplLocked(q, replication.PausedSyncS)
 		}
 	}
+	d.discard = 0 // it is being done; the next split brain is another matter
 	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
 	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)
@@ -268,7 +268,7 @@ func (d *Device) joinedLocked(p *peer) {
 		b := &block.Batch{}
 		d.mu.Lock()
 		if err != nil {
-			d.diskFailedLocked("metadata write", err)
+			d.metaFailedLocked(meta, "metadata write", err)
 		} else if p.session == s && p.sync.pulling {
 			p.sync.ready = true
 			p.sync.cursor = 0
@@ -285,11 +285,11 @@ func (d *Device) joinedLocked(p *peer) {
 // pumpLocked asks for as many pieces as the window lets.
 func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 	sy := &p.sync
-	if !sy.ready || sy.syncing || d.meta == nil {
+	if !sy.ready || sy.syncing || d.meta == nil || p.paused() {
 		return
 	}
 	limit := syncPieces
-	if sy.busy {
+	if d.busy {
 		limit = syncPiecesBusy
 	}
 	for len(sy.ops) < limit && (d.cfg.ResyncRate == 0 || sy.allowance > 0) && sy.freshN < syncStable {
@@ -344,6 +344,20 @@ func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
 	}
 }
 
+// pendingLocked reports whether a change of our own is about to be made to a
+// range: what a source read does not have it, and must not land behind it.
+func (d *Device) pendingLocked(e block.Extent) bool {
+	if d.role != replication.Primary {
+		return false
+	}
+	for _, o := range d.ranges.ops {
+		if o.kind == appChange && o.seq == 0 && o.ext.Overlaps(e) {
+			return true
+		}
+	}
+	return false
+}
+
 // syncRequestedLocked takes a target's request for a piece.
 func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	off, length := int64(f.Arg[0]), int64(f.Arg[2])
@@ -395,7 +409,7 @@ func (d *Device) syncRead(o *op, b *block.Batch) {
 	case err != nil:
 		h.Flags = wire.FlagError
 		p.send(h, nil, nil, b)
-		d.diskFailedLocked("read", err)
+		d.readFailedLocked(o.disk, err)
 	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || d.meta == nil:
 	default:
 		p.sync.sent[o.seq] = o.ext
@@ -434,7 +448,7 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		return
 	}
 	bad := f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len
-	if bad || o.overtaken || d.disk == nil {
+	if bad || o.overtaken || d.pendingLocked(o.ext) || d.disk == nil {
 		delete(p.sync.ops, o.seq)
 		if bad {
 			p.sync.ready = false // the source says more by its state
@@ -454,7 +468,8 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			o.buf.Retain()
 		}
 	}
-	o.disk, o.local, o.granted = d.disk, true, true
+	o.local, o.granted = true, true
+	d.onDiskLocked(o)
 	d.beginLocked(o, b)
 }
 
@@ -509,14 +524,17 @@ func (d *Device) makeStableLocked(p *peer) {
 		b := &block.Batch{}
 		d.mu.Lock()
 		if err != nil {
-			d.diskFailedLocked("flush", err)
+			d.diskFailedLocked(disk, "flush", err)
 		}
 		if err == nil && d.meta != nil && p.session == s && p.sync.pulling {
 			bm := d.meta.Bitmap(p.id)
 			for _, e := range fresh {
 				bm.Clear(e)
 			}
-			p.sync.syncing = false
+			for _, e := range p.sync.spoilt {
+				bm.Set(e)
+			}
+			p.sync.syncing, p.sync.spoilt = false, nil
 			d.pulledLocked(p, b)
 		}
 		d.mu.Unlock()
@@ -568,7 +586,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		facts := d.factsLocked(p)
 		f := wireFacts(&facts)
 		f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
-		p.sync = syncState{}
+		p.sync, p.found = syncState{}, nil
 		p.inSync = true
 		d.crashed = false
 		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
@@ -594,7 +612,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	d.inheritMarksLocked(p)
 	d.crashed = false
 	from := p.sync
-	p.sync = syncState{}
+	p.sync, p.found = syncState{}, nil
 	d.pulls = d.pullingLocked()
 	p.inSync = true
 	d.setReplLocked(p, replication.Established)
@@ -703,6 +721,8 @@ const (
 
 // tickSyncLocked paces the resync.
 func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
+	writes := d.stats.PeerWrites + d.stats.Writes
+	d.busy, d.changes = writes != d.changes, writes
 	for _, p := range d.peers {
 		if p == nil || !p.agreed {
 			continue
@@ -712,8 +732,6 @@ func (d *Device) tickSyncLocked(now time.Time, b *block.Batch) {
 		if sy.began.IsZero() {
 			continue
 		}
-		writes := d.stats.PeerWrites + d.stats.Writes
-		sy.busy, sy.lastWrites = writes != sy.lastWrites, writes
 		sy.rate += (float64(sy.done-sy.lastDone)*10 - sy.rate) / 10
 		sy.lastDone = sy.done
 		if r := d.cfg.ResyncRate; r > 0 {

@@ -34,6 +34,9 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.flush.settleLocked(d, b)
 	d.kickLocked(b)
 	d.refreshLocked(b)
+	if d.frozen > 0 {
+		d.touchLocked() // who freezes waits for it to become quiet
+	}
 }
 
 // refreshLocked sends new facts to those peers with which agreement is wanting
@@ -266,6 +269,8 @@ func (d *Device) gateLocked() {
 	switch {
 	case d.role != replication.Primary || d.closing:
 		g = gateShut
+	case d.frozen > 0:
+		g = gateSuspend
 	case d.quorum.Quorate && data:
 	case d.cfg.OnNoQuorum == FailIO:
 		g = gateFail
@@ -291,7 +296,7 @@ func (d *Device) setReadableLocked(yes bool) {
 // remoteDataLocked reports whether a peer can serve what this disk cannot.
 func (d *Device) remoteDataLocked() bool {
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.disk == replication.UpToDate {
+		if p != nil && d.servesLocked(p) {
 			return true
 		}
 	}
@@ -316,7 +321,7 @@ func (d *Device) inSyncLocked() replication.NodeSet {
 func (d *Device) announceLocked(b *block.Batch) {
 	st := wire.DeviceState{
 		Role: uint8(d.role), Disk: uint8(d.dstat), Current: uint64(d.gens.Current),
-		Receives: uint32(d.receives), InSync: uint32(d.inSyncLocked()), Primary: wire.NoNode,
+		Receives: uint32(d.sendReceivesLocked()), InSync: uint32(d.inSyncLocked()), Primary: wire.NoNode,
 	}
 	if d.role == replication.Primary {
 		st.Stream = d.stream
@@ -464,7 +469,7 @@ func (d *Device) save() error {
 	}
 	if err := meta.Update(sb); err != nil {
 		d.mu.Lock()
-		d.diskFailedLocked("metadata write", err)
+		d.metaFailedLocked(meta, "metadata write", err)
 		d.mu.Unlock()
 		return fmt.Errorf("device %s: cannot write metadata: %w", d.opts.Name, err)
 	}
@@ -473,7 +478,7 @@ func (d *Device) save() error {
 
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
-	gens, dstat, role, crashed, stream := d.gens, d.dstat, d.role, d.crashed, d.stream
+	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
 	members := uint32(d.disks)
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
@@ -495,6 +500,8 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.CrashedPrimary, crashed)
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
+		binary.LittleEndian.PutUint64(sb.Ext[extBegan:], uint64(began))
+		binary.LittleEndian.PutUint64(sb.Ext[extSize:], uint64(size))
 	}
 }
 
@@ -512,12 +519,15 @@ func gensOf(sb *store.Superblock) replication.Gens {
 	return g
 }
 
-// Layout of the superblock's extension: the stream, then Base, Seen and Noted of Gens.
+// Layout of the superblock's extension: the stream; Base, Seen and Noted of
+// Gens; when this node last became primary; the size.
 const (
 	extBase  = 8
 	extSeen  = 16
 	extNoted = 24
-	extLen   = 32
+	extBegan = 32
+	extSize  = 40
+	extLen   = 48
 )
 
 func putGens(sb *store.Superblock, g *replication.Gens) {
@@ -532,43 +542,4 @@ func putGens(sb *store.Superblock, g *replication.Gens) {
 		sb.Bitmap[i] = uint64(g.Bitmap[i])
 		sb.History[i] = uint64(g.History[i])
 	}
-}
-
-// diskFailedLocked detaches a disk that failed: its data is no longer to be
-// trusted, and the device goes on with the peers'.
-func (d *Device) diskFailedLocked(what string, err error) {
-	if d.disk == nil || d.closing {
-		return
-	}
-	d.lastErr = fmt.Sprintf("%s: %v", what, err)
-	d.eventLocked("io-error", nil, "disk failed on %s, detached: %v", what, err)
-	disk, meta := d.disk, d.meta
-	d.setDiskLocked(replication.Failed, d.lastErr)
-	d.readable.Store(nil)
-	d.disk = nil
-	d.work.do(func() {
-		// What is known of it is written as far as that is possible.
-		if meta != nil {
-			_ = meta.Update(func(sb *store.Superblock) { sb.Flags &^= store.WasUpToDate })
-		}
-		b := &block.Batch{}
-		d.mu.Lock()
-		d.meta = nil
-		d.setDiskLocked(replication.Diskless, "detached after an I/O error")
-		for _, p := range d.peers {
-			if p != nil && p.sync.pulling {
-				d.syncPartLocked(p)
-				d.setReplLocked(p, replication.Established)
-			}
-		}
-		d.needGen = d.needGen || d.role == replication.Primary
-		d.evaluateLocked(b)
-		d.mu.Unlock()
-		b.Finish()
-		d.loaded.Wait()
-		if meta != nil {
-			_ = meta.Abandon()
-		}
-		_ = disk.Close()
-	})
 }

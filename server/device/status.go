@@ -26,6 +26,8 @@ type Status struct {
 	Peers       []PeerStatus
 	Gens        replication.Gens
 	Backing     string
+	Grown       bool   // the configuration gives a smaller size
+	Detached    bool   // diskless, though this node has a disk for it
 	Primary     string // the node that is primary, as far as known
 	InFlight    int
 	Protocol    replication.Protocol
@@ -53,6 +55,8 @@ type PeerStatus struct {
 	Decision  replication.Decision
 	Since     time.Time
 	Gen       replication.Gen
+	Verified  *Verified // the outcome of the last verify led here
+	Held      string    // by whom a resync with it is paused
 }
 
 // Progress is how far a resync has come, in bytes.
@@ -78,6 +82,8 @@ func (d *Device) Status() Status {
 	if d.disk != nil {
 		st.Backing = d.disk.Path()
 	}
+	st.Grown = d.cfg.Size > d.opts.Size
+	st.Detached = d.disk == nil && d.source != nil
 	if d.primary >= 0 {
 		st.Primary = d.nodeName(d.primary)
 	}
@@ -98,6 +104,12 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 		Node: p.name, ID: p.id, Connected: p.agreed, Role: p.role, Disk: p.disk, Repl: p.repl,
 		Refused: p.refused, Decision: p.decision, Since: p.since, Gen: d.gens.Bitmap[p.id],
 	}
+	switch {
+	case p.hold:
+		ps.Held = "here"
+	case p.held:
+		ps.Held = "on " + p.name
+	}
 	if !p.agreed {
 		ps.Role = replication.UnknownRole
 	}
@@ -107,7 +119,12 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 	if d.meta != nil && !p.diskless {
 		ps.OutOfSync = d.meta.Bitmap(p.id).Count() * block.Unit
 	}
+	ps.Repl, ps.Resync = d.verifyProgressLocked(p)
+	ps.Verified = p.verified
 	if p.repl == replication.SyncSource || p.repl == replication.SyncTarget {
+		if p.paused() {
+			ps.Repl += replication.PausedSyncS - replication.SyncSource // likewise for the target
+		}
 		g := &Progress{Done: p.sync.done, Total: max(p.sync.total, p.sync.done), Rate: int64(p.sync.rate)}
 		if g.Rate > 0 {
 			g.Left = time.Duration(float64(g.Total-g.Done) / p.sync.rate * float64(time.Second))
@@ -255,6 +272,10 @@ func (d *Device) Why() Why {
 	if st.LastError != "" {
 		w.Because = append(w.Because, "last error: "+st.LastError)
 	}
+	if st.Grown {
+		w.Because = append(w.Because, fmt.Sprintf("the device has grown to %d bytes, of which the configuration knows nothing yet", st.Size))
+		w.Next = append(w.Next, fmt.Sprintf("set size = \"%dKiB\" in the configuration of every node", st.Size>>10))
+	}
 	w.explainDisk(&st)
 	for i := range st.Peers {
 		w.explainPeer(&st, &st.Peers[i])
@@ -264,6 +285,11 @@ func (d *Device) Why() Why {
 
 func (w *Why) explainDisk(st *Status) {
 	switch st.Disk {
+	case replication.Diskless, replication.Failed:
+		if st.Detached {
+			w.Because = append(w.Because, "the disk is detached; reads and writes go to the peers' disks")
+			w.Next = append(w.Next, "attach it again, and it is resynced: lockstepctl device attach "+st.Name)
+		}
 	case replication.Consistent:
 		w.Because = append(w.Because, "the disk is consistent, but whether a peer has newer data is not known yet")
 		w.Next = append(w.Next, "it becomes UpToDate when enough peers are in reach to tell")
@@ -288,6 +314,14 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
 	default:
 		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
+		if v := p.Verified; v != nil && v.Differ > 0 && p.OutOfSync > 0 {
+			w.Because = append(w.Because, fmt.Sprintf("a verify with %s found %d bytes that differ, at %s", p.Node, v.Differ, v.At.UTC().Format(time.RFC3339)))
+			w.Next = append(w.Next, fmt.Sprintf("overwrite what differs, with the primary's data where there is one: lockstepctl device resync %s --node %s", st.Name, p.Node))
+		}
+		if p.Held != "" {
+			w.Because = append(w.Because, "the resync with "+p.Node+" is paused "+p.Held)
+			w.Next = append(w.Next, "let it go on: lockstepctl device resync "+st.Name)
+		}
 	}
 	if p.Resync != nil {
 		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %d of %d bytes, %v left", p.Node, p.Resync.Done, p.Resync.Total, p.Resync.Left.Round(time.Second)))
@@ -311,7 +345,7 @@ func (d *Device) Dump() string {
 			break
 		}
 		fmt.Fprintf(&sb, "op kind=%d %v %v seq=%d need=%b wait=%b local=%v logged=%v finished=%v answered=%v blockers=%d\n",
-			o.kind, o.what, o.ext, o.seq, o.need, o.wait, o.local, o.logged, o.finished, o.answered, o.blockers)
+			o.kind, o.what, o.ext, o.seq, o.need, o.wait, o.local, o.log != nil, o.finished, o.answered, o.blockers)
 	}
 	for _, p := range d.peers {
 		if p != nil {

@@ -23,6 +23,7 @@ const (
 	holdNoQuorum   holdReason = 1 << iota // nobody may act on what a minority did
 	holdGeneration                        // the generation that tells what a lost peer missed is not durable yet
 	holdLease                             // the peers that make quorum may have given this node up
+	holdDisk                              // what this disk lacks is not noted yet
 )
 
 // Submit takes a request of the local consumer. r.Done.Complete is called
@@ -73,8 +74,7 @@ func (d *Device) check(r *block.Request) error {
 	if r.Off < 0 || r.Len < 0 {
 		return block.ErrInvalid
 	}
-	// The size is read without the mutex: it only grows while a client is there.
-	if r.Off > d.opts.Size || r.Len > d.opts.Size-r.Off {
+	if size := d.size.Load(); r.Off > size || r.Len > size-r.Off {
 		if r.Op == block.Write || r.Op == block.WriteZeroes {
 			return block.ErrNoSpace
 		}
@@ -121,7 +121,6 @@ func (d *Device) changeLocked(r *block.Request, b *block.Batch) {
 }
 
 func (d *Device) appOpLocked(r *block.Request, off, length int64, data []byte) *op {
-	d.overtakePullsLocked(nil, block.Extent{Off: off, Len: length})
 	o := d.newOpLocked()
 	o.kind, o.what, o.flags = appChange, r.Op, r.Flags
 	o.ext = block.Extent{Off: off, Len: length}
@@ -163,9 +162,8 @@ func (d *Device) beginLocked(o *op, b *block.Batch) {
 func (d *Device) startLocked(o *op, b *block.Batch) {
 	switch o.kind {
 	case syncPull:
-		d.loaded.Add(1)
 		b.Defer(o)
-	case syncRead:
+	case syncRead, verifyHere, verifyThere:
 		d.bulk.put(o)
 	default:
 		if !d.logLocked(o) {
@@ -179,26 +177,37 @@ func (d *Device) startLocked(o *op, b *block.Batch) {
 // logLocked takes o's references in the activity log where one is kept. It
 // reports false where that needs I/O.
 func (d *Device) logLocked(o *op) bool {
-	if o.logged || d.meta == nil || !d.keepsLogLocked(o) {
+	if o.log != nil || d.meta == nil || !d.keepsLogLocked(o) {
 		return true
 	}
-	o.logged = d.meta.AL().TryBegin(o.ext)
-	return o.logged
+	if !d.meta.AL().TryBegin(o.ext) {
+		return false
+	}
+	o.log = d.meta.AL()
+	return true
 }
 
 // keepsLogLocked: a primary always keeps an activity log. A replica needs one
 // only where a third disk may have to be reconciled with it when both it and
 // the primary are gone.
 func (d *Device) keepsLogLocked(o *op) bool {
-	return o.kind == appChange || d.disks.Len() > 2
+	return o.kind == appChange || o.kind == mend || d.disks.Len() > 2
 }
 
 // issueLocked sends a change to the local disk and to those peers that take
 // part.
 func (d *Device) issueLocked(o *op, b *block.Batch) {
-	o.local, o.disk = d.disk != nil && d.dstat.HasData(), d.disk
-	if o.kind == peerChange {
+	o.local = d.disk != nil && d.dstat.HasData()
+	switch o.kind {
+	case peerChange:
+		if o.local {
+			d.onDiskLocked(o)
+		}
 		d.issuePeerLocked(o, b)
+		return
+	case mend:
+		o.local = false
+		d.issueMendLocked(o, b)
 		return
 	}
 	if d.role != replication.Primary {
@@ -208,6 +217,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 		d.retireLocked(o, b)
 		return
 	}
+	d.overtakePullsLocked(nil, o.ext)
 	d.window.push(o)
 	o.wait = d.receives
 	o.miss = d.disks.Without(d.cfg.Self) &^ d.receives
@@ -222,7 +232,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	d.sendChangeLocked(o, o.wait, b)
 	d.countLocked(o)
 	if o.local {
-		d.loaded.Add(1)
+		d.onDiskLocked(o)
 		b.Defer(o)
 		return
 	}
@@ -292,9 +302,10 @@ func zeroFlags(o *op) (f uint16) {
 func (d *Device) localIO(o *op, b *block.Batch) {
 	err := d.perform(o)
 	d.mu.Lock()
+	att := o.att
 	d.localDoneLocked(o, err, b)
+	att.leaveLocked()
 	d.mu.Unlock()
-	d.loaded.Done()
 }
 
 func (d *Device) perform(o *op) error {
@@ -315,10 +326,19 @@ func (d *Device) perform(o *op) error {
 
 func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 	o.local = false
+	// What a disk took that was detached meanwhile counts for nothing.
+	o.localOK = err == nil && o.disk == d.disk
 	if err != nil {
-		d.diskFailedLocked(o.what.String(), err)
+		o.err = err
+		if d.passesOnLocked(err) {
+			d.passOnLocked(o, err)
+		} else {
+			d.diskFailedLocked(o.disk, o.what.String(), err)
+			if d.disks.Len() > 1 {
+				o.err = nil // others have it, or will
+			}
+		}
 	}
-	o.localOK = err == nil
 	d.applied++
 	switch o.kind {
 	case peerChange:
@@ -327,9 +347,9 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 	case syncPull:
 		d.pieceWrittenLocked(o, err, b)
 		return
-	}
-	if err != nil {
-		o.err = err
+	case mend:
+		d.mendedLocked(o, nil, b)
+		return
 	}
 	d.progressLocked(o, b)
 }
@@ -348,7 +368,7 @@ func (d *Device) progressLocked(o *op, b *block.Batch) {
 // answerOrHoldLocked answers a finished change unless something must become
 // durable, or quorum return, before anybody may act on it.
 func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
-	if d.hold != 0 || d.quorum.Quorate && !d.leasedLocked() {
+	if d.hold != 0 || d.quorum.Quorate && !d.leasedLocked() || d.nowhereLocked(o) {
 		d.held = append(d.held, o)
 		return
 	}
@@ -357,6 +377,13 @@ func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
 		return
 	}
 	d.answerLocked(o, b)
+}
+
+// nowhereLocked reports whether a change is on no disk because there was none
+// in reach. It is sent again to the first that is, as it would be if it came
+// only then.
+func (d *Device) nowhereLocked(o *op) bool {
+	return !o.localOK && !o.acked && o.err == nil && d.cfg.OnNoQuorum == SuspendIO && d.role == replication.Primary && d.disks.Len() > 1
 }
 
 // answerLocked tells the application. A change counts as done where any copy
@@ -393,12 +420,16 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		d.window.done(o.seq)
-		if d.window.floor == d.window.head && (d.opens == 0 || d.closing) {
+		if d.window.floor == d.window.head && (d.opens == 0 || d.closing || d.frozen > 0) {
 			d.touchLocked() // who demotes waits for this
 		}
 	}
-	if o.logged && d.meta != nil {
-		d.meta.AL().End(o.ext, d.epochLocked(o.seq))
+	if o.log != nil {
+		seq := o.seq
+		if o.kind == mend {
+			seq = d.window.head // stable with what came before it
+		}
+		o.log.End(o.ext, d.epochLocked(seq))
 	}
 	d.releaseLocked(o, b)
 }
@@ -440,6 +471,10 @@ func (d *Device) releaseHeldLocked(b *block.Batch) {
 	held := d.held
 	d.held = nil
 	for _, o := range held {
+		if d.nowhereLocked(o) && o.need == 0 {
+			d.held = append(d.held, o)
+			continue
+		}
 		// What was held while a peer was away may be awaited by it again.
 		if o.need != 0 {
 			o.finished = false

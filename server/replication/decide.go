@@ -40,6 +40,9 @@ type Facts struct {
 	// Announced is the generation that this node, as primary, has announced and
 	// that is not in force; NoGen: none.
 	Announced Gen
+	// Began is when this node last became primary, in ns since 1970 by its own
+	// clock; 0: never.
+	Began int64
 }
 
 // Knows reports whether this node, without the other, could tell that its data
@@ -328,6 +331,9 @@ func dayOne(me, peer *Facts) (Decision, bool) {
 	switch {
 	case mine == NoGen && theirs == NoGen:
 		return Decision{Action: NoDisk, Rule: "both-unknown", Why: "neither side's disk is known to hold this device's data"}, true
+	case mine == NoGen && theirs == DayOne || mine == DayOne && theirs == NoGen:
+		// A blank disk overwrites nothing that was there before it.
+		return Decision{Action: NoDisk, Rule: "existing", Why: "one side's disk held something before, and the other's is blank: an administrator says which counts (lockstepctl device create, with or without --from-existing)"}, true
 	case mine == NoGen:
 		return Decision{Action: TargetFull, Rule: "unknown", Why: "nothing is known of this disk's data"}, true
 	case theirs == NoGen:

@@ -27,10 +27,15 @@ import (
 type Options struct {
 	Nodes    int
 	Diskless replication.NodeSet
+	Existing replication.NodeSet // disks that were there before the device
 	Size     int64
 	Protocol replication.Protocol
 	Quorum   replication.QuorumPolicy
 	FailIO   bool
+	Split    replication.SplitPolicy
+	PassOn   bool // what becomes of a failed disk
+	// DiskTimeout is how long a disk may take for one operation.
+	DiskTimeout time.Duration
 	// Delay is the longest that a frame is under way.
 	Delay time.Duration
 	Seed  uint64
@@ -97,7 +102,10 @@ func (c *Cluster) StartAll() error {
 func (n *Node) Config() device.Config {
 	cfg := device.Config{
 		Name: "r0", Handle: uint32(n.ID + 1), Size: n.c.opts.Size, Self: n.ID,
-		Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum,
+		Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum, DiskTimeout: n.c.opts.DiskTimeout, AfterSplit: n.c.opts.Split,
+	}
+	if n.c.opts.PassOn {
+		cfg.OnIOError = device.PassOn
 	}
 	if n.c.opts.FailIO {
 		cfg.OnNoQuorum = device.FailIO
@@ -135,19 +143,14 @@ func (n *Node) open(o device.Options) (*device.Device, error) {
 	if n.Disk == nil {
 		return device.New(o)
 	}
-	size, err := n.Meta.File().Size()
-	if err != nil {
-		return nil, err
-	}
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
-	return device.Assemble(o, n.Disk.Disk("disk"), size == 0, bk, func(mo store.MetaOptions) (*store.Meta, error) {
-		if size == 0 {
-			if err := store.FormatMeta(n.Meta.File(), mo); err != nil {
-				return nil, err
-			}
-		}
-		return store.OpenMetaFile(n.Meta.File(), "meta", mo)
-	})
+	disk, meta := n.Disk, n.Meta
+	return device.Assemble(o, bk,
+		func() (store.Disk, bool, error) {
+			size, err := meta.File().Size()
+			return disk.Disk("disk"), size == 0 && !n.c.opts.Existing.Has(n.ID), err
+		},
+		func(mo store.MetaOptions) (*store.Meta, error) { return store.OpenMetaFile(meta.File(), "meta", mo) })
 }
 
 // Stop ends a node in order.

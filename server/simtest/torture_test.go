@@ -101,20 +101,28 @@ func (l *ledger) check(read func(off int64, p []byte)) error {
 	p := make([]byte, block.Unit)
 	for blk := range int64(tortureBlocks) {
 		read(blk*block.Unit*7, p)
-		for at := 0; at < block.Unit; at += sector {
-			v := binary.LittleEndian.Uint64(p[at:])
-			for i := at; i < at+sector; i += 8 {
-				if w := binary.LittleEndian.Uint64(p[i:]); w != v {
-					return fmt.Errorf("a sector of block %d is torn: %d and %d", blk, v, w)
-				}
+		if err := l.holds(blk, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// holds compares a block's content with the ledger.
+func (l *ledger) holds(blk int64, p []byte) error {
+	for at := 0; at < block.Unit; at += sector {
+		v := binary.LittleEndian.Uint64(p[at:])
+		for i := at; i < at+sector; i += 8 {
+			if w := binary.LittleEndian.Uint64(p[i:]); w != v {
+				return fmt.Errorf("a sector of block %d is torn: %d and %d", blk, v, w)
 			}
-			if whole := binary.LittleEndian.Uint64(p); v != whole && l.cuts == 0 {
-				return fmt.Errorf("block %d is torn: %d and %d", blk, whole, v)
-			}
-			if !l.allows(blk, v) {
-				return fmt.Errorf("block %d holds %d at %d; acknowledged %d, possible %v; durable %d, %d power cuts since",
-					blk, v, at, l.acked[blk], l.maybe[blk], l.durable[blk], l.cuts)
-			}
+		}
+		if whole := binary.LittleEndian.Uint64(p); v != whole && l.cuts == 0 {
+			return fmt.Errorf("block %d is torn: %d and %d", blk, whole, v)
+		}
+		if !l.allows(blk, v) {
+			return fmt.Errorf("block %d holds %d at %d; acknowledged %d, possible %v; durable %d, %d power cuts since",
+				blk, v, at, l.acked[blk], l.maybe[blk], l.durable[blk], l.cuts)
 		}
 	}
 	return nil

@@ -134,11 +134,10 @@ func Dump(w io.Writer, path string) error {
 // Dump writes what the metadata file says, as text. What is not durable yet is
 // not in it.
 func (m *Meta) Dump(w io.Writer) error {
-	in, err := InspectFile(m.vol.file, m.vol.path)
+	in, err := m.Inspect()
 	if err != nil {
 		return err
 	}
-	in.InUse = true
 	return in.Write(w)
 }
 

@@ -59,6 +59,11 @@ func deviceFrames() []struct {
 		{"new-generation-ack", Header{Type: NewGenAck, Dev: 4, Seq: 33, Arg: [3]uint64{1}}, nil},
 		{"sync-done", Header{Type: SyncDone, Dev: 4, Seq: 34}, facts},
 		{"device-agree", Header{Type: DevAgree, Dev: 4, Seq: 35, Arg: [3]uint64{1, 2, 3}}, nil},
+		{"verify", Header{Type: VerifyReq, Dev: 4, Seq: 39, Arg: [3]uint64{8192, 7, 4096}}, raw("\x00\x00\x00\x00\x00\x00\x00\x000123456789abcdef")},
+		{"verify-reply", Header{Type: VerifyReply, Dev: 4, Seq: 40, Arg: [3]uint64{8192, 7, 5}}, raw("\x01\x00\x00\x00\x00\x00\x00\x00")},
+		{"facts-request", Header{Type: FactsReq, Dev: 4, Seq: 41, Arg: [3]uint64{9}}, nil},
+		{"facts", Header{Type: FactsReply, Dev: 4, Seq: 42, Arg: [3]uint64{9}}, facts},
+		{"sync-hold", Header{Type: SyncHold, Dev: 4, Seq: 38, Arg: [3]uint64{1}}, nil},
 		{"generation-commit", Header{Type: GenCommit, Dev: 4, Seq: 36, Arg: [3]uint64{1}}, nil},
 		{"generation-done", Header{Type: GenDone, Dev: 4, Seq: 37, Arg: [3]uint64{1}}, nil},
 	}

@@ -34,6 +34,7 @@ type DeviceFacts struct {
 	// Announced is a generation that the sender, as primary, has announced and
 	// that is not in force.
 	Announced uint64
+	Began     int64 // when the sender last became primary, in ns since 1970; 0: never
 	Current   uint64
 	Base      uint64 // the newest generation of the sender's data known to have come into force
 	Seen      uint64 // the newest generation that the sender knows to be in force
@@ -79,8 +80,8 @@ type Generation struct {
 	Stream   uint64
 }
 
-// Change is the payload of Prepare, Vote, Commit and Abort: a change of role
-// that all in reach agree on.
+// Change is the payload of Prepare, Vote, Commit and Abort: a change that those
+// in reach whom it concerns agree on.
 type Change struct {
 	Tx     uint64
 	Kind   uint8 // ChangePromote…
@@ -88,13 +89,38 @@ type Change struct {
 	Yes    bool  // in a Vote
 	Again  bool  // in a Vote that is no: the cause passes, ask again
 	Force  bool
+	Arg    uint64 // ChangeResize: the new size in bytes
 	Reason string
 }
 
 // Kinds of Change.
 const (
-	ChangePromote = 1
+	ChangePromote    = 1
+	ChangeDetach     = 2 // of the sender's disk
+	ChangeResize     = 3
+	ChangeInvalidate = 4 // the sender's data
+	ChangeDiscard    = 5 // the receiver's changes since a split brain
+	ChangeCreate     = 6 // the sender's disk is what the device begins with
 )
+
+// What names the change, as in "r0: cannot WHAT".
+func (c *Change) What() string {
+	switch c.Kind {
+	case ChangePromote:
+		return "promote"
+	case ChangeDetach:
+		return "detach"
+	case ChangeResize:
+		return "resize"
+	case ChangeInvalidate:
+		return "invalidate"
+	case ChangeDiscard:
+		return "resolve"
+	case ChangeCreate:
+		return "create"
+	}
+	return fmt.Sprintf("change (%d)", c.Kind)
+}
 
 // encoder appends little-endian fields.
 type encoder struct{ b []byte }
@@ -184,6 +210,7 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	e.u64(f.Stream)
 	e.u64(f.Received)
 	e.u64(f.Announced)
+	e.u64(uint64(f.Began))
 	e.u64(f.Current)
 	e.u64(f.Base)
 	e.u64(f.Seen)
@@ -215,6 +242,7 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	f.Stream = d.u64()
 	f.Received = d.u64()
 	f.Announced = d.u64()
+	f.Began = int64(d.u64())
 	f.Current = d.u64()
 	f.Base = d.u64()
 	f.Seen = d.u64()
@@ -292,6 +320,7 @@ func (c *Change) Append(dst []byte) []byte {
 	e.bool(c.Yes)
 	e.bool(c.Again)
 	e.bool(c.Force)
+	e.u64(c.Arg)
 	e.str(c.Reason)
 	return e.b
 }
@@ -305,6 +334,7 @@ func (c *Change) Decode(p []byte) error {
 	c.Yes = d.bool()
 	c.Again = d.bool()
 	c.Force = d.bool()
+	c.Arg = d.u64()
 	c.Reason = d.str(1024)
 	return d.done(Prepare)
 }

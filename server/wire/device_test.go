@@ -24,7 +24,9 @@ func deviceMessages() map[string]func() message {
 			return &DeviceState{Role: 1, Disk: 7, Flags: 8, Stream: 1, Current: 2, Receives: 6, InSync: 6, Sees: 7, Primary: NoNode}
 		},
 		"generation": func() message { return &Generation{No: 1, Old: 4, New: 5, Away: 2, Stream: 9} },
-		"change":     func() message { return &Change{Tx: 1, Kind: ChangePromote, Node: 2, Again: true, Reason: "busy"} },
+		"change": func() message {
+			return &Change{Tx: 1, Kind: ChangeResize, Node: 2, Again: true, Arg: 1 << 40, Reason: "busy"}
+		},
 	}
 }
 

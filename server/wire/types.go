@@ -38,25 +38,31 @@ const (
 	NewGen    Type = 43 // new generation of the primary; on the data link so that it precedes its writes
 	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream
 
+	VerifyReq   Type = 45 // Arg: offset, request id, length; payload: a sequence, and the checksums of the blocks
+	VerifyReply Type = 46 // Arg: offset, request id, sequence; payload: which blocks differ (8 bytes); FlagError: not compared
+
 	// Device frames on the meta link.
-	WriteAck  Type = 64 // Arg: first device sequence, count, flags word: written
-	RecvAck   Type = 65 // Arg: first device sequence, count: received
-	WriteNak  Type = 66 // Arg: device sequence, error code
-	FlushAck  Type = 67 // Arg: flush number; FlagError: failed
-	SyncAck   Type = 68 // Arg: offset, request id, length: written at the target; FlagError: not
-	DevHello  Type = 69 // device handshake, first of a device on a session; Dev 0
-	DevState  Type = 70 // the sender's facts about the device
-	DevClosed Type = 71 // the sender no longer has the device; payload: reason
-	Prepare   Type = 72 // two-phase change of role or generation
-	Vote      Type = 73
-	Commit    Type = 74
-	Abort     Type = 75
-	PeerFloor Type = 76 // Arg[0]: every write up to this sequence is on all that are in sync
-	NewGenAck Type = 77 // Arg[0]: the generation was persisted
-	SyncDone  Type = 79 // the target has it all
-	GenCommit Type = 81 // Arg: of the change: every node that takes part has the generation
-	GenDone   Type = 82 // Arg: of the change: noted durably
-	DevAgree  Type = 80 // Arg: my hello number, yours, action: the handshake's end
+	WriteAck   Type = 64 // Arg: first device sequence, count, flags word: written
+	RecvAck    Type = 65 // Arg: first device sequence, count: received
+	WriteNak   Type = 66 // Arg: device sequence, error code
+	FlushAck   Type = 67 // Arg: flush number; FlagError: failed
+	SyncAck    Type = 68 // Arg: offset, request id, length: written at the target; FlagError: not
+	DevHello   Type = 69 // device handshake, first of a device on a session; Dev 0
+	DevState   Type = 70 // the sender's facts about the device
+	DevClosed  Type = 71 // the sender no longer has the device; payload: reason
+	Prepare    Type = 72 // two-phase change of role or generation
+	Vote       Type = 73
+	Commit     Type = 74
+	Abort      Type = 75
+	PeerFloor  Type = 76 // Arg[0]: every write up to this sequence is on all that are in sync
+	NewGenAck  Type = 77 // Arg[0]: the generation was persisted
+	SyncDone   Type = 79 // the target has it all
+	FactsReq   Type = 84 // Arg[0]: request id: what would a hello say?
+	FactsReply Type = 85 // Arg[0]: request id; payload: facts
+	SyncHold   Type = 83 // Arg[0]: 1: the sender wants the resync between the two to wait; 0: no longer
+	GenCommit  Type = 81 // Arg: of the change: every node that takes part has the generation
+	GenDone    Type = 82 // Arg: of the change: noted durably
+	DevAgree   Type = 80 // Arg: my hello number, yours, action: the handshake's end
 )
 
 // typeInfo is what the codec must know of a type before it trusts a length.
@@ -80,36 +86,41 @@ var types = [128]typeInfo{
 	TickSet:   {"tick-set", MaxControlPayload, Meta},
 	NodeMsg:   {"node-message", MaxControlPayload, Meta},
 
-	Write:     {"write", MaxPayload, Data},
-	Zero:      {"zero", 8, Data},
-	FlushReq:  {"flush", 0, Data},
-	ReadReq:   {"read", 0, Data},
-	ReadReply: {"read-reply", MaxPayload, Data},
-	SyncReq:   {"sync-request", 64, Data},
-	SyncData:  {"sync-data", MaxPayload, Data},
-	Bits:      {"bits", MaxControlPayload, Data},
-	Marks:     {"marks", MaxControlPayload, Data},
-	NewGen:    {"new-generation", MaxControlPayload, Data},
-	Receivers: {"receivers", 0, Data},
+	Write:       {"write", MaxPayload, Data},
+	Zero:        {"zero", 8, Data},
+	FlushReq:    {"flush", 0, Data},
+	ReadReq:     {"read", 0, Data},
+	ReadReply:   {"read-reply", MaxPayload, Data},
+	SyncReq:     {"sync-request", 64, Data},
+	SyncData:    {"sync-data", MaxPayload, Data},
+	Bits:        {"bits", MaxControlPayload, Data},
+	Marks:       {"marks", MaxControlPayload, Data},
+	NewGen:      {"new-generation", MaxControlPayload, Data},
+	Receivers:   {"receivers", 0, Data},
+	VerifyReq:   {"verify", MaxControlPayload, Data},
+	VerifyReply: {"verify-reply", 8, Data},
 
-	WriteAck:  {"write-ack", 0, Meta},
-	RecvAck:   {"recv-ack", 0, Meta},
-	WriteNak:  {"write-nak", 0, Meta},
-	FlushAck:  {"flush-ack", 0, Meta},
-	SyncAck:   {"sync-ack", 0, Meta},
-	DevHello:  {"device-hello", MaxControlPayload, Meta},
-	DevState:  {"device-state", MaxControlPayload, Meta},
-	DevClosed: {"device-closed", MaxControlPayload, Meta},
-	Prepare:   {"prepare", MaxControlPayload, Meta},
-	Vote:      {"vote", MaxControlPayload, Meta},
-	Commit:    {"commit", MaxControlPayload, Meta},
-	Abort:     {"abort", MaxControlPayload, Meta},
-	PeerFloor: {"peer-floor", 0, Meta},
-	NewGenAck: {"new-generation-ack", 0, Meta},
-	SyncDone:  {"sync-done", MaxControlPayload, Meta},
-	DevAgree:  {"device-agree", 0, Meta},
-	GenCommit: {"generation-commit", 0, Meta},
-	GenDone:   {"generation-done", 0, Meta},
+	WriteAck:   {"write-ack", 0, Meta},
+	RecvAck:    {"recv-ack", 0, Meta},
+	WriteNak:   {"write-nak", 0, Meta},
+	FlushAck:   {"flush-ack", 0, Meta},
+	SyncAck:    {"sync-ack", 0, Meta},
+	DevHello:   {"device-hello", MaxControlPayload, Meta},
+	DevState:   {"device-state", MaxControlPayload, Meta},
+	DevClosed:  {"device-closed", MaxControlPayload, Meta},
+	Prepare:    {"prepare", MaxControlPayload, Meta},
+	Vote:       {"vote", MaxControlPayload, Meta},
+	Commit:     {"commit", MaxControlPayload, Meta},
+	Abort:      {"abort", MaxControlPayload, Meta},
+	PeerFloor:  {"peer-floor", 0, Meta},
+	NewGenAck:  {"new-generation-ack", 0, Meta},
+	SyncDone:   {"sync-done", MaxControlPayload, Meta},
+	DevAgree:   {"device-agree", 0, Meta},
+	FactsReq:   {"facts-request", 0, Meta},
+	FactsReply: {"facts", MaxControlPayload, Meta},
+	SyncHold:   {"sync-hold", 0, Meta},
+	GenCommit:  {"generation-commit", 0, Meta},
+	GenDone:    {"generation-done", 0, Meta},
 }
 
 // MaxPayload is how long a payload of the type may be; false if the type is

@@ -1,0 +1,135 @@
+package device
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// Create says what a disk is worth that was there before the device: with
+// existing, its content becomes the device's data and goes to every peer;
+// without, it is blank from now on. A disk whose metadata speaks of the device's
+// data already, or a device that a peer has data of, is left alone.
+func (d *Device) Create(ctx context.Context, existing bool) error {
+	const what = "create"
+	if err := d.begin(what); err != nil {
+		return err
+	}
+	defer d.end()
+	d.mu.Lock()
+	err := d.mayCreateLocked()
+	var ask replication.NodeSet
+	for _, p := range d.peers {
+		if p != nil && p.session != nil && p.handle != 0 {
+			ask = ask.With(p.id)
+		}
+	}
+	disk, meta, size := d.disk, d.meta, d.cfg.Size
+	others := d.disks.Without(d.cfg.Self)
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	commit, err := d.plan(ctx, wire.Change{Kind: wire.ChangeCreate}, ask)
+	if err != nil {
+		return err
+	}
+	g := replication.Gens{Current: replication.DayOne, Base: replication.DayOne}
+	if existing {
+		// A generation that nobody else has, come from the first day.
+		d.mu.Lock()
+		next := d.nextGenLocked()
+		d.mu.Unlock()
+		g = g.Bump(next, others).InForce(next)
+		err = markAll(meta, others)
+	} else {
+		err = blank(ctx, disk, size)
+	}
+	if err == nil {
+		err = meta.Update(func(sb *store.Superblock) {
+			putGens(sb, &g)
+			sb.Flags |= store.Consistent | store.WasUpToDate
+		})
+	}
+	if err != nil {
+		commit(false)
+		return d.refuse(what, err.Error(), "", false)
+	}
+	err = d.rejoin(ctx, what, allNodes, func() {
+		if d.meta != meta {
+			return
+		}
+		d.gens = g
+		why := "made blank by an administrator"
+		if existing {
+			why = "its content is the device's data, by an administrator's word"
+		}
+		d.setDiskLocked(replication.Consistent, why)
+		d.eventLocked("device", nil, "the disk of this node is taken in: %s", why)
+		d.saveLocked(nil)
+	})
+	commit(err == nil)
+	return err
+}
+
+func (d *Device) mayCreateLocked() error {
+	const what = "create"
+	switch {
+	case d.disk == nil:
+		return d.refuse(what, "this node has no disk attached", "", false)
+	case d.gens.Current != replication.NoGen:
+		return d.refuse(what, "it is there, and its disk holds its data", "see: lockstepctl device show "+d.opts.Name, false)
+	case d.pullingLocked():
+		return d.refuse(what, "its disk is being resynced", "", false)
+	}
+	for _, p := range d.peers {
+		if p != nil && p.hs.peerNo != 0 && hasPast(p.hs.theirs.Gens.Current) {
+			return d.refuse(what, p.name+" has its data", "this disk is resynced from there; take the device away there if that is wrong", false)
+		}
+	}
+	return nil
+}
+
+// hasPast reports whether a generation says that something was ever written.
+func hasPast(g replication.Gen) bool { return g != replication.NoGen && g != replication.DayOne }
+
+// markAll marks everything as out of sync with every node of set, durably.
+func markAll(meta *store.Meta, set replication.NodeSet) error {
+	for id := range set.All() {
+		meta.Bitmap(id).SetAll()
+	}
+	return meta.WriteBitmaps()
+}
+
+// blank makes a disk zero.
+func blank(ctx context.Context, disk store.Disk, size int64) error {
+	const piece = 64 << 20
+	for at := int64(0); at < size; at += piece {
+		if ctx.Err() != nil {
+			return fmt.Errorf("not all of the disk was zeroed in time: %w", context.Cause(ctx))
+		}
+		if err := disk.Zero(at, min(piece, size-at), block.Flags(0)); err != nil {
+			return err
+		}
+	}
+	return disk.Sync()
+}
+
+// Inspect tells what the metadata of this node's disk says, also where the disk
+// is detached.
+func (d *Device) Inspect() (*store.Inspection, error) {
+	d.mu.Lock()
+	meta, src := d.meta, d.source
+	d.mu.Unlock()
+	switch {
+	case meta != nil:
+		return meta.Inspect()
+	case src != nil && src.bk.Meta != "":
+		return store.Inspect(src.bk.Meta)
+	}
+	return nil, d.refuse("inspect", "this node has no disk for it", "", false)
+}

@@ -1,0 +1,148 @@
+package device
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// A device grows on every node, or on none. First every node makes room: its
+// disk and its metadata cover the new size from then on, and the new space is
+// zero. Only when all have, the size is raised, and clients may use it. A node
+// that did not hear of that learns it from the next handshake: whoever has the
+// room takes over the larger size. The configuration gives the size that the
+// device began with, or was told since; the metadata remembers what it grew to.
+
+// Resize makes the device larger.
+func (d *Device) Resize(ctx context.Context, size int64) error {
+	const what = "resize"
+	if err := d.begin(what); err != nil {
+		return err
+	}
+	defer d.end()
+	d.mu.Lock()
+	all, err := d.mayResizeLocked(size)
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := d.makeRoom(size); err != nil {
+		return d.refuse(what, "this node has no room: "+err.Error(), "", false)
+	}
+	commit, err := d.plan(ctx, wire.Change{Kind: wire.ChangeResize, Arg: uint64(size)}, all)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.setSizeLocked(size)
+	d.mu.Unlock()
+	commit(true)
+	return nil
+}
+
+// mayResizeLocked is who has to make room besides this node.
+func (d *Device) mayResizeLocked(size int64) (all replication.NodeSet, err error) {
+	const what = "resize"
+	switch {
+	case size < d.cfg.Size:
+		return 0, d.refuse(what, fmt.Sprintf("it has %d bytes, and making it smaller would cut data off", d.cfg.Size), "make a smaller device and copy", false)
+	case size == d.cfg.Size:
+		return 0, d.refuse(what, "it has that size already", "", false)
+	case size%block.Unit != 0 || size > store.MaxSize:
+		return 0, d.refuse(what, fmt.Sprintf("%d bytes are no multiple of %d, or more than %d", size, block.Unit, int64(store.MaxSize)), "", false)
+	case d.disks.Has(d.cfg.Self) && d.dstat != replication.UpToDate:
+		return 0, d.refuse(what, fmt.Sprintf("this node's disk is %v", d.dstat), "wait until it is in sync, or attach it", true)
+	}
+	for _, p := range d.peers {
+		switch {
+		case p == nil:
+		case !p.agreed:
+			return 0, d.refuse(what, p.name+" is not in reach, and every node has to make room", "see: lockstepctl node why "+p.name, true)
+		case !p.diskless && p.disk != replication.UpToDate:
+			return 0, d.refuse(what, fmt.Sprintf("the disk of %s is %v", p.name, p.disk), "wait until it is in sync: lockstepctl device wait "+d.opts.Name, true)
+		default:
+			all = all.With(p.id)
+		}
+	}
+	return all, nil
+}
+
+// makeRoom makes disk and metadata cover size bytes, of which the new ones are
+// zero.
+func (d *Device) makeRoom(size int64) error {
+	d.mu.Lock()
+	disk, meta, old := d.disk, d.meta, d.cfg.Size
+	d.mu.Unlock()
+	if disk == nil || meta == nil {
+		if d.source != nil {
+			return fmt.Errorf("its disk is detached")
+		}
+		return nil
+	}
+	if err := resizeDisk(disk, size); err != nil {
+		return err
+	}
+	const piece = 1 << 30
+	for at := old; at < size; at += piece {
+		if err := disk.Zero(at, min(piece, size-at), 0); err != nil {
+			return err
+		}
+	}
+	if err := disk.Sync(); err != nil {
+		return err
+	}
+	if meta.Superblock().Size < size {
+		if err := meta.Resize(size); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	if d.meta == meta {
+		d.room = max(d.room, size)
+	}
+	d.mu.Unlock()
+	return nil
+}
+
+// setSizeLocked raises the size. Every node has room for it.
+func (d *Device) setSizeLocked(size int64) {
+	if size <= d.cfg.Size {
+		return
+	}
+	d.eventLocked("device", nil, "the device grew from %d to %d bytes", d.cfg.Size, size)
+	d.cfg.Size = size
+	d.size.Store(size)
+	d.saveLocked(nil)
+	d.touchLocked()
+}
+
+// learnSizeLocked takes over the size that a peer's device has grown to, where
+// there is room for it.
+func (d *Device) learnSizeLocked(size int64) {
+	if size > d.cfg.Size && size%block.Unit == 0 && (d.source == nil && d.disk == nil || d.disk != nil && size <= d.room) {
+		d.setSizeLocked(size)
+	}
+}
+
+// resizePlanned answers a peer that asks for room.
+func (d *Device) resizePlanned(p *peer, s Session, c wire.Change) {
+	err := d.makeRoom(int64(c.Arg))
+	b := &block.Batch{}
+	d.mu.Lock()
+	c.Yes = err == nil
+	if err != nil {
+		c.Reason = d.nodeName(d.cfg.Self) + " has no room: " + err.Error()
+		if d.planned.promised == c.Tx {
+			d.planned.promised = 0
+		}
+	}
+	if p.session == s {
+		p.send(wire.Header{Type: wire.Vote}, c.Append(nil), nil, b)
+	}
+	d.mu.Unlock()
+	b.Finish()
+}

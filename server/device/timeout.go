@@ -1,0 +1,170 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/store"
+)
+
+// errDiskTimeout means that a disk did not do what it was asked within
+// disk_timeout. What it does later on touches nothing that matters.
+var errDiskTimeout = errors.New("the disk did not answer within disk_timeout")
+
+// limitedDisk bounds how long each operation of a disk may take. Once one took
+// too long, all fail at once. An operation that comes back late finds only
+// memory of its own: what is written is copied first, and what is read is
+// copied when it came in time.
+type limitedDisk struct {
+	store.Disk
+	limit time.Duration
+	dead  atomic.Bool
+	bufs  *block.Pool
+
+	mu    sync.Mutex // guards under
+	none  *sync.Cond // under has become 0
+	under int        // operations, those included that were given up on
+}
+
+// limitedPiece is how much memory one operation's copy takes at most; larger
+// ones are cut.
+const limitedPiece = 1 << 20
+
+func limitDisk(d store.Disk, limit time.Duration) *limitedDisk {
+	l := &limitedDisk{Disk: d, limit: limit, bufs: block.NewPool(limitedPiece)}
+	l.none = sync.NewCond(&l.mu)
+	return l
+}
+
+func (l *limitedDisk) count(n int) {
+	l.mu.Lock()
+	l.under += n
+	if l.under == 0 {
+		l.none.Broadcast()
+	}
+	l.mu.Unlock()
+}
+
+// do performs f, and waits for it as long as it may take.
+func (l *limitedDisk) do(what string, f func() error) error {
+	if l.dead.Load() {
+		return fmt.Errorf("%s %s: %w", what, l.Path(), errDiskTimeout)
+	}
+	done := make(chan error, 1)
+	l.count(1)
+	go func() {
+		done <- f()
+		l.count(-1)
+	}()
+	t := time.NewTimer(l.limit)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		l.dead.Store(true)
+		return fmt.Errorf("%s %s: %w (%v)", what, l.Path(), errDiskTimeout, l.limit)
+	}
+}
+
+// pieces cuts [0,n) for the copies.
+func pieces(n int, f func(at, end int) error) error {
+	for at := 0; at < n; at += limitedPiece {
+		if err := f(at, min(at+limitedPiece, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ReadAt implements store.Disk.
+func (l *limitedDisk) ReadAt(p []byte, off int64) (int, error) {
+	err := pieces(len(p), func(at, end int) error {
+		buf := l.bufs.Get()
+		defer buf.Release()
+		buf.Retain() // the reader's
+		data := buf.B[:end-at]
+		err := l.do("read", func() error {
+			defer buf.Release()
+			_, err := l.Disk.ReadAt(data, off+int64(at))
+			return err
+		})
+		if err == nil {
+			copy(p[at:end], data)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteAt implements store.Disk.
+func (l *limitedDisk) WriteAt(p []byte, off int64) (int, error) {
+	err := pieces(len(p), func(at, end int) error {
+		buf := l.bufs.Get()
+		data := buf.B[:end-at]
+		copy(data, p[at:end])
+		return l.do("write", func() error {
+			defer buf.Release()
+			_, err := l.Disk.WriteAt(data, off+int64(at))
+			return err
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Sync implements store.Disk.
+func (l *limitedDisk) Sync() error { return l.do("flush", l.Disk.Sync) }
+
+// Trim implements store.Disk.
+func (l *limitedDisk) Trim(off, n int64) error {
+	return l.do("trim", func() error { return l.Disk.Trim(off, n) })
+}
+
+// Zero implements store.Disk.
+func (l *limitedDisk) Zero(off, n int64, flags block.Flags) error {
+	return l.do("zero", func() error { return l.Disk.Zero(off, n, flags) })
+}
+
+// Extents implements store.Disk.
+func (l *limitedDisk) Extents(off, n int64, most int) (es []store.DataExtent, err error) {
+	got := make(chan []store.DataExtent, 1)
+	err = l.do("map", func() error {
+		es, err := l.Disk.Extents(off, n, most)
+		got <- es
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return <-got, nil
+}
+
+// Resize implements store.Resizer.
+func (l *limitedDisk) Resize(size int64) error { return resizeDisk(l.Disk, size) }
+
+func resizeDisk(d store.Disk, size int64) error {
+	r, ok := d.(store.Resizer)
+	if !ok {
+		return errors.New("its disk cannot be resized")
+	}
+	return r.Resize(size)
+}
+
+// settle waits until nothing is under way any more, late or not.
+func (l *limitedDisk) settle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.under > 0 {
+		l.none.Wait()
+	}
+}

@@ -1,0 +1,148 @@
+package replication
+
+import "fmt"
+
+// SplitPolicy says how a split brain is resolved without a person, by how many
+// of the two sides are primary when they meet. The words are DRBD's; "" is
+// "disconnect", which leaves it to a person. What a policy discards, somebody
+// was told is safe: none is on by default.
+type SplitPolicy struct {
+	None string // disconnect, discard-younger-primary, discard-older-primary, discard-zero-changes, discard-least-changes
+	One  string // disconnect, consensus, discard-secondary, call-pri-lost-after-sb, violently-as0p
+	Two  string // disconnect, call-pri-lost-after-sb, violently-as0p
+}
+
+// ruleSplit is the rule of a decision that a policy made.
+const ruleSplit = "after-split-brain"
+
+// Resolved reports whether a policy resolved a split brain by this decision.
+func (d Decision) Resolved() bool { return d.Rule == ruleSplit }
+
+// Resolve applies a policy to a split brain that Decide has found; any other
+// decision it leaves alone. Like Decide it is symmetric.
+func (p SplitPolicy) Resolve(me, peer *Facts, d Decision) Decision {
+	if d.Action != SplitBrain || me.Discard != peer.Discard {
+		return d
+	}
+	primaries := 0
+	for _, f := range [...]*Facts{me, peer} {
+		if f.Role == Primary {
+			primaries++
+		}
+	}
+	loser, why := p.loser(me, peer, primaries)
+	if loser == nil {
+		if why != "" {
+			d.Why += "; " + why
+		}
+		return d
+	}
+	out := Decision{
+		Action: resync(me, peer, loser != me), Rule: ruleSplit, CopySlot: -1,
+		Why: fmt.Sprintf("%s; resolved by %s: node %d's changes are discarded", d.Why, why, loser.Node),
+	}
+	if loser.Role == Primary {
+		out.Yields = Of(loser.Node)
+	}
+	return out
+}
+
+// loser is whose changes go and by which policy; nobody's, and why, where the
+// policy leaves it to a person.
+func (p SplitPolicy) loser(me, peer *Facts, primaries int) (*Facts, string) {
+	switch primaries {
+	case 0:
+		return p.asNone("after_sb_0pri", me, peer)
+	case 1:
+		return p.asOne(me, peer)
+	}
+	key := "after_sb_2pri"
+	switch p.Two {
+	case "violently-as0p":
+		return p.asNone(key+" = violently-as0p", me, peer)
+	case "call-pri-lost-after-sb":
+		loser, why := p.asNone(key, me, peer)
+		return lost(loser, why)
+	}
+	return nil, ""
+}
+
+func (p SplitPolicy) asOne(me, peer *Facts) (*Facts, string) {
+	key := "after_sb_1pri"
+	secondary := me
+	if me.Role == Primary {
+		secondary = peer
+	}
+	switch p.One {
+	case "discard-secondary":
+		return secondary, key + " = discard-secondary"
+	case "violently-as0p":
+		return p.asNone(key+" = violently-as0p", me, peer)
+	case "consensus":
+		loser, why := p.asNone(key+" = consensus", me, peer)
+		if loser != secondary {
+			return nil, key + " = consensus: after_sb_0pri would not discard the secondary's changes"
+		}
+		return loser, why
+	case "call-pri-lost-after-sb":
+		loser, why := p.asNone(key, me, peer)
+		if loser == secondary {
+			return loser, why
+		}
+		return lost(loser, why)
+	}
+	return nil, ""
+}
+
+// lost leaves it to the handler of the event split-brain to take the losing
+// primary down.
+func lost(loser *Facts, why string) (*Facts, string) {
+	if loser == nil {
+		return nil, why
+	}
+	return nil, fmt.Sprintf("node %d, a primary, has lost by %s: demote it, and its changes are discarded", loser.Node, why)
+}
+
+// asNone is the policy for no primaries.
+func (p SplitPolicy) asNone(key string, me, peer *Facts) (*Facts, string) {
+	why := key + " = " + p.None
+	switch p.None {
+	case "discard-zero-changes":
+		switch {
+		case me.Dirty == 0 && peer.Dirty > 0:
+			return me, why
+		case peer.Dirty == 0 && me.Dirty > 0:
+			return peer, why
+		}
+		return nil, why + ": both sides have changes"
+	case "discard-least-changes":
+		if me.Dirty == peer.Dirty {
+			return byNode(me, peer), why
+		}
+		if me.Dirty < peer.Dirty {
+			return me, why
+		}
+		return peer, why
+	case "discard-younger-primary", "discard-older-primary":
+		if me.Began == 0 || peer.Began == 0 || me.Began == peer.Began {
+			return nil, why + ": which side became primary first is not known"
+		}
+		younger, older := me, peer
+		if me.Began < peer.Began {
+			younger, older = peer, me
+		}
+		if p.None == "discard-older-primary" {
+			return older, why
+		}
+		return younger, why
+	}
+	return nil, ""
+}
+
+// byNode breaks a tie: the higher id loses.
+func byNode(me, peer *Facts) *Facts {
+	if me.Node > peer.Node {
+		return me
+	}
+	return peer
+}

@@ -1,0 +1,98 @@
+package simtest
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+// TestCreateFromExisting: a disk that was there before becomes the device's
+// data, whether the peers' disks are blank or were there before as well.
+func TestCreateFromExisting(t *testing.T) {
+	for _, existing := range []replication.NodeSet{replication.Of(0), replication.Of(0, 1, 2)} {
+		o := three()
+		o.Existing = existing
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			data := bytes.Repeat([]byte("before"), 1000)
+			for id := range existing.All() {
+				if _, err := c.Nodes[id].Disk.Disk("hand").WriteAt(data[:len(data)-id], mib); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(30 * time.Second)
+			got := make([]byte, len(data))
+			if c.Nodes[0].Disk.Peek(got, mib); !bytes.Equal(got, data) {
+				t.Fatalf("what was there before was overwritten unasked\n%s", c.Describe())
+			}
+			if err := c.Nodes[0].Dev.Create(timeout(t, time.Minute), true); err != nil {
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			c.mustEqual(t)
+			if c.Nodes[2].Disk.Peek(got, mib); !bytes.Equal(got, data) {
+				t.Fatalf("the peers hold something else\n%s", c.Describe())
+			}
+			for n := range c.Nodes {
+				if err := c.Nodes[n].Dev.Create(timeout(t, time.Minute), true); err == nil || !strings.Contains(err.Error(), "holds its data") {
+					t.Fatalf("created again on n%d: %v", n, err)
+				}
+			}
+			c.mustPromote(t, 1)
+			l := c.begin(t, 1)
+			l.moves(t, c)
+			l.end()
+		})
+	}
+}
+
+// TestCreateBlank: a disk that was there before and does not count is zeroed.
+func TestCreateBlank(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(1)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		if _, err := c.Nodes[1].Disk.Disk("hand").WriteAt([]byte("before"), mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if err := c.Nodes[1].Dev.Create(timeout(t, time.Minute), false); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestCreateIsRefusedWhereAPeerHasData.
+func TestCreateIsRefusedWhereAPeerHasData(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(2)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		if err := c.Nodes[0].Dev.WaitFor(timeout(t, time.Minute), "uptodate"); err != nil {
+			t.Fatal(err)
+		}
+		c.Isolate(2)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Cut(1, 2)
+		c.Heal(0, 2)
+		for range 100 {
+			if c.Nodes[2].Dev.Status().Peers[0].Connected {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if err := c.Nodes[2].Dev.Create(timeout(t, time.Minute), true); err == nil {
+			t.Fatalf("a second beginning\n%s", c.Describe())
+		}
+		c.Heal(1, 2)
+		c.mustSync(t, 0)
+		c.mustEqual(t)
+	})
+}

@@ -1,0 +1,207 @@
+package simtest
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
+)
+
+// TestDetachAndAttachUnderLoad takes each disk in turn away from under a
+// writing client and gives it back: only what was missed is resynced.
+func TestDetachAndAttachUnderLoad(t *testing.T) {
+	for _, nodes := range []int{2, 3} {
+		o := three()
+		o.Nodes = nodes
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustSync(t, 0)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 3*mib, 'x', mib)
+			l := c.begin(t, 0)
+			for _, n := range []int{0, 1, nodes - 1, 0} {
+				l.moves(t, c)
+				if err := c.Nodes[n].Dev.Detach(timeout(t, time.Minute)); err != nil {
+					t.Fatalf("detach on n%d: %v\n%s", n, err, c.Describe())
+				}
+				c.until(t, n, "detached", is(replication.Diskless))
+				l.moves(t, c)
+				if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {
+					t.Fatalf("attach on n%d: %v\n%s", n, err, c.Describe())
+				}
+				c.mustSync(t, n)
+				l.moves(t, c)
+			}
+			l.finish(t, c)
+		})
+	}
+}
+
+// TestAttachResyncsWhatWasMissed and no more, of the primary's disk as of a
+// replica's.
+func TestAttachResyncsWhatWasMissed(t *testing.T) {
+	for _, n := range []int{0, 1} {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.mustSync(t, 0)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 3*mib)
+			time.Sleep(5 * time.Second) // a background flush makes it stable
+			if err := c.Nodes[n].Dev.Detach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			c.mustWrite(t, 0, mib, 'b', 64<<10)
+			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			c.mustSync(t, n)
+			c.mustSync(t, 0)
+			c.mustEqual(t)
+			sent := uint64(0)
+			for _, m := range c.Nodes {
+				sent += m.Dev.Status().Stats.ResyncBytes
+			}
+			if sent > 128<<10 { // once to it, and at most once more to the third
+				t.Errorf("%d bytes were resynced for 64 KiB that n%d missed\n%s", sent, n, c.Describe())
+			}
+		})
+	}
+}
+
+func TestTheLastCurrentDiskStays(t *testing.T) {
+	o := three()
+	o.Nodes = 2
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustSync(t, 1)
+		if err := c.Nodes[1].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute))
+		if err == nil || !strings.Contains(err.Error(), "cannot detach r0") {
+			t.Fatalf("the last disk: %v", err)
+		}
+		if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustSync(t, 0)
+		c.mustSync(t, 1)
+		if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err == nil {
+			t.Fatal("attached twice")
+		}
+		// Both at once: one stays.
+		errs := make(chan error, 2)
+		for _, n := range c.Nodes {
+			go func() { errs <- n.Dev.Detach(timeout(t, time.Minute)) }()
+		}
+		if a, b := <-errs, <-errs; a == nil && b == nil {
+			t.Fatalf("both disks are gone\n%s", c.Describe())
+		}
+	})
+}
+
+// TestAFailedDiskIsDetachedAndComesBack fails a disk in one write under load,
+// on the primary and on a replica: the client sees nothing of it.
+func TestAFailedDiskIsDetachedAndComesBack(t *testing.T) {
+	for _, n := range []int{0, 1} {
+		for _, op := range []storetest.Op{storetest.OpWrite, storetest.OpSync} {
+			bubble(t, three(), func(t *testing.T, c *Cluster) {
+				c.mustSync(t, 0)
+				c.mustPromote(t, 0)
+				l := c.begin(t, 0)
+				l.moves(t, c)
+				fault := c.Nodes[n].Disk.Inject(storetest.Fault{Ops: op, Err: errors.New("bad block")})
+				c.until(t, n, "detached", is(replication.Diskless))
+				c.Nodes[n].Disk.Lift(fault)
+				l.moves(t, c)
+				if op == storetest.OpSync {
+					c.Nodes[n].Disk = c.Nodes[n].Disk.CrashClone(storetest.Crash{})
+					l.end()
+					return
+				}
+				if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {
+					t.Fatal(err)
+				}
+				l.moves(t, c)
+				l.finish(t, c)
+			})
+		}
+	}
+}
+
+// TestErrorsPassedOnAreMended: with pass-on the disk stays, and what it could
+// not write comes back from a peer.
+func TestErrorsPassedOnAreMended(t *testing.T) {
+	for _, n := range []int{0, 1} {
+		o := three()
+		o.PassOn = true
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustSync(t, 0)
+			c.mustPromote(t, 0)
+			l := c.begin(t, 0)
+			l.moves(t, c)
+			in := c.Nodes[n].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: errors.New("bad block"), Count: 3})
+			l.moves(t, c)
+			if in.Hits() == 0 {
+				t.Fatal("nothing was hit")
+			}
+			l.finish(t, c)
+			if st := c.Nodes[n].Dev.Status(); st.Disk != replication.UpToDate {
+				t.Fatalf("the disk is %v\n%s", st.Disk, c.Describe())
+			}
+		})
+	}
+}
+
+// TestAReadErrorIsMendedFromAPeer: one bad block costs a slow read, not the disk.
+func TestAReadErrorIsMendedFromAPeer(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 256<<10)
+		in := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Range: block.Extent{Off: 8192, Len: 4096}, Err: errors.New("bad block")})
+		got := make([]byte, 100<<10)
+		if err := c.Nodes[0].Do(timeout(t, time.Minute), block.Read, 0, 1000, got, 0); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Trim(string(got), "a") != "" {
+			t.Fatal("something else was read")
+		}
+		st := c.Nodes[0].Dev.Status()
+		if in.Hits() == 0 || st.Disk != replication.UpToDate || st.Stats.Mended == 0 {
+			t.Fatalf("%d hits, disk %v, %d mended", in.Hits(), st.Disk, st.Stats.Mended)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestADiskThatHangsIsDetached: with disk_timeout the device goes on without
+// it, and what comes back late touches nothing.
+func TestADiskThatHangsIsDetached(t *testing.T) {
+	for _, n := range []int{0, 1} {
+		o := three()
+		o.DiskTimeout = 2 * time.Second
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustSync(t, 0)
+			c.mustPromote(t, 0)
+			l := c.begin(t, 0)
+			l.moves(t, c)
+			hang := c.Nodes[n].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+			c.until(t, n, "detached", is(replication.Diskless))
+			l.moves(t, c)
+			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err == nil || !strings.Contains(err.Error(), "still under way") {
+				t.Fatalf("attached while the old disk hangs: %v", err)
+			}
+			c.Nodes[n].Disk.Lift(hang)
+			hang.Release()
+			time.Sleep(time.Second)
+			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			l.moves(t, c)
+			l.finish(t, c)
+		})
+	}
+}
