@@ -63,6 +63,9 @@ type Env struct {
 	OutTerm, ErrTerm Terminal
 	InTerm           bool
 	Dial             Dial
+	// Inspect reads a metadata file without a daemon and returns an encoded
+	// api.Metadata.
+	Inspect func(ctx context.Context, path string) (json.RawMessage, error)
 	// Interrupts returns a context that ends when the user interrupts. Without
 	// it, an interrupt ends the program as usual.
 	Interrupts func(context.Context) (context.Context, context.CancelFunc)

@@ -47,6 +47,8 @@ func (a *app) deviceCommands() *cobra.Command {
 		a.deviceWait(),
 		a.deviceResolve(),
 		a.deviceHandshake(),
+		a.deviceDumpMD(),
+		a.deviceCheck(),
 	)
 }
 
@@ -64,7 +66,9 @@ func (a *app) deviceCreate() *cobra.Command {
 	var existing bool
 	return a.command(verb{
 		use: "create DEVICE", short: "create a device that the configuration names",
-		long: `Creates the metadata of a device, and its disk where there is none.
+		long: `Reads the configuration again for a device that is in it and not here yet; its
+metadata is made, and its disk where there is none. A disk that was there before
+is not used until it is said what it is worth: without a flag it is made blank.
 With --from-existing, what the disk on this node holds becomes the device's data
 and goes to every peer: run it on one node only.`,
 		args: []string{"DEVICE", argDevice},
@@ -126,8 +130,8 @@ func (a *app) deviceInvalidate() *cobra.Command {
 
 func (a *app) deviceResize() *cobra.Command {
 	return a.command(verb{
-		use: "resize DEVICE SIZE", short: "change the size of a device",
-		long: "Changes the size of a device on every node. Their disks must have room for it.",
+		use: "resize DEVICE SIZE", short: "make a device larger",
+		long: "Makes a device larger on every node, while it is in use. All nodes have to be in\nreach, with room on their disks; the new space is zero. Clients see it when they\nconnect again. A device is never made smaller.",
 		args: []string{"DEVICE", argDevice, "SIZE", "bytes, or a whole number with KiB, MiB, GiB or TiB"},
 		do:   "resize %s", example: "lockstepctl device resize r0 20GiB", complete: completeDevices,
 		run: a.act("device/resize", func(args []string) (any, error) {

@@ -1,12 +1,18 @@
 package ctl
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -27,8 +33,8 @@ func OS(release string) Env {
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) {
 			return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		},
-		Keyboard: openKeyboard,
-		InTerm:   term.IsTerminal(int(os.Stdin.Fd())),
+		Keyboard: openKeyboard, Inspect: inspect,
+		InTerm: term.IsTerminal(int(os.Stdin.Fd())),
 	}
 	if term.IsTerminal(int(os.Stdout.Fd())) {
 		env.OutTerm = tty{os.Stdout}
@@ -37,6 +43,32 @@ func OS(release string) Env {
 		env.ErrTerm = tty{os.Stderr}
 	}
 	return env
+}
+
+// inspect has lockstepd read a metadata file: that beside this program, or else
+// the one that the shell would find.
+func inspect(ctx context.Context, path string) (json.RawMessage, error) {
+	program := "lockstepd"
+	if self, err := os.Executable(); err == nil {
+		if beside := filepath.Join(filepath.Dir(self), program); executable(beside) {
+			program = beside
+		}
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, "--dump-md", path)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		if why := strings.TrimSpace(errs.String()); why != "" {
+			return nil, errors.New(strings.TrimPrefix(why, "lockstepd: "))
+		}
+		return nil, fmt.Errorf("cannot run lockstepd, which reads metadata files: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
 // dialSocket is the Dial of the process itself.

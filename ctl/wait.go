@@ -54,17 +54,32 @@ not the resync.`,
 }
 
 func (a *app) deviceVerify() *cobra.Command {
+	var stop bool
 	return a.longVerb("verify", "compare the data with the peers'",
-		"Compares every block of the device with the peers' while it is in use. Blocks that\ndiffer are marked out of sync and not changed: device resync mends them.")
+		"Compares every block of the device with the peers' while it is in use. Blocks that\ndiffer are marked out of sync and not changed: device resync mends them, and\noverwrites the peer's with the primary's.",
+		func(f *pflag.FlagSet) {
+			f.BoolVar(&stop, "stop", false, "stop a verify that was begun on this node")
+		},
+		func(device, node string) (any, bool) {
+			return api.DeviceVerifyParams{Device: device, Node: node, Stop: stop}, !stop
+		})
 }
 
 func (a *app) deviceResync() *cobra.Command {
-	return a.longVerb("resync", "bring blocks that are out of sync up to date",
-		"Starts or resumes the resync of every block that is marked out of sync.")
+	var pause bool
+	return a.longVerb("resync", "bring blocks that are out of sync up to date, or pause that",
+		"Starts or resumes the resync of every block that is marked out of sync. With --pause a\nresync stops until it is asked for again; new writes go on being replicated.",
+		func(f *pflag.FlagSet) {
+			f.BoolVar(&pause, "pause", false, "stop the resync for now, and don't wait")
+		},
+		func(device, node string) (any, bool) {
+			return api.DeviceResyncParams{Device: device, Node: node, Pause: pause}, !pause
+		})
 }
 
-// longVerb is a verb that starts work and stays to show how far it is.
-func (a *app) longVerb(name, short, long string) *cobra.Command {
+// longVerb is a verb that starts work and, where params says so, stays to show
+// how far it is.
+func (a *app) longVerb(name, short, long string, more func(*pflag.FlagSet), params func(device, node string) (p any, stay bool)) *cobra.Command {
 	var node string
 	var noWait bool
 	return a.command(verb{
@@ -75,14 +90,16 @@ func (a *app) longVerb(name, short, long string) *cobra.Command {
 		flags: func(f *pflag.FlagSet) {
 			f.StringVar(&node, "node", "", "with this `NODE` only")
 			f.BoolVar(&noWait, "no-wait", false, "return as soon as it has begun")
+			more(f)
 		},
 		flagWords: map[string]completer{"node": completeNodes},
 		run: func(ctx context.Context, args []string) error {
-			raw, err := a.call(ctx, "device/"+name, api.DevicePeerParams{Device: args[0], Node: node})
+			p, stay := params(args[0], node)
+			raw, err := a.call(ctx, "device/"+name, p)
 			if err != nil {
 				return err
 			}
-			if err := a.show("device/"+name, raw, a.confirmation); err != nil || noWait {
+			if err := a.show("device/"+name, raw, a.confirmation); err != nil || noWait || !stay {
 				return err
 			}
 			return a.waitIdle(ctx, args[0], name)

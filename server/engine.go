@@ -9,6 +9,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ import (
 	"github.com/lockstepd/lockstep/server/nbd"
 	"github.com/lockstepd/lockstep/server/reload"
 	"github.com/lockstepd/lockstep/server/service"
+	"github.com/lockstepd/lockstep/server/store"
 )
 
 // Options are what the engine needs of its surroundings.
@@ -125,6 +127,18 @@ func Check(path, node string, out io.Writer) bool {
 		return false
 	}
 	return true
+}
+
+// DumpMetadata writes what a device's metadata file says, as JSON. No daemon is
+// needed, and nothing is changed.
+func DumpMetadata(path string, out io.Writer) error {
+	in, err := store.Inspect(path)
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(in.Report())
 }
 
 // engine is a running engine.

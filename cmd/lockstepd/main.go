@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstepd/lockstep/daemon"
 	"github.com/lockstepd/lockstep/daemon/title"
+	"github.com/lockstepd/lockstep/server"
 )
 
 const program = "lockstepd"
@@ -37,6 +38,7 @@ type options struct {
 	daemon  daemon.Flags
 	engine  engineFlags
 	check   bool
+	dumpMD  string // path of a metadata file
 	version bool
 }
 
@@ -90,6 +92,7 @@ func command(o *options) *cobra.Command {
 	fs.StringVarP(&o.engine.Node, "node", "n", "", "")
 	fs.StringVar(&o.engine.StateDir, "state-dir", defaultStateDir, "")
 	fs.BoolVar(&o.check, "check", false, "")
+	fs.StringVar(&o.dumpMD, "dump-md", "", "")
 	fs.BoolVarP(&o.version, "version", "V", false, "")
 	cmd.SetHelpFunc(func(c *cobra.Command, _ []string) { fmt.Fprint(c.OutOrStdout(), help) })
 	return cmd
@@ -140,6 +143,12 @@ func (o *options) start(t *title.Title, args []string, stdout, stderr io.Writer)
 		return daemon.ExitOK
 	case o.check:
 		return check(o.engine, stdout, stderr)
+	case o.dumpMD != "":
+		if err := server.DumpMetadata(o.dumpMD, stdout); err != nil {
+			fmt.Fprintf(stderr, "%s: %v\n", program, err)
+			return daemon.ExitFailed
+		}
+		return daemon.ExitOK
 	}
 	return daemon.Run(daemon.Options{
 		Program: program, Version: version(), Args: args, Title: t, Flags: o.daemon, Modules: modules,
@@ -160,6 +169,8 @@ Node:
       --rundir DIR          pidfile and sockets
                             (default $LOCKSTEP_RUNDIR, else /run/lockstep)
       --check               say what is wrong with the configuration, and exit
+      --dump-md FILE        print what a device's metadata file says, as JSON, and
+                            exit (lockstepctl device dump-md --offline uses it)
 
 Daemon:
       --detach              run in the background; the command returns when the

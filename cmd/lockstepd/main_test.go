@@ -42,7 +42,7 @@ func TestCommandLine(t *testing.T) {
 func TestHelpNamesEveryFlag(t *testing.T) {
 	var o options
 	for _, name := range []string{
-		"config", "node", "state-dir", "rundir", "check", "detach", "monitor", "restart-delay", "no-chdir", "pidfile",
+		"config", "node", "state-dir", "rundir", "check", "dump-md", "detach", "monitor", "restart-delay", "no-chdir", "pidfile",
 		"overwrite-pidfile", "user", "unixctl", "log-file", "verbose", "version",
 	} {
 		if command(&o).Flags().Lookup(name) == nil {

@@ -2,6 +2,7 @@ package docs
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -83,6 +84,9 @@ func try(line string) (code int, says string) {
 		In: strings.NewReader(""), Out: io.Discard, Err: &errs, Getenv: func(string) string { return "" },
 		Dial: func(context.Context, ctl.Target, ctl.Notify) (ctl.Client, error) {
 			return nil, errors.New("there is none in this test")
+		},
+		Inspect: func(context.Context, string) (json.RawMessage, error) {
+			return nil, errors.New("there is no file in this test")
 		},
 		Interrupts: context.WithCancel, InTerm: true,
 		OutTerm: screen{}, Keyboard: func() (ctl.Keyboard, error) { return nil, errors.New("none") },

@@ -128,8 +128,63 @@ func devicePeers(b *strings.Builder, o Options, peers []api.DevicePeer) {
 		if p.Resync != nil {
 			t.below(text("  " + Progress(o.Width-2, *p.Resync)))
 		}
+		if p.Verified != nil {
+			t.below(text("  " + verified(p.Verified)))
+		}
 	}
 	t.write(b, o)
+}
+
+// Metadata is what a device's metadata says.
+func Metadata(o Options, m api.Metadata) string {
+	log := "clean"
+	if !m.Clean {
+		hot := int64(0)
+		for _, e := range m.Hot {
+			hot += e.Len
+		}
+		log = "not stopped in order: " + Bytes(hot) + " are hot"
+	}
+	rows := [][2]string{
+		{"metadata", m.Path}, {"device", m.Device}, {"node id", strconv.Itoa(m.NodeID)}, {"size", Bytes(m.Size)},
+		{"created", m.Created.UTC().Format("2006-01-02 15:04 UTC")}, {"flags", m.Flags}, {"members", m.Members},
+		{"generation", m.Generation}, {"history", m.History},
+		{"activity log", fmt.Sprintf("%d extents of %s, %s", m.Extents, Bytes(m.ExtentBytes), log)},
+	}
+	for i, s := range m.Superblocks {
+		rows = append(rows, [2]string{fmt.Sprintf("superblock %d", i), s})
+	}
+	for _, p := range m.Peers {
+		rows = append(rows, [2]string{fmt.Sprintf("peer %d", p.ID), fmt.Sprintf("%s out of sync in %d runs, since generation %s", Bytes(p.OutOfSync), p.Runs, p.Generation)})
+	}
+	for _, p := range m.Problems {
+		rows = append(rows, [2]string{"problem", p})
+	}
+	if m.InUse {
+		rows = append(rows, [2]string{"in use", "yes: this may be changing"})
+	}
+	var b strings.Builder
+	for _, r := range rows {
+		o.paragraph(&b, "", Plain, fmt.Sprintf("%-13s %s", r[0], Clean(r[1])))
+	}
+	return b.String()
+}
+
+// verified is a verify's outcome in words.
+func verified(v *api.Verified) string {
+	s := "verified " + v.At.UTC().Format("2006-01-02 15:04 UTC") + ": "
+	if v.Differ == 0 {
+		s += "nothing differs"
+	} else {
+		s += Bytes(v.Differ) + " differ"
+	}
+	if v.Skipped > 0 {
+		s += ", " + Bytes(v.Skipped) + " not compared"
+	}
+	if v.Stopped != "" {
+		s += "; stopped: " + v.Stopped
+	}
+	return s
 }
 
 // Handshake is what a handshake with a peer would decide.
@@ -138,6 +193,12 @@ func Handshake(o Options, h api.Handshake) string {
 	o.paragraph(&b, "", Bold, fmt.Sprintf("device %s with %s: %s", h.Device, h.Node, h.Action))
 	if h.Text != "" {
 		o.paragraph(&b, "  ", Plain, h.Text)
+	}
+	if h.Mine+h.Theirs > 0 {
+		o.paragraph(&b, "  ", Plain, fmt.Sprintf("%s are marked out of sync here, %s there", Bytes(h.Mine), Bytes(h.Theirs)))
+	}
+	if h.Agreed {
+		o.paragraph(&b, "  ", Plain, "the two have agreed before; nothing was changed by asking")
 	}
 	return b.String()
 }

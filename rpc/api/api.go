@@ -89,6 +89,16 @@ type DevicePeer struct {
 	Replication string  `json:"replication"`
 	OutOfSync   int64   `json:"out_of_sync"` // bytes
 	Resync      *Resync `json:"resync"`
+	// Verified is the outcome of the last verify with the peer that was led here.
+	Verified *Verified `json:"verified,omitempty"`
+}
+
+// Verified is the outcome of a verify, in bytes.
+type Verified struct {
+	At      time.Time `json:"at"`
+	Differ  int64     `json:"differ"`
+	Skipped int64     `json:"skipped"`           // could not be compared
+	Stopped string    `json:"stopped,omitempty"` // why it did not come to its end
 }
 
 // Resync is the progress of a resync or verify, in bytes.
@@ -120,6 +130,44 @@ type DeviceDetail struct {
 	Flushes        uint64   `json:"flushes"`
 	WriteP50US     int64    `json:"write_p50_us"` // latency over the last minute
 	WriteP99US     int64    `json:"write_p99_us"`
+}
+
+// Metadata is the result of "device/dump-md": what the metadata of a device on
+// this node says.
+type Metadata struct {
+	Path        string          `json:"path"`
+	InUse       bool            `json:"in_use"` // by a daemon: the rest may be changing
+	Device      string          `json:"device"`
+	NodeID      int             `json:"node_id"`
+	Size        int64           `json:"size"`
+	Created     time.Time       `json:"created"`
+	Level       int             `json:"format_level"`
+	Superblocks []string        `json:"superblocks"` // what is in either place for one
+	Flags       string          `json:"flags"`
+	Members     string          `json:"members"`
+	Generation  string          `json:"generation"`
+	History     string          `json:"history"`
+	Clean       bool            `json:"clean"` // the last stop needs no recovery
+	ExtentBytes int64           `json:"al_extent_bytes"`
+	Extents     int             `json:"al_extents"` // that can be hot
+	Hot         []MetadataRange `json:"al_hot"`     // what a recovery marks
+	Peers       []MetadataPeer  `json:"peers"`
+	Problems    []string        `json:"problems"`
+}
+
+// MetadataRange is a range of bytes of the device.
+type MetadataRange struct {
+	Off int64 `json:"offset"`
+	Len int64 `json:"bytes"`
+}
+
+// MetadataPeer is what is known of a peer.
+type MetadataPeer struct {
+	ID         int    `json:"id"`
+	Flags      string `json:"flags"`
+	Generation string `json:"generation"`
+	OutOfSync  int64  `json:"out_of_sync"` // bytes
+	Runs       int    `json:"runs"`
 }
 
 // GenRef is the generation id held for one peer.

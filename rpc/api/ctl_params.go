@@ -49,9 +49,24 @@ type DevicePromoteParams struct {
 	Force  bool   `json:"force,omitempty"`
 }
 
-// DevicePeerParams are the params of "device/verify", "device/resync" (every
-// peer without Node), and "device/handshake". The first two answer once the
-// work is under way, so that "status" shows it from then on.
+// DeviceResyncParams are the params of "device/resync" (every peer without
+// Node), which answers once the work is under way, so that "status" shows it
+// from then on. Pause stops a resync until it is asked for again.
+type DeviceResyncParams struct {
+	Device string `json:"device"`
+	Node   string `json:"node,omitempty"`
+	Pause  bool   `json:"pause,omitempty"`
+}
+
+// DeviceVerifyParams are the params of "device/verify" (every peer without
+// Node), which answers once the work is under way. Stop ends it.
+type DeviceVerifyParams struct {
+	Device string `json:"device"`
+	Node   string `json:"node,omitempty"`
+	Stop   bool   `json:"stop,omitempty"`
+}
+
+// DevicePeerParams are the params of "device/handshake".
 type DevicePeerParams struct {
 	Device string `json:"device"`
 	Node   string `json:"node,omitempty"`
@@ -98,6 +113,13 @@ type Handshake struct {
 	Node   string `json:"node"`
 	Action string `json:"action"`
 	Text   string `json:"text"` // one sentence
+	// Rule is the stable name of the rule that decides. Agreed: the two have
+	// agreed on something already, which a new handshake would void. Mine and
+	// Theirs are the bytes that either side has marked for the other.
+	Rule   string `json:"rule,omitempty"`
+	Agreed bool   `json:"agreed,omitempty"`
+	Mine   int64  `json:"mine,omitempty"`
+	Theirs int64  `json:"theirs,omitempty"`
 }
 
 // ConfigFileParams name a file to look at in place of the daemon's own.

@@ -60,6 +60,17 @@ func (c *Control) deviceCommands() []rpc.Command {
 		{Name: "device/why", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "explain a device's state", Do: rpc.Typed(c.deviceWhy, whyText)},
 		{Name: "device/promote", Usage: "DEVICE [FORCE]", MinArgs: 1, MaxArgs: 2, Access: rpc.Admin, Deadline: 30 * time.Second, Doc: "make this node a device's primary", Do: rpc.Typed(c.devicePromote, done)},
 		{Name: "device/demote", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "make this node a secondary of a device", Do: rpc.Typed(c.deviceDemote, done)},
+		{Name: "device/detach", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "take this node's disk out of a device, which goes on with the peers'", Do: rpc.Typed(c.deviceDetach, done)},
+		{Name: "device/attach", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "take this node's disk into a device again, and resync what it missed", Do: rpc.Typed(c.deviceAttach, done)},
+		{Name: "device/invalidate", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "discard the data of this node's disk and fetch all of it from a peer", Do: rpc.Typed(c.deviceInvalidate, done)},
+		{Name: "device/resync", Usage: "DEVICE [NODE [PAUSE]]", MinArgs: 1, MaxArgs: 3, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "bring what is out of sync with a peer up to date, or pause that (all peers without NODE)", Do: rpc.Typed(c.deviceResync, done)},
+		{Name: "device/verify", Usage: "DEVICE [NODE [STOP]]", MinArgs: 1, MaxArgs: 3, Access: rpc.Admin, Doc: "compare a device's data with a peer's, while it is in use (all peers without NODE)", Do: rpc.Typed(c.deviceVerify, done)},
+		{Name: "device/resolve", Usage: "DEVICE keep-local|discard-local", MinArgs: 2, MaxArgs: 2, Access: rpc.Admin, Deadline: 30 * time.Second, Doc: "end a split brain: say whose changes are discarded", Do: rpc.Typed(c.deviceResolve, done)},
+		{Name: "device/handshake", Usage: "DEVICE NODE", MinArgs: 2, MaxArgs: 2, Doc: "tell what a handshake with a peer would decide now", Do: rpc.Typed(c.deviceHandshake, handshakeText)},
+		{Name: "device/resize", Usage: "DEVICE BYTES", MinArgs: 2, MaxArgs: 2, Access: rpc.Admin, Deadline: 120 * time.Second, Doc: "make a device larger on all nodes, while it is in use", Do: rpc.Typed(c.deviceResize, done)},
+		{Name: "device/create", Usage: "DEVICE [FROM_EXISTING]", MinArgs: 1, MaxArgs: 2, Access: rpc.Admin, Deadline: 120 * time.Second, Doc: "create a device that the configuration names; say what a disk that was there before is worth", Do: rpc.Typed(c.deviceCreate, done)},
+		{Name: "device/dump-md", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "show what a device's metadata on this node says", Do: rpc.Typed(c.deviceDumpMD, dumpText)},
+		{Name: "device/check", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "check a device's metadata on this node", Do: rpc.Typed(c.deviceCheck, done)},
 		{Name: "device/wait", Usage: "DEVICE [uptodate|connected|synced|primary [TIMEOUT_MS]]", MinArgs: 1, MaxArgs: 3, Deadline: waiting, Doc: "answer when a device is in a state", Do: rpc.Typed(c.deviceWait, func(d api.Device) string { return devicesText([]api.Device{d}) })},
 	}
 }

@@ -22,6 +22,9 @@ func deviceOf(st *device.Status) api.Device {
 		if g := p.Resync; g != nil {
 			dp.Resync = &api.Resync{Done: g.Done, Total: g.Total, Rate: g.Rate, ETAS: int64(g.Left / time.Second)}
 		}
+		if v := p.Verified; v != nil {
+			dp.Verified = &api.Verified{At: v.At, Differ: v.Differ, Skipped: v.Skipped, Stopped: v.Stopped}
+		}
 		d.Peers = append(d.Peers, dp)
 	}
 	return d

@@ -93,8 +93,10 @@ func deviceProblems(st *device.Status) (failed bool, ps []api.Problem) {
 	failed = !st.Quorum.Quorate
 	if st.Disk != replication.UpToDate && st.Disk != replication.Diskless {
 		add("the disk is %v", st.Disk)
-	} else if st.Disk == replication.Diskless && st.LastError != "" {
+	} else if st.Detached && st.LastError != "" {
 		add("the disk failed: %s", st.LastError)
+	} else if st.Detached {
+		add("the disk is detached")
 	}
 	if len(st.Differs) > 0 {
 		add("configured otherwise than %s, in what nodes must agree on", strings.Join(st.Differs, ", "))

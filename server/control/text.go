@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/store"
 )
 
 // table lays rows out in columns.
@@ -126,8 +127,45 @@ func deviceText(d api.DeviceDetail) string {
 	}
 	for _, p := range d.Peers {
 		rows = append(rows, []string{"peer " + p.Node, fmt.Sprintf("%s, %s, %s, %s out of sync%s", p.Role, p.Disk, p.Replication, size(p.OutOfSync), progress(p.Resync))})
+		if v := p.Verified; v != nil {
+			rows = append(rows, []string{"verified with " + p.Node, verifiedText(v)})
+		}
 	}
 	return table(rows...)
+}
+
+func dumpText(r store.Report) string {
+	log := "clean"
+	if !r.Clean {
+		log = fmt.Sprintf("in use: %d ranges are hot", len(r.Hot))
+	}
+	rows := [][]string{
+		{"metadata", r.Path}, {"device", r.Device}, {"node id", fmt.Sprint(r.NodeID)}, {"size", size(r.Size)}, {"created", since(r.Created)},
+		{"superblock 0", r.Superblocks[0]}, {"superblock 1", r.Superblocks[1]}, {"flags", r.Flags}, {"members", r.Members},
+		{"generation", r.Generation}, {"history", r.History}, {"activity log", fmt.Sprintf("%d extents of %s, %s", r.Extents, size(r.ExtentBytes), log)},
+	}
+	for _, p := range r.Peers {
+		rows = append(rows, []string{fmt.Sprintf("peer %d", p.ID), fmt.Sprintf("%s out of sync in %d runs, since generation %s, %s", size(p.OutOfSync), p.Runs, p.Generation, p.Flags)})
+	}
+	for _, p := range r.Problems {
+		rows = append(rows, []string{"problem", p})
+	}
+	return table(rows...)
+}
+
+func handshakeText(h api.Handshake) string {
+	return fmt.Sprintf("%s with %s: %s (%s): %s\nmarked here %s, there %s", h.Device, h.Node, h.Action, h.Rule, h.Text, size(h.Mine), size(h.Theirs))
+}
+
+func verifiedText(v *api.Verified) string {
+	s := fmt.Sprintf("%s: %s differ", since(v.At), size(v.Differ))
+	if v.Skipped > 0 {
+		s += ", " + size(v.Skipped) + " not compared"
+	}
+	if v.Stopped != "" {
+		s += "; stopped: " + v.Stopped
+	}
+	return s
 }
 
 func whyText(w api.Why) string {
