@@ -21,9 +21,11 @@ import (
 // TestScripts runs what users type, with the real programs. Beside
 // testscript's own commands there are
 //
-//	cluster NODE...             start a cluster with the device r0; for each node
+//	cluster NODE... KEY=VALUE... start a cluster with the device r0, in whose table
+//	                            those keys are set; for each node
 //	                            $NODE is its control socket, $NODE_nbd the URI of r0,
-//	                            $NODE_run its rundir and $NODE_state its state dir
+//	                            $NODE_run its rundir and $NODE_state its state dir;
+//	                            $config is the configuration of all
 //	node kill|term|stop|cont|start NODE
 //	await NODE in-sync|serving|down PEER|up PEER|role ROLE
 //	exits STATUS PROGRAM ARG... run a program that ends with that status
@@ -73,10 +75,21 @@ func clusterOf(ts *testscript.TestScript) *cluster.Cluster {
 
 func scriptCluster(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: cluster NODE...")
+		ts.Fatalf("usage: cluster NODE... KEY=VALUE...")
 	}
 	cfg := quick()
-	cfg.Nodes = args
+	cfg.Nodes = nil
+	for _, a := range args {
+		key, value, set := strings.Cut(a, "=")
+		switch {
+		case !set:
+			cfg.Nodes = append(cfg.Nodes, a)
+		case key == "quorum":
+			cfg.Devices[0].Quorum = value
+		default:
+			cfg.Devices[0].Extra += fmt.Sprintf("%s = %q\n", key, value)
+		}
+	}
 	c, err := cluster.New(cluster.Options{Bin: real.dir}, cfg)
 	ts.Check(err)
 	ts.Defer(func() { ts.Check(c.Close()) })
@@ -85,6 +98,7 @@ func scriptCluster(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(c.Start(ctx))
 	ts.Check(c.Until(ctx, "r0 is in sync", cluster.InSync("r0")))
 	ts.Value(clusterKey{}).(*scripted).Cluster = c
+	ts.Setenv("config", c.Config)
 	for _, n := range c.Nodes {
 		ts.Setenv(n.Name, n.Socket())
 		ts.Setenv(n.Name+"_nbd", n.URI("r0"))
