@@ -93,7 +93,13 @@ type Device struct {
 	ResyncRate  Rate
 	NBD         Names
 	Group       string // devices of one group share one order of writes; "" is none
-	OnIOError   string // OnIOErrorDetach or OnIOErrorPassOn
+	// OnIOError is OnIOErrorDetach (a disk that fails is taken out, and the device
+	// goes on with the peers') or OnIOErrorPassOn (it stays, and is mended from a
+	// peer). A read error is mended in either case, where a peer has the data; an
+	// error with no peer to turn to is the client's.
+	OnIOError string
+	// DiskTimeout is how long an operation of the disk may take before the disk is
+	// taken out; 0 is as long as it likes.
 	DiskTimeout time.Duration
 	ALExtents   int
 	ALExtent    Size
