@@ -86,6 +86,8 @@ func scriptCluster(ts *testscript.TestScript, neg bool, args []string) {
 			cfg.Nodes = append(cfg.Nodes, a)
 		case key == "quorum":
 			cfg.Devices[0].Quorum = value
+		case strings.HasPrefix(value, "["):
+			cfg.Devices[0].Extra += key + " = " + value + "\n"
 		default:
 			cfg.Devices[0].Extra += fmt.Sprintf("%s = %q\n", key, value)
 		}

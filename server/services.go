@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -127,11 +128,12 @@ func (e *engine) deviceStage() ([]service.Spec, error) {
 type diskSpec struct {
 	Config  device.Config
 	Backing device.Backing
+	Fence   []string // argv of the fence-peer handler
 }
 
 func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec, error) {
 	o, err := deviceOptions(local, ld)
-	s := diskSpec{o.Config, device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
+	s := diskSpec{Fence: ld.FencePeer, Config: o.Config, Backing: device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
 	if !ld.Diskless {
 		s.Backing.Disk = ld.Disk
 		if !filepath.IsAbs(ld.Disk) {
@@ -146,7 +148,7 @@ func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec
 // being closed.
 func (s diskSpec) livens(to diskSpec) bool {
 	to.Config.Size = s.Config.Size // a device's size is its own: it grows by command
-	return s.Backing == to.Backing && device.CanReconfigure(s.Config, to.Config)
+	return s.Backing == to.Backing && slices.Equal(s.Fence, to.Fence) && device.CanReconfigure(s.Config, to.Config)
 }
 
 // diskService is a device.
@@ -171,6 +173,10 @@ func (e *engine) addDisk(spec diskSpec) service.Spec {
 func (s *diskService) Start(context.Context) error {
 	e := s.e
 	o := device.Options{Config: s.spec.Config, Log: e.opts.Logger("device"), Changed: func() { e.rev.Bump() }}
+	if argv := s.spec.Fence; len(argv) > 0 && e.opts.Runner != nil {
+		name := o.Name
+		o.Fence = func(ctx context.Context, peer string) (int, error) { return e.fence(ctx, argv, name, peer) }
+	}
 	tell := &narrator{device: o.Name, publish: e.events.Publish}
 	tell.suspends.Store(o.OnNoQuorum == device.SuspendIO)
 	o.Event, o.Handle = tell.tell, e.devices.NextHandle()
@@ -199,6 +205,16 @@ func (s *diskService) reconfigure(spec diskSpec) error {
 	}
 	s.spec = spec
 	return nil
+}
+
+// fence runs a device's fence-peer handler. Its environment is that of DRBD's
+// handlers, as far as there is something to tell.
+func (e *engine) fence(ctx context.Context, argv []string, device, peer string) (int, error) {
+	res, err := e.opts.Runner.Run(ctx, events.Command{Argv: argv, Env: []string{
+		"LOCKSTEP_DEVICE=" + device, "LOCKSTEP_PEER=" + peer,
+		"DRBD_RESOURCE=" + device, "DRBD_VOLUME=0", "DRBD_PEER=" + peer, "DRBD_PEERS=" + peer,
+	}})
+	return res.Status, err
 }
 
 // Stop closes the device. It is refused while clients have it open.

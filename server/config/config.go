@@ -108,8 +108,14 @@ type Device struct {
 	AfterSB0Pri string
 	AfterSB1Pri string
 	AfterSB2Pri string
-	FencePeer   []string // argv of the fence-peer handler; empty is none
-	On          map[string]*Override
+	// FencePeer is the argv of the fence-peer handler, by DRBD's contract: a
+	// primary that loses a peer in sync runs it, and answers no write that the peer
+	// missed before it ended. Exit status 3 (the peer's disk is inconsistent), 4
+	// (outdated) and 7 (shot) let it go on with the peer counted as outdated, 5
+	// (unreachable) where this disk is current; with 6 (the peer is primary) it
+	// gives the role up; after any other, requests wait for the peer. Empty is none.
+	FencePeer []string
+	On        map[string]*Override
 
 	src source
 }

@@ -109,6 +109,9 @@ type Options struct {
 	// Event is called with the device's mutex held: it must not block or call
 	// back.
 	Event func(Event)
+	// Fence runs the fence-peer handler for a peer and returns its exit status;
+	// nil where there is none.
+	Fence func(ctx context.Context, peer string) (status int, err error)
 	// Changed is called, under the same rule, when what Status shows changed.
 	Changed func()
 }
@@ -119,6 +122,7 @@ type Device struct {
 	log  *slog.Logger
 	work queue
 
+	ctx    context.Context // ends with the device
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
@@ -343,7 +347,7 @@ func (d *Device) Size() int64 { return d.size.Load() }
 // Start starts the device's goroutines; Close ends them.
 func (d *Device) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
-	d.cancel = cancel
+	d.ctx, d.cancel = ctx, cancel
 	d.done.Go(func() { d.work.run(ctx) })
 	d.done.Go(func() { d.al.run(ctx, d) })
 	d.done.Go(func() { d.flush.run(ctx, d) })

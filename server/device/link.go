@@ -350,6 +350,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 		return
 	}
 	p.agreed = true
+	d.unfenceLocked(p)
 	p.told, p.heard = false, false
 	p.held = false // it says so again
 	if p.hold {
@@ -432,6 +433,9 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 	}
 	was := p.agreed
 	if was {
+		if d.role == replication.Primary && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
+			d.fenceLocked(p)
+		}
 		d.partLocked(p, reason, b)
 	}
 	p.hs.sent, p.hs.got, p.hs.peerNo = false, false, 0

@@ -42,6 +42,9 @@ type peer struct {
 	// early are frames of an agreement that we stand by and of whose other half
 	// we have not heard yet: the two links are not ordered against each other.
 	early    []func(*block.Batch)
+	fencing  bool    // the handler is at work
+	fenced   bool    // by the handler's word its disk is outdated
+	unfenced bool    // the handler failed
 	asking   *asking // for its facts
 	verify   verifyState
 	verified *Verified      // the outcome of the last verify led here

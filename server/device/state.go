@@ -105,6 +105,8 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 		c.TiebreakersPresent++
 	case p.diskless:
 		c.TiebreakersMissing++
+	case p.fenced && !p.agreed:
+		c.Outdated++
 	case !seen:
 		c.Unknown++
 	case p.agreed && (p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established):

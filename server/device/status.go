@@ -56,6 +56,7 @@ type PeerStatus struct {
 	Since     time.Time
 	Gen       replication.Gen
 	Verified  *Verified // the outcome of the last verify led here
+	Fencing   string    // what the fence-peer handler has come to
 	Held      string    // by whom a resync with it is paused
 }
 
@@ -103,6 +104,14 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 	ps := PeerStatus{
 		Node: p.name, ID: p.id, Connected: p.agreed, Role: p.role, Disk: p.disk, Repl: p.repl,
 		Refused: p.refused, Decision: p.decision, Since: p.since, Gen: d.gens.Bitmap[p.id],
+	}
+	switch {
+	case p.fencing:
+		ps.Fencing = "the fence-peer handler is at work, and requests wait for it"
+	case p.fenced:
+		ps.Fencing = "it is fenced, and counts as outdated"
+	case p.unfenced:
+		ps.Fencing = "the fence-peer handler has failed, and requests wait until it is back"
 	}
 	switch {
 	case p.hold:
@@ -309,6 +318,9 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		if p.Decision.Action == replication.SplitBrain {
 			w.Next = append(w.Next, fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name))
 		}
+	case !p.Connected && p.Fencing != "":
+		w.Because = append(w.Because, p.Node+" is not in reach; "+p.Fencing)
+		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
 	case !p.Connected:
 		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %d bytes differ", p.Node, p.OutOfSync))
 		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)

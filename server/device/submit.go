@@ -24,6 +24,7 @@ const (
 	holdGeneration                        // the generation that tells what a lost peer missed is not durable yet
 	holdLease                             // the peers that make quorum may have given this node up
 	holdDisk                              // what this disk lacks is not noted yet
+	holdFence                             // a lost peer is not fenced yet
 )
 
 // Submit takes a request of the local consumer. r.Done.Complete is called

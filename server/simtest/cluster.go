@@ -33,7 +33,9 @@ type Options struct {
 	Quorum   replication.QuorumPolicy
 	FailIO   bool
 	Split    replication.SplitPolicy
-	PassOn   bool // what becomes of a failed disk
+	// Fence is the fence-peer handler of a node.
+	Fence  func(node int, peer string) (status int)
+	PassOn bool // what becomes of a failed disk
 	// DiskTimeout is how long a disk may take for one operation.
 	DiskTimeout time.Duration
 	// Delay is the longest that a frame is under way.
@@ -126,6 +128,9 @@ func (n *Node) Start() error {
 			n.events = append(n.events, e)
 			n.mu.Unlock()
 		},
+	}
+	if fence := n.c.opts.Fence; fence != nil {
+		o.Fence = func(_ context.Context, peer string) (int, error) { return fence(n.ID, peer), nil }
 	}
 	dev, err := n.open(o)
 	if err != nil {
