@@ -161,9 +161,7 @@ func TestStartupErrors(t *testing.T) {
 				if d.pid() != 0 {
 					t.Error("the pidfile stays")
 				}
-				if !strings.Contains(d.log(), "|ERR|exiting: ") {
-					t.Errorf("the log does not say so:\n%s", d.brief())
-				}
+				d.logs("|ERR|exiting: ")
 			})
 		}
 	}
@@ -223,9 +221,7 @@ func TestRestartedDeaths(t *testing.T) {
 			pid := d.pid()
 			d.say("crash " + how)
 			d.restarted(pid)
-			if !strings.Contains(d.log(), fmt.Sprintf("|ERR|1 crash: pid %d died, ", pid)) {
-				t.Errorf("no such line:\n%s", d.brief())
-			}
+			d.logs(fmt.Sprintf("|ERR|1 crash: pid %d died, ", pid))
 		})
 	}
 }
@@ -236,9 +232,8 @@ func TestCrashReportGoesToLogAndFile(t *testing.T) {
 	pid := d.pid()
 	d.say("crash panic")
 	d.restarted(pid)
-	if !strings.Contains(d.log(), "panic: boom") || !strings.Contains(d.log(), "testMain") {
-		t.Errorf("the log has no report of all goroutines:\n%s", d.brief())
-	}
+	d.logs("panic: boom")
+	d.logs("testMain") // a report of all goroutines
 	reports, err := filepath.Glob(d.path("crash/crash-*.txt"))
 	if err != nil || len(reports) != 1 {
 		t.Fatalf("reports: %v %v", reports, err)
@@ -264,9 +259,7 @@ func TestCrashWithoutMonitorIsReportedByTheNextStart(t *testing.T) {
 		}
 	}
 	d.detach()
-	if !strings.Contains(d.log(), "an earlier daemon crashed: panic: boom") {
-		t.Errorf("log:\n%s", d.brief())
-	}
+	d.logs("an earlier daemon crashed: panic: boom")
 	if reports, _ := filepath.Glob(d.path("crash/crash-*.txt")); len(reports) != 1 {
 		t.Errorf("reports: %v", reports)
 	}
@@ -301,14 +294,12 @@ func TestThrottleIsSaid(t *testing.T) {
 	d.say("crash kill")
 	pid = d.restarted(pid)
 	d.say("crash kill")
-	d.until("throttle", func() bool {
-		return strings.Contains(d.log(), "2 crashes: pid "+fmt.Sprint(pid)+" died, killed (Killed), waiting until 1h0m0s since last restart")
-	})
+	d.logs(fmt.Sprintf("2 crashes: pid %d died, killed (Killed), waiting until 1h0m0s since last restart", pid))
 	// HUP: try now.
 	syscall.Kill(mon, syscall.SIGHUP)
 	pid = d.restarted(pid)
 	d.say("crash kill")
-	d.until("throttle", func() bool { return strings.Contains(d.log(), "|ERR|3 crashes") })
+	d.logs("|ERR|3 crashes")
 	syscall.Kill(mon, syscall.SIGTERM)
 	d.gone(mon)
 	if _, err := os.Stat(d.path("echo.sock")); err == nil {
@@ -377,7 +368,7 @@ func TestDaemonServesOnWithoutItsMonitor(t *testing.T) {
 	mon := parentOf(pid)
 	syscall.Kill(mon, syscall.SIGKILL)
 	d.gone(mon)
-	d.until("notice", func() bool { return strings.Contains(d.log(), "the monitor is gone: going on to serve") })
+	d.logs("the monitor is gone: going on to serve")
 	d.serves()
 	if !strings.Contains(psTitle(pid), "serving without its monitor") {
 		t.Errorf("title %q", psTitle(pid))

@@ -142,6 +142,13 @@ func (d *testd) log() string {
 	return string(data)
 }
 
+// logs waits for a line with text in the log: its writers write in their own
+// time, so that what they saw can be seen before they say so.
+func (d *testd) logs(text string) {
+	d.t.Helper()
+	d.until(fmt.Sprintf("%q in the log", text), func() bool { return strings.Contains(d.log(), text) })
+}
+
 // brief is the log without the bulk of crash reports, for messages.
 func (d *testd) brief() string {
 	var b strings.Builder

@@ -104,7 +104,7 @@ func TestWatchdogIsFedByTheProbeAlone(t *testing.T) {
 	if err := os.WriteFile(d.path("sick"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d.until("failure", func() bool { return strings.Contains(d.log(), "no sign of life for the watchdog: sick") })
+	d.logs("no sign of life for the watchdog: sick")
 	// What was sent before is read; then nothing comes but the end.
 	cmd.Process.Signal(syscall.SIGTERM)
 	m.await("STOPPING=1")
@@ -198,9 +198,7 @@ func TestUnusedInheritedSocketsAreClosed(t *testing.T) {
 		}
 		return err != nil
 	})
-	d.until("a word about it in the log", func() bool {
-		return strings.Contains(d.log(), "closing an inherited listening socket that nothing uses")
-	})
+	d.logs("closing an inherited listening socket that nothing uses")
 }
 
 // TestOvsAppctlFindsTheDaemon has the stock client resolve the pidfile, which
@@ -376,7 +374,7 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 	syscall.Kill(mon, syscall.SIGHUP)
-	d.until("refusal", func() bool { return strings.Contains(d.log(), "the new program does not work") })
+	d.logs("the new program does not work")
 
 	// A good one is a new file.
 	d.exe = saved
@@ -501,6 +499,7 @@ func TestCoreFilesAreLimitedToOne(t *testing.T) {
 	mon := parentOf(pid)
 	d.say("crash panic")
 	next := d.restarted(pid)
+	d.logs(fmt.Sprintf("1 crash: pid %d died, ", pid))
 	if !strings.Contains(d.log(), "killed (Aborted), panic: boom, core dumped") {
 		t.Skip("the kernel dumped no core: " + d.brief())
 	}
