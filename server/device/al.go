@@ -96,21 +96,27 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 }
 
 // Pressure is called by the activity log when it is full of extents that are
-// not stable yet.
-func (d *Device) Pressure(uint64) {
+// not stable yet: those of epoch at the latest.
+func (d *Device) Pressure(epoch uint64) {
 	d.work.do(func() {
 		b := &block.Batch{}
 		d.mu.Lock()
+		d.pressed = max(d.pressed, epoch)
 		disk, meta, floor := d.disk, d.meta, d.epochLocked(d.floor)
 		primary := d.role == replication.Primary
-		if primary {
-			d.backgroundFlushLocked(b)
-		}
-		d.pressed = !primary // and again when the floor moves
+		d.relieveLocked(b)
 		d.mu.Unlock()
 		b.Finish()
 		if !primary && disk != nil && meta != nil && disk.Sync() == nil {
 			meta.AL().SetStable(floor)
 		}
 	})
+}
+
+// relieveLocked has the primary flush again and again while the activity log
+// waits: one flush makes durable only what was everywhere when it began.
+func (d *Device) relieveLocked(b *block.Batch) {
+	if d.pressed != 0 {
+		d.backgroundFlushLocked(b)
+	}
 }

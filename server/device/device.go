@@ -200,7 +200,7 @@ type Device struct {
 	tagged       []*op               // source reads that wait for the primary's writes
 	pulls        bool                // some piece of a resync may be asked for
 	eras         uint64              // resyncs served
-	pressed      bool                // the activity log waits for changes to become stable
+	pressed      uint64              // epoch that the activity log waits for to become stable; 0: none
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	closing      bool
 	autoPromoted bool         // the last client's leaving demotes

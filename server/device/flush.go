@@ -142,7 +142,7 @@ func (fl *flushState) behindLocked(d *Device, o *op, b *block.Batch) {
 
 // backgroundFlushLocked bounds what an abrupt loss costs.
 func (d *Device) backgroundFlushLocked(b *block.Batch) {
-	if d.role == replication.Primary && !d.flush.busy && d.window.floor > d.flush.flowed && d.hold == 0 {
+	if d.role == replication.Primary && !d.flush.busy && d.window.floor > d.stableSeqLocked() && d.hold == 0 {
 		d.flush.beginLocked(d, b)
 	}
 }
@@ -236,6 +236,9 @@ func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
 	if len(fl.next) > 0 && !fl.busy {
 		fl.beginLocked(d, b)
 	}
+	if fl.bad == nil {
+		d.relieveLocked(b)
+	}
 }
 
 // stableLocked tells the activity log and the list of recent changes what is
@@ -244,6 +247,20 @@ func (d *Device) stableLocked() {
 	if d.role != replication.Primary {
 		return
 	}
+	stable := d.stableSeqLocked()
+	d.recent.trim(stable)
+	if d.meta != nil {
+		epoch := d.epochLocked(stable)
+		d.meta.AL().SetStable(epoch)
+		if epoch >= d.pressed {
+			d.pressed = 0
+		}
+	}
+}
+
+// stableSeqLocked is the last change of the primary's that is durable on all
+// that are in sync, with all before it.
+func (d *Device) stableSeqLocked() uint64 {
 	stable := d.window.floor
 	if d.disk != nil {
 		stable = min(stable, d.flush.flowed)
@@ -251,10 +268,7 @@ func (d *Device) stableLocked() {
 	for id := range d.receives.All() {
 		stable = min(stable, d.peers[id].stable)
 	}
-	d.recent.trim(stable)
-	if d.meta != nil {
-		d.meta.AL().SetStable(d.epochLocked(stable))
-	}
+	return stable
 }
 
 // requestedLocked takes the primary's flush on a replica. It begins when the

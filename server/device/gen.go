@@ -124,7 +124,8 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 func (d *Device) takeGenLocked() {
 	d.committing = true
 	if d.disk == nil || d.dstat == replication.UpToDate || d.pullingLocked() {
-		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^d.receives)
+		// Who has come since the first step is in the old one still.
+		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^(d.receives&d.genHas))
 	} // else what this disk holds is older, and must not bear the name
 	d.gens = d.gens.InForce(d.genNew)
 	d.genHeld = true // nobody's confirmation ends it before we have it

@@ -310,9 +310,9 @@ func (d *Device) floorLocked(p *peer, seq uint64) {
 	if d.primary == p.id && seq > d.floor {
 		d.floor = seq
 		d.recent.trim(seq)
-		if d.pressed {
-			d.pressed = false
-			d.Pressure(seq)
+		if d.pressed != 0 {
+			d.pressed = 0
+			d.Pressure(d.epochLocked(seq))
 		}
 	}
 }

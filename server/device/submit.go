@@ -424,6 +424,7 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 		if d.window.floor == d.window.head && (d.opens == 0 || d.closing || d.frozen > 0) {
 			d.touchLocked() // who demotes waits for this
 		}
+		d.relieveLocked(b)
 	}
 	if o.log != nil {
 		seq := o.seq
