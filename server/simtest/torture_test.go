@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"testing"
@@ -34,10 +35,16 @@ type ledger struct {
 	floating map[int64]map[uint64]bool
 	durable  map[int64]uint64
 	cuts     int // power cuts since that flush
+	log      *slog.Logger
 }
 
 func newLedger() *ledger {
+	log := testLog()
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	return &ledger{
+		log:   log,
 		acked: map[int64]uint64{}, maybe: map[int64]map[uint64]bool{},
 		floating: map[int64]map[uint64]bool{}, durable: map[int64]uint64{},
 	}
@@ -61,6 +68,7 @@ func (l *ledger) write(ctx context.Context, n *Node, blk int64) {
 	v := l.next
 	add(l.floating, blk, v)
 	err := n.Do(ctx, block.Write, 0, blk*block.Unit*7, fill(v), 0)
+	l.log.Debug("the client wrote", "node", n.Name, "block", blk, "value", v, "err", err)
 	if err == nil {
 		l.acked[blk] = v
 		l.maybe[blk] = nil
