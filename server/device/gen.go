@@ -174,6 +174,9 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 		return
 	}
 	next := replication.Gen(g.New)
+	if d.dstat > replication.Inconsistent && d.pullingLocked() {
+		d.setDiskLocked(replication.Inconsistent, p.name+" goes on, and the resync is not complete")
+	}
 	if d.orderedLocked() && !d.gens.MayNote(next) {
 		d.objectLocked(p, &g, "its number is not above what this node has noted")
 		return

@@ -176,7 +176,7 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	if d.dstat == replication.UpToDate || d.remoteDataLocked() && d.disk == nil {
 		return nil
 	}
-	if d.dstat == replication.Consistent && d.cfg.Quorum.Kind == replication.QuorumOff {
+	if d.dstat == replication.Consistent && d.cfg.Quorum.Kind == replication.QuorumOff && !d.pullingLocked() {
 		return nil
 	}
 	return d.refuse("promote", fmt.Sprintf("this disk is %v and no peer with current data is in reach", d.dstat),

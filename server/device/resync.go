@@ -96,7 +96,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		case p == nil:
 		case p.sync.pulling:
 			now = p
-		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && d.sourceLocked(p) && betterSource(p, best):
+		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p) && betterSource(p, best):
 			best = p
 		}
 	}
@@ -117,6 +117,12 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	d.beginPullLocked(best)
 }
 
+// syncingLocked reports whether p's disk is itself being resynced, which makes
+// it no source, complete or not. A primary's own writes make it one.
+func (p *peer) syncingLocked() bool {
+	return p.state.Flags&wire.DevFlagSyncing != 0 && p.role != replication.Primary
+}
+
 func betterSource(p, best *peer) bool {
 	return best == nil || p.role == replication.Primary || best.role != replication.Primary && p.disk > best.disk
 }
@@ -132,16 +138,42 @@ func (d *Device) sourceLocked(p *peer) bool {
 		q := d.peers[d.primary]
 		return q != nil && q.disk != replication.UpToDate && p.disk == replication.UpToDate
 	}
+	return !d.primaryAboutLocked() && p.disk >= replication.Consistent
+}
+
+// wholeLocked reports whether this disk stays complete while it is resynced
+// from p: the two differ only in changes that were not answered, each of which
+// may be there or not, and nobody makes new ones. Were it a mixture, all
+// survivors of a lost primary could come to hang on one.
+func (d *Device) wholeLocked(p *peer) bool {
+	theirs := &p.hs.theirs
+	return p.decision.Even && theirs.Gens.Current == d.gens.Current && theirs.Live && d.live && !d.primaryAboutLocked()
+}
+
+// primaryAboutLocked reports whether this node knows of a primary.
+func (d *Device) primaryAboutLocked() bool {
+	if d.primary >= 0 || d.role == replication.Primary {
+		return true
+	}
 	for _, q := range d.peers {
 		if q != nil && q.agreed && q.state.Primary != wire.NoNode {
-			return false
+			return true
 		}
 	}
-	return p.disk >= replication.Consistent
+	return false
+}
+
+// mixLocked: with a primary, the source has changes that this disk gets only
+// in part.
+func (d *Device) mixLocked() {
+	if d.dstat > replication.Inconsistent && d.pullingLocked() && d.primaryAboutLocked() {
+		d.setDiskLocked(replication.Inconsistent, "there is a primary, and the resync is not complete")
+		d.saveLocked(nil)
+	}
 }
 
 // beginPullLocked: the disk becomes a mixture, durably, before anything of the
-// source's is written to it.
+// source's is written to it, unless it stays complete.
 func (d *Device) beginPullLocked(p *peer) {
 	s := p.session
 	for _, q := range d.peers {
@@ -158,13 +190,17 @@ func (d *Device) beginPullLocked(p *peer) {
 	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
 	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)
-	d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
+	if d.wholeLocked(p) {
+		d.setDiskLocked(replication.Consistent, "resync from "+p.name+" of what was never answered")
+	} else {
+		d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
+	}
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
 	d.voidLogLocked(p)
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {
 			d.announceLocked(b)
-			d.work.do(func() { d.sendBits(p, s) })
+			d.work.do(func() { d.sendBits(p, s, fromTarget) })
 		}
 	})
 }
@@ -185,8 +221,14 @@ func (d *Device) voidLogLocked(p *peer) {
 	d.beforeLog[p.id] = nil
 }
 
+// Who sends a bitmap.
+const (
+	fromTarget = 0 // it asks to be served
+	fromSource = 1 // it serves
+)
+
 // sendBits sends our bitmap for a peer, a frame at a time, and marks the last.
-func (d *Device) sendBits(p *peer, s Session) {
+func (d *Device) sendBits(p *peer, s Session, who uint64) {
 	at := uint64(0)
 	for {
 		b := &block.Batch{}
@@ -205,7 +247,7 @@ func (d *Device) sendBits(p *peer, s Session) {
 				break
 			}
 		}
-		h := wire.Header{Type: wire.Bits, Arg: [3]uint64{0, from}}
+		h := wire.Header{Type: wire.Bits, Arg: [3]uint64{0, from, who}}
 		if last {
 			h.Arg[0] = 1
 		}
@@ -220,21 +262,21 @@ func (d *Device) sendBits(p *peer, s Session) {
 
 // bitsReceivedLocked joins the peer's bitmap with ours.
 func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
-	if !p.agreed || d.meta == nil {
-		return
+	if !p.agreed || d.meta == nil || h.Arg[2] == fromSource && !p.sync.pulling {
+		return // or it answers what was given up meanwhile
 	}
 	bm := d.meta.Bitmap(p.id)
 	_, err := wire.Runs(payload, h.Arg[1], d.cfg.Size, func(e block.Extent) { bm.Set(e) })
 	if !d.decodedLocked(p, h.Type, err) || h.Arg[0] != 1 {
 		return
 	}
-	if p.sync.pulling {
+	if h.Arg[2] == fromSource {
 		d.joinedLocked(p)
 		return
 	}
 	// The target knows best whether it lacks something: it may have begun before
 	// it heard that it does not.
-	if d.disk == nil || p.repl == replication.Off || d.dstat < replication.Outdated {
+	if d.disk == nil || p.repl == replication.Off || d.dstat < replication.Outdated || d.pullingLocked() && d.role != replication.Primary {
 		return
 	}
 	d.serveLocked(p, b)
@@ -253,7 +295,7 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 	d.evaluateLocked(b)
 	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
 	s := p.session
-	d.work.do(func() { d.sendBits(p, s) })
+	d.work.do(func() { d.sendBits(p, s, fromSource) })
 }
 
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.
@@ -575,7 +617,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		return
 	}
 	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
-		d.work.do(func() { d.sendBits(p, s) })
+		d.work.do(func() { d.sendBits(p, s, fromSource) })
 		return
 	}
 	d.gens = d.gens.FinishSync(p.id)

@@ -16,6 +16,7 @@ import (
 // answered; tells the peers; and goes on with what waited. It is called after
 // every change of state and changes nothing when there is nothing to conclude.
 func (d *Device) evaluateLocked(b *block.Batch) {
+	d.mixLocked()
 	d.censusLocked()
 	d.upgradeLocked()
 	d.censusLocked()
@@ -123,6 +124,9 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 // upgradeLocked: a consistent disk is the current one when those who could
 // know better are in reach and do not.
 func (d *Device) upgradeLocked() {
+	if d.pullingLocked() {
+		return // the end of the resync tells
+	}
 	if d.dstat == replication.Outdated && d.nothingNewerLocked() {
 		d.setDiskLocked(replication.Consistent, "what seemed newer did not come into force")
 	}
@@ -388,6 +392,11 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	p.state, p.heard = st, true
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
+	if p.sync.pulling && (p.disk < replication.Consistent && p.disk != replication.DUnknown || p.syncingLocked()) {
+		// The source is being resynced itself; another, or later.
+		d.giveUpLocked(p, b)
+		d.setReplLocked(p, replication.PausedSyncT)
+	}
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
 }
@@ -432,12 +441,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 			d.flush.lostLocked(d, p, b)
 		}
 	}
-	if p.sync.pulling && s < replication.Consistent && s != replication.DUnknown {
-		// The source has become a mixture itself; another, or later.
-		d.giveUpLocked(p, b)
-		d.setReplLocked(p, replication.PausedSyncT)
-	}
-	if s == replication.UpToDate && d.dstat == replication.Consistent && p.repl == replication.Established && p.decision.Action == replication.InSync && d.abreastLocked(p) {
+	if s == replication.UpToDate && d.dstat == replication.Consistent && !d.pullingLocked() && p.repl == replication.Established && p.decision.Action == replication.InSync && d.abreastLocked(p) {
 		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
 		d.saveLocked(nil)
 	}
