@@ -74,9 +74,7 @@ func TestDetachMonitor(t *testing.T) {
 	if comm(mon) != "testd-mon" || comm(pid) != "testd" {
 		t.Fatalf("short names: monitor %q, daemon %q", comm(mon), comm(pid))
 	}
-	if got, want := psTitle(mon), fmt.Sprintf("testd: monitoring pid %d (healthy)", pid); got != want {
-		t.Errorf("title %q, want %q", got, want)
-	}
+	d.titled(mon, fmt.Sprintf("testd: monitoring pid %d (healthy)", pid))
 	for fd := range 3 {
 		if got := link(mon, fmt.Sprintf("fd/%d", fd)); got != "/dev/null" {
 			t.Errorf("monitor: descriptor %d is %s", fd, got)
@@ -90,9 +88,7 @@ func TestDetachMonitor(t *testing.T) {
 	if parentOf(next) != mon {
 		t.Errorf("the new daemon's parent is %d, want %d", parentOf(next), mon)
 	}
-	if got, want := psTitle(mon), fmt.Sprintf("testd: monitoring pid %d (1 crash: pid %d died, exit status 2, SIGSEGV: segmentation violation)", next, pid); got != want {
-		t.Errorf("title %q, want %q", got, want)
-	}
+	d.titled(mon, fmt.Sprintf("testd: monitoring pid %d (1 crash: pid %d died, exit status 2, SIGSEGV: segmentation violation)", next, pid))
 	syscall.Kill(next, syscall.SIGTERM)
 	d.gone(next)
 	d.gone(mon)
@@ -183,15 +179,22 @@ func TestStartupCrashIsReported(t *testing.T) {
 
 func TestStartupThatHangsIsBounded(t *testing.T) {
 	for _, args := range [][]string{{"--monitor"}, {"--detach", "--monitor"}} {
-		d := newTestd(t)
-		d.opts.StartTimeout = 200 * time.Millisecond
-		d.setenv(startVar + "=hang")
-		status, stderr := d.launch(append(args, "--log-file")...)
-		if status == 0 || !strings.Contains(stderr, "did not serve within 200ms") {
-			t.Errorf("%v: status %d: %s", args, status, stderr)
-		}
-		if !strings.Contains(d.log(), "SIGABRT") {
-			t.Errorf("%v: no report of what it hung in:\n%s", args, d.log())
+		// On a machine with other work a process may take longer than this to come to where it hangs.
+		for limit := 200 * time.Millisecond; limit < patience; limit *= 2 {
+			d := newTestd(t)
+			d.opts.StartTimeout = limit
+			d.setenv(startVar + "=hang")
+			status, stderr := d.launch(append(args, "--log-file")...)
+			if want := fmt.Sprintf("did not serve within %v", limit); status == 0 || !strings.Contains(stderr, want) {
+				t.Errorf("%v: status %d: %s", args, status, stderr)
+			}
+			if d.file("starts") == "" {
+				continue
+			}
+			if !strings.Contains(d.log(), "SIGABRT") {
+				t.Errorf("%v: no report of what it hung in:\n%s", args, d.log())
+			}
+			break
 		}
 	}
 }
@@ -370,9 +373,7 @@ func TestDaemonServesOnWithoutItsMonitor(t *testing.T) {
 	d.gone(mon)
 	d.logs("the monitor is gone: going on to serve")
 	d.serves()
-	if !strings.Contains(psTitle(pid), "serving without its monitor") {
-		t.Errorf("title %q", psTitle(pid))
-	}
+	d.titled(pid, "serving without its monitor")
 	// A planned restart needs no monitor.
 	d.say("restart")
 	d.until("restart", func() bool { return strings.Count(d.file("starts"), "\n") == 2 })
@@ -553,9 +554,7 @@ func TestCrashLoop(t *testing.T) {
 		t.Error("another monitor")
 	}
 	d.until("as many open files as before: "+fds, func() bool { return d.say("fds") == fds })
-	if !strings.Contains(psTitle(mon), fmt.Sprintf("(%d crashes: ", 1+crashes)) {
-		t.Errorf("title %q", psTitle(mon))
-	}
+	d.titled(mon, fmt.Sprintf("(%d crashes: ", 1+crashes))
 	if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 2 { // and the link
 		t.Errorf("control sockets: %v", left)
 	}
@@ -664,7 +663,7 @@ func TestHandedOverConnectionsOfACrashAreClosed(t *testing.T) {
 
 func TestStopIsExtendedOnDemand(t *testing.T) {
 	d := newTestd(t)
-	d.opts.StopTimeout = 100 * time.Millisecond
+	d.opts.StopTimeout = patience / 2 // what comes of asking for more is TestMoreTimeIsNeverLess's
 	d.setenv(startVar + "=slow")
 	m := newManager(d)
 	cmd := d.start("--monitor")

@@ -149,6 +149,12 @@ func (d *testd) logs(text string) {
 	d.until(fmt.Sprintf("%q in the log", text), func() bool { return strings.Contains(d.log(), text) })
 }
 
+// titled waits until `ps` shows a title with text: a process changes it in its own time.
+func (d *testd) titled(pid int, text string) {
+	d.t.Helper()
+	d.until(fmt.Sprintf("%q in the title of pid %d", text, pid), func() bool { return strings.Contains(psTitle(pid), text) })
+}
+
 // brief is the log without the bulk of crash reports, for messages.
 func (d *testd) brief() string {
 	var b strings.Builder

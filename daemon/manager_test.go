@@ -56,6 +56,27 @@ func (m *manager) await(line string) string {
 	}
 }
 
+// drain reads what has come, and waits for nothing.
+func (m *manager) drain() {
+	m.t.Helper()
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	buf := make([]byte, 4096)
+	if err := raw.Control(func(fd uintptr) {
+		for {
+			n, _, err := syscall.Recvfrom(int(fd), buf, syscall.MSG_DONTWAIT)
+			if err != nil {
+				return
+			}
+			m.seen = append(m.seen, string(buf[:n]))
+		}
+	}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
 func TestServiceManagerIsTold(t *testing.T) {
 	for name, args := range map[string][]string{"alone": nil, "monitored": {"--monitor"}} {
 		t.Run(name, func(t *testing.T) {
@@ -105,9 +126,16 @@ func TestWatchdogIsFedByTheProbeAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.logs("no sign of life for the watchdog: sick")
-	// What was sent before is read; then nothing comes but the end.
+	m.drain()
+	seen := len(m.seen)
+	d.until("more failed probes", func() bool { return strings.Count(d.log(), "no sign of life for the watchdog") > 2 })
 	cmd.Process.Signal(syscall.SIGTERM)
 	m.await("STOPPING=1")
+	for _, msg := range m.seen[seen:] {
+		if strings.Contains(msg, "WATCHDOG=1") {
+			t.Error("fed though the probe fails")
+		}
+	}
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}

@@ -175,19 +175,22 @@ func TestExitInWords(t *testing.T) {
 }
 
 func TestStopEscalates(t *testing.T) {
-	for script, want := range map[string]string{
-		`trap 'exit 4' TERM; echo up; while :; do sleep 0.01; done`: "exit status 4",
-		`trap '' TERM; echo up; while :; do sleep 0.01; done`:       "killed (Killed)",
+	for _, tc := range []struct {
+		script, want string
+		grace        time.Duration
+	}{
+		{`trap 'exit 4' TERM; echo up; while :; do sleep 0.01; done`, "exit status 4", patience},
+		{`trap '' TERM; echo up; while :; do sleep 0.01; done`, "killed (Killed)", 50 * time.Millisecond},
 	} {
 		r := newRecorder()
-		p, err := Start(t.Context(), Spec{Argv: sh(script), Output: r.output, Grace: 200 * time.Millisecond})
+		p, err := Start(t.Context(), Spec{Argv: sh(tc.script), Output: r.output, Grace: tc.grace})
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.await(t, "up")
 		p.Stop()
-		if got := p.Exit(); got.String() != want || !got.Asked {
-			t.Errorf("got %s, want %s", got, want)
+		if got := p.Exit(); got.String() != tc.want || !got.Asked {
+			t.Errorf("got %s, want %s", got, tc.want)
 		}
 		p.Stop() // once more does nothing
 		if err := p.Signal(syscall.SIGTERM); err != nil {
