@@ -206,10 +206,27 @@ func (m *mode) background(pid int) {
 	}
 	for _, p := range pids {
 		for name, want := range links {
+			if p == pid && m.monitored && name == "fd/2" {
+				m.hears(parentOf(m.T, pid), pid)
+				continue
+			}
 			if to, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", p, name)); err != nil || to != want {
 				m.Errorf("%s of process %d is %q, not %q (%v)", name, p, to, want, err)
 			}
 		}
+	}
+}
+
+// hears checks that a daemon's standard error leads to its monitor.
+func (m *mode) hears(monitor, pid int) {
+	m.Helper()
+	pipe, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
+	if err != nil || !strings.HasPrefix(pipe, "pipe:") {
+		m.Errorf("standard error of process %d is %q (%v)", pid, pipe, err)
+	}
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", monitor))
+	if err != nil || !slices.ContainsFunc(fds, func(fd string) bool { to, _ := os.Readlink(fd); return to == pipe }) {
+		m.Errorf("the monitor does not hear %s (%v)", pipe, err)
 	}
 }
 

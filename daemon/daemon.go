@@ -181,6 +181,11 @@ func (e *Env) monitorGone() {
 		return
 	}
 	e.orphaned.Store(true)
+	if fd := e.stage.Console; fd != 0 {
+		if err := unix.Dup3(fd, 2, 0); err != nil { // nobody hears standard error any more
+			e.log.Warn("standard error leads nowhere", "error", err)
+		}
+	}
 	e.log.Error("the monitor is gone: going on to serve, but a crash will not be followed by a restart", "monitor", e.stage.Monitor)
 	e.opts.Title.Set(fmt.Sprintf("%s: serving without its monitor (pid %d is gone)", e.opts.Program, e.stage.Monitor))
 }

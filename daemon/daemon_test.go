@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -216,7 +217,15 @@ func TestLauncherIsNotHeldUpByGrandchildren(t *testing.T) {
 }
 
 func TestRestartedDeaths(t *testing.T) {
-	for _, how := range []string{"segv", "kill", "abrt-signal", "panic", "fatal"} {
+	for how, says := range map[string]string{
+		"segv":        "exit status 2, SIGSEGV: segmentation violation, restarting",
+		"kill":        "killed (Killed)",
+		"abrt-signal": "killed (Alarm clock), restarting",
+		"panic":       "exit status 2, panic: boom, restarting",
+		"fatal":       "exit status 2, fatal error: sync: unlock of unlocked mutex, restarting",
+		"map":         "exit status 2, fatal error: concurrent map writes, restarting",
+		"stack":       "exit status 2, fatal error: stack overflow, restarting",
+	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			d := newTestd(t)
@@ -224,8 +233,87 @@ func TestRestartedDeaths(t *testing.T) {
 			pid := d.pid()
 			d.say("crash " + how)
 			d.restarted(pid)
-			d.logs(fmt.Sprintf("|ERR|1 crash: pid %d died, ", pid))
+			d.logs(fmt.Sprintf("|ERR|1 crash: pid %d died, %s", pid, says))
 		})
+	}
+}
+
+// TestFatalErrorsAreNamed: the runtime says what a fatal error was on standard
+// error alone. The report, the log and the monitor's title say it all the same,
+// and the terminal if there is one; once each.
+func TestFatalErrorsAreNamed(t *testing.T) {
+	const headline = "fatal error: sync: unlock of unlocked mutex"
+	for name, start := range map[string]func(*testd) func() string{
+		"detached": func(d *testd) func() string {
+			d.detach("--monitor")
+			return nil
+		},
+		"foreground": func(d *testd) func() string {
+			cmd := d.start("--monitor", "-vconsole:off")
+			return func() string {
+				cmd.Process.Signal(syscall.SIGTERM)
+				if err := cmd.Wait(); err != nil {
+					t.Error(err)
+				}
+				return cmd.Stderr.(*bytes.Buffer).String()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newTestd(t)
+			end := start(d)
+			pid := d.pid()
+			d.say("crash fatal")
+			next := d.restarted(pid)
+			d.titled(parentOf(next), fmt.Sprintf("pid %d died, exit status 2, %s", pid, headline))
+			d.logs(fmt.Sprintf("pid %d crashed: %s", pid, headline))
+			if strings.Contains(d.log(), "|stderr(monitor)|") {
+				t.Errorf("a crash is logged as what a library mutters:\n%s", d.log())
+			}
+			reports, err := filepath.Glob(d.path(fmt.Sprintf("crash/crash-*-%d.txt", pid)))
+			if err != nil || len(reports) != 1 {
+				t.Fatalf("reports: %v %v", reports, err)
+			}
+			data, err := os.ReadFile(reports[0])
+			if want := fmt.Sprintf("testd 1.0: pid %d crashed: %s\n\n%s\n\ngoroutine ", pid, headline, headline); err != nil || !strings.HasPrefix(string(data), want) {
+				t.Errorf("the report begins (%v)\n%.300s", err, data)
+			}
+			if end == nil {
+				return
+			}
+			if said := end(); strings.Count(said, headline+"\n") != 1 || !strings.Contains(said, "\ngoroutine ") {
+				t.Errorf("the terminal shows\n%s", said)
+			}
+		})
+	}
+}
+
+// TestStandardErrorIsHeard: what a daemon writes to standard error itself goes
+// to the terminal, for as long as there is one, and to the log.
+func TestStandardErrorIsHeard(t *testing.T) {
+	for name, args := range map[string][]string{"foreground": {"--monitor"}, "detached": {"--detach", "--monitor"}} {
+		d := newTestd(t)
+		d.setenv(startVar + "=mutter")
+		status, stderr := d.launch(append(args, "--log-file")...)
+		if status != 1 || strings.Count(stderr, "the widget looks odd\n") != 1 || strings.Count(stderr, "testd: cannot frob the widget\n") != 1 {
+			t.Errorf("%s: status %d: %s", name, status, stderr)
+		}
+		d.logs("|stderr(monitor)|WARN|the widget looks odd\n")
+	}
+	d := newTestd(t)
+	d.detach("--monitor")
+	d.say("mutter this is said much later")
+	d.logs("|stderr(monitor)|WARN|this is said much later\n")
+	// Without its monitor there is nobody to hear it; it does no harm.
+	pid := d.pid()
+	mon := parentOf(pid)
+	syscall.Kill(mon, syscall.SIGKILL)
+	d.gone(mon)
+	d.titled(pid, "serving without its monitor")
+	d.say("mutter into the void")
+	d.serves()
+	if got := link(pid, "fd/2"); got != "/dev/null" {
+		t.Errorf("standard error is %s", got)
 	}
 }
 
@@ -272,6 +360,22 @@ func TestCrashWithoutMonitorIsReportedByTheNextStart(t *testing.T) {
 	if left, _ := filepath.Glob(d.path("crash/running-*")); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
+}
+
+// TestFatalErrorWithoutMonitor: nobody hears the headline; the frames tell where it was.
+func TestFatalErrorWithoutMonitor(t *testing.T) {
+	d := newTestd(t)
+	d.detach()
+	pid := d.pid()
+	d.say("crash fatal")
+	d.gone(pid)
+	for _, name := range []string{"echo.sock", "testd.ctl"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.detach()
+	d.logs("an earlier daemon crashed: fatal error in sync.(*Mutex).Unlock")
 }
 
 func TestFailedRestartIsRetried(t *testing.T) {

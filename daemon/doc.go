@@ -18,13 +18,16 @@
 // the foreground without a monitor the first process is the daemon, and
 // nothing is executed again.
 //
-// Three descriptors join a stage to the one before it. Readiness carries one
+// Four descriptors join a stage to the one before it. Readiness carries one
 // typed message, "serving" or "failed, with this status and text"; its end
 // without a message means that the stage died. The crash pipe carries what the
-// Go runtime prints of a panic or a fatal error. The link, a sequenced-packet
-// socket, carries listening sockets up to the monitor, which keeps them open
-// while the daemon restarts, so that clients wait in the backlog instead of
-// being refused; its end tells the daemon that the monitor is gone.
+// Go runtime prints of a panic or a fatal error. A monitored daemon's standard
+// error is a pipe to the monitor, which passes what comes on to the terminal and
+// to the log, and finds the headlines of fatal errors there; the log's console
+// is the terminal itself. The link, a sequenced-packet socket, carries listening
+// sockets up to the monitor, which keeps them open while the daemon restarts, so
+// that clients wait in the backlog instead of being refused; its end tells the
+// daemon that the monitor is gone.
 //
 // # Ends
 //

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,7 +94,7 @@ func (e *Env) background() error {
 		return err
 	}
 	e.vlog.Flush()
-	return leaveTerminal(e.opts.Flags.NoChdir)
+	return leaveTerminal(e.opts.Flags.NoChdir, cmp.Or(e.stage.Console, 2))
 }
 
 // mainPID is the process that a service manager should watch.

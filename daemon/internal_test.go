@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -350,6 +351,102 @@ func TestMoreTimeIsNeverLess(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWhatIsHeardIsNotLost: lines that only look like a crash's are logged in
+// the end, and when the daemon goes on; a crash report gets the headline that it lacks.
+func TestWhatIsHeardIsNotLost(t *testing.T) {
+	var terminal, log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key != slog.MessageKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	hear := func(text, report string) string {
+		t.Helper()
+		terminal.Reset()
+		log.Reset()
+		o, w, err := overhear(&terminal, logger)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		got := o.end([]byte(report))
+		if terminal.String() != text {
+			t.Errorf("the terminal got %q, not %q", &terminal, text)
+		}
+		return string(got)
+	}
+	if got := hear("one\ntwo\r\n\nhalf", ""); got != "" || log.String() != "msg=one\nmsg=two\nmsg=half\n" {
+		t.Errorf("report %q, log %q", got, &log)
+	}
+	if hear("one\npanic: not really\ntwo\n", ""); log.String() != "msg=one\nmsg=\"panic: not really\"\nmsg=two\n" {
+		t.Errorf("log %q", &log)
+	}
+	report := "\ngoroutine 7 [running]:\nmain.f()\n"
+	if got := hear("one\nfatal error: x\n"+report, report); got != "fatal error: x\n"+report || log.String() != "msg=one\n" {
+		t.Errorf("report %q, log %q", got, &log)
+	}
+	if got := hear("panic: boom\n"+report, "panic: boom\n"+report); got != "panic: boom\n"+report {
+		t.Errorf("report %q", got)
+	}
+	// No more than this of it is kept.
+	if got := hear("fatal error: "+strings.Repeat("x\n", maxHeld), report); len(got) > maxHeld+len(report)+2 {
+		t.Errorf("report of %d bytes", len(got))
+	}
+	// The daemon goes on.
+	log.Reset()
+	said := make(chan string, 10)
+	o := &overheard{terminal: io.Discard, log: slog.New(messages{said}), patience: time.Millisecond, done: make(chan struct{})}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.pipe = r
+	go o.run()
+	if _, err := w.WriteString("runtime: is what I am about\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-said; got != "runtime: is what I am about" {
+		t.Error(got)
+	}
+	if _, err := w.WriteString("more\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-said; got != "more" {
+		t.Error(got)
+	}
+	w.Close()
+	o.end(nil)
+}
+
+// messages is a handler that passes on what is logged.
+type messages struct{ said chan<- string }
+
+func (messages) Enabled(context.Context, slog.Level) bool { return true }
+func (m messages) WithAttrs([]slog.Attr) slog.Handler     { return m }
+func (m messages) WithGroup(string) slog.Handler          { return m }
+func (m messages) Handle(_ context.Context, r slog.Record) error {
+	m.said <- r.Message
+	return nil
+}
+
+func FuzzOverheard(f *testing.F) {
+	f.Add([]byte("one\nfatal error: x\n\ngoroutine 7 [running]:\n"), []byte("\ngoroutine 7 [running]:\n"))
+	f.Fuzz(func(t *testing.T, text, report []byte) {
+		o := &overheard{log: slog.New(slog.DiscardHandler)}
+		o.take(text)
+		if len(o.held) > maxHeld || len(o.part) >= maxOverheardLine {
+			t.Errorf("%d bytes are held, and %d of a line", len(o.held), len(o.part))
+		}
+		if got := headlines(o.held, report); bytes.HasSuffix(got, []byte("\n")) {
+			t.Errorf("%q", got)
+		}
+	})
 }
 
 // TestDumpDoesNotWaitForWhatHangs: an operator asks for a dump because something hangs.

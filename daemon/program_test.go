@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -101,6 +102,9 @@ func testMain(ctx context.Context, env *daemon.Env, dir string) error {
 		os.Exit(7)
 	case "exit0":
 		os.Exit(0)
+	case "mutter":
+		fmt.Fprintln(os.Stderr, "the widget looks odd")
+		return errors.New("cannot frob the widget")
 	case "fail":
 		return errors.New("cannot frob the widget")
 	case "config":
@@ -157,6 +161,20 @@ func crash(how string) {
 	case "fatal": // an error that can't be recovered from
 		var mu sync.Mutex
 		mu.Unlock()
+	case "map":
+		m := map[int]int{}
+		for range 4 {
+			go func() {
+				for i := range 1 << 30 {
+					m[i%7] = i
+				}
+			}()
+		}
+	case "stack":
+		debug.SetMaxStack(1 << 20)
+		var f func(int) int
+		f = func(n int) int { return f(n+1) + 1 }
+		f(0)
 	}
 	select {}
 }
@@ -343,6 +361,8 @@ func (s *echoServer) command(line string) string {
 			panic(err)
 		}
 		return fmt.Sprintln(len(entries) - 1)
+	case "mutter": // as a library may that knows of no log
+		fmt.Fprintln(os.Stderr, rest)
 	case "status":
 		s.env.Status(rest)
 	}

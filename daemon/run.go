@@ -56,7 +56,7 @@ type Main func(ctx context.Context, env *Env) error
 // Run runs main as o.Flags ask for, and returns the exit status of this
 // process. With --detach it returns when the daemon serves or has failed.
 func Run(o Options, main Main) int {
-	p := &process{opts: o.withDefaults()}
+	p := &process{opts: o.withDefaults(), console: os.Stderr}
 	status, err := p.run(main)
 	if err != nil {
 		p.complain(err)
@@ -66,20 +66,29 @@ func Run(o Options, main Main) int {
 
 // process is this execution of the program.
 type process struct {
-	opts  Options
-	stage stage
-	image image
+	opts    Options
+	stage   stage
+	image   image
+	console *os.File // the terminal; standard error, unless the monitor listens to that
 }
 
-// complain says on standard error why the process ends.
+// complain says on the terminal why the process ends.
 func (p *process) complain(err error) {
-	fmt.Fprintf(os.Stderr, "%s: %v\n", p.opts.Program, err)
+	fmt.Fprintf(p.console, "%s: %v\n", p.opts.Program, err)
 }
 
 func (p *process) run(main Main) (int, error) {
 	var err error
 	if p.stage, err = takeStage(); err != nil {
 		return ExitFailed, err
+	}
+	if p.stage.Console != 0 {
+		p.console = os.NewFile(uintptr(p.stage.Console), "console")
+		// A monitor that is stopped must not hold up what writes to standard
+		// error: what finds no room there is lost.
+		if err := unix.SetNonblock(2, true); err != nil {
+			return ExitFailed, fmt.Errorf("cannot prepare standard error: %w", err)
+		}
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -189,7 +198,8 @@ func makeDir(dir string, mode os.FileMode, who *credentials) error {
 func (p *process) newLog(subprogram string) (*vlog.Vlog, error) {
 	f := &p.opts.Flags
 	o := vlog.Options{
-		Program: p.opts.Program, Subprogram: subprogram, Modules: append([]string{"daemon", "dump"}, p.opts.Modules...),
+		Program: p.opts.Program, Subprogram: subprogram, Modules: append([]string{"daemon", "dump", "stderr"}, p.opts.Modules...),
+		Console:    p.console,
 		SyslogPath: p.opts.SyslogPath, JournalPath: p.opts.JournalPath,
 	}
 	if subprogram != "" {
@@ -222,7 +232,7 @@ func (p *process) setLevels(v *vlog.Vlog) error {
 	if saved := p.stage.Kept[keptLevels]; saved != "" {
 		return v.Restore([]byte(saved))
 	}
-	if stderrIsJournal() {
+	if p.consoleIsJournal() {
 		// The journal gets everything already, with its fields.
 		if err := v.Set("console:off"); err != nil {
 			return err
@@ -242,26 +252,30 @@ func (p *process) setLevels(v *vlog.Vlog) error {
 	return nil
 }
 
-// stderrIsJournal reports whether standard error goes to the journal, by the
-// device and inode that systemd says it has.
-func stderrIsJournal() bool {
+// consoleIsJournal reports whether what would be the terminal is the journal,
+// by the device and inode that systemd says it has.
+func (p *process) consoleIsJournal() bool {
 	var st unix.Stat_t
-	want := os.Getenv("JOURNAL_STREAM")
-	if want == "" || unix.Fstat(2, &st) != nil {
+	want, fd := os.Getenv("JOURNAL_STREAM"), 2
+	if p.stage.Console != 0 {
+		fd = p.stage.Console
+	}
+	if want == "" || unix.Fstat(fd, &st) != nil {
 		return false
 	}
 	return want == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
-// leaveTerminal puts the standard descriptors on /dev/null and leaves the
-// working folder, which someone may want to unmount.
-func leaveTerminal(noChdir bool) error {
+// leaveTerminal puts all that leads to the terminal on /dev/null and leaves the
+// working folder, which someone may want to unmount. Where the monitor hears
+// standard error, another descriptor leads to the terminal in its place.
+func leaveTerminal(noChdir bool, stderr int) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("cannot leave the terminal: %w", err)
 	}
 	defer null.Close()
-	for fd := range 3 {
+	for _, fd := range []int{0, 1, stderr} {
 		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("cannot leave the terminal: %w", err)
 		}

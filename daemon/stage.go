@@ -27,6 +27,7 @@ type stage struct {
 	Crash    int               `json:"crash,omitempty"`   //
 	Link     int               `json:"link,omitempty"`    //
 	Pidfile  int               `json:"pidfile,omitempty"` // after executing itself
+	Console  int               `json:"console,omitempty"` // the terminal, where standard error is heard by the monitor
 	Files    []passed          `json:"files,omitempty"`   // sockets
 	Kept     map[string]string `json:"kept,omitempty"`    // log levels and the like
 	Memory   *monitor.Memory   `json:"memory,omitempty"`  // of the monitor that this one succeeds
@@ -128,7 +129,7 @@ func parseStage(data []byte) (stage, error) {
 // descriptors lists all descriptors of the stage.
 func (s *stage) descriptors() []int {
 	var fds []int
-	for _, fd := range []int{s.Ready, s.Crash, s.Link, s.Pidfile} {
+	for _, fd := range []int{s.Ready, s.Crash, s.Link, s.Pidfile, s.Console} {
 		if fd != 0 {
 			fds = append(fds, fd)
 		}
@@ -200,6 +201,7 @@ type image struct {
 // childFiles are the open files that go with a stage, by the role they play.
 type childFiles struct {
 	ready, crash, link *os.File
+	stderr             *os.File      // standard error, if it is not ours; then ours is passed, too
 	sockets            []passedFiles // one for each stage.Files
 }
 
@@ -213,7 +215,11 @@ func (im image) start(s stage, files childFiles, stdin *os.File, dir string, att
 		extra = append(extra, f)
 		return 2 + len(extra)
 	}
-	s.Ready, s.Crash, s.Link, s.Pidfile = add(files.ready), add(files.crash), add(files.link), 0
+	s.Ready, s.Crash, s.Link, s.Pidfile, s.Console = add(files.ready), add(files.crash), add(files.link), 0, 0
+	stderr := os.Stderr
+	if files.stderr != nil {
+		stderr, s.Console = files.stderr, add(os.Stderr)
+	}
 	s.Files = slices.Clone(s.Files)
 	for i, f := range files.sockets {
 		s.Files[i].FD, s.Files[i].State = add(f.socket), add(f.state)
@@ -229,7 +235,7 @@ func (im image) start(s stage, files childFiles, stdin *os.File, dir string, att
 	}
 	cmd := &exec.Cmd{
 		Path: im.path(), Args: im.args, Dir: dir, Env: withStage(3), ExtraFiles: extra,
-		Stdin: stdin, Stdout: os.Stdout, Stderr: os.Stderr, SysProcAttr: attr,
+		Stdin: stdin, Stdout: os.Stdout, Stderr: stderr, SysProcAttr: attr,
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", im.exe, err)

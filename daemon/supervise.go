@@ -160,7 +160,8 @@ type term struct {
 	messages chan linked
 	crash    *os.File    // where the crash report comes from
 	report   chan []byte // the crash report, complete when the daemon has ended
-	heard    bool        // the verdict has come
+	stderr   *overheard
+	heard    bool // the verdict has come
 	serving  bool
 	asked    bool // it was asked to stop
 	hung     bool // it was killed because it did not start in time
@@ -204,9 +205,16 @@ func (s *supervisor) start() (*term, error) {
 		return nil, fmt.Errorf("cannot make a pipe: %w", err)
 	}
 	defer w.Close()
+	heard, stderr, err := overhear(os.Stderr, s.vlog.LoggerExcept("stderr", vlog.Console))
+	if err != nil {
+		l.close()
+		r.Close()
+		return nil, err
+	}
+	defer stderr.Close() // if the daemon has not got it, heard ends with that
 	st, sockets := s.childStage()
-	t := &term{link: l, messages: make(chan linked), crash: r, report: make(chan []byte, 1), ooms: oomKills()}
-	t.child, err = s.spawn(st, childFiles{crash: w, link: theirs, sockets: sockets}, os.Stdin, &syscall.SysProcAttr{Setpgid: true})
+	t := &term{link: l, messages: make(chan linked), crash: r, report: make(chan []byte, 1), stderr: heard, ooms: oomKills()}
+	t.child, err = s.spawn(st, childFiles{crash: w, link: theirs, stderr: stderr, sockets: sockets}, os.Stdin, &syscall.SysProcAttr{Setpgid: true})
 	if err != nil {
 		l.close()
 		r.Close()
@@ -381,7 +389,7 @@ func (s *supervisor) background() error {
 		return err
 	}
 	s.vlog.Flush()
-	return leaveTerminal(s.opts.Flags.NoChdir)
+	return leaveTerminal(s.opts.Flags.NoChdir, 2)
 }
 
 // signal passes a signal on to the daemon.
@@ -444,7 +452,7 @@ const crashPatience = 2 * time.Second
 // ended decides what follows the daemon's end, and logs it.
 func (s *supervisor) ended(t *term) (monitor.Decision, error) {
 	_ = t.crash.SetReadDeadline(time.Now().Add(crashPatience)) // a pipe of ours has deadlines
-	report := <-t.report
+	report := t.stderr.end(<-t.report)
 	t.crash.Close()
 	e := children.ExitOf(t.cmd.ProcessState)
 	e.Report, e.Asked, e.Serving, e.Hung = crash.Headline(report), t.asked, t.serving, t.hung

@@ -35,6 +35,8 @@ func Collect(r io.Reader) []byte {
 
 // Headline is the line of a report that says what happened: "panic: …",
 // "fatal error: …", "SIGSEGV: segmentation violation"; "" for an empty report.
+// The runtime prints that of a fatal error to standard error alone: for a
+// report that begins with a goroutine, it is where that was, "fatal error in …".
 func Headline(report []byte) string {
 	first := ""
 	for line := range bytes.Lines(report) {
@@ -50,11 +52,38 @@ func Headline(report []byte) string {
 			break
 		}
 	}
+	if strings.HasPrefix(first, "goroutine ") || first == "runtime stack:" {
+		first = "fatal error" + place(report)
+	}
 	const max = 200
 	if len(first) > max {
 		first = strings.ToValidUTF8(first[:max], "") + "..."
 	}
 	return first
+}
+
+// place is the function that the first goroutine of a report was in, past those
+// of the runtime: " in sync.(*Mutex).Unlock"; "" if there is none.
+func place(report []byte) string {
+	for line := range bytes.Lines(bytes.TrimLeft(report, "\n")) {
+		s := strings.TrimSpace(string(line))
+		if s == "" || strings.HasPrefix(s, "created by ") {
+			break
+		}
+		i := strings.LastIndexByte(s, '(') // of the arguments
+		if i < 0 || line[0] == '\t' {
+			continue
+		}
+		if name := s[:i]; !inRuntime(name) {
+			return " in " + name
+		}
+	}
+	return ""
+}
+
+// inRuntime reports whether a function only serves to end the program.
+func inRuntime(name string) bool {
+	return strings.HasPrefix(name, "runtime.") || strings.HasPrefix(name, "internal/") || strings.HasSuffix(name, ".fatal") || strings.HasSuffix(name, ".throw")
 }
 
 const prefix, suffix = "crash-", ".txt"

@@ -17,8 +17,12 @@ func TestHeadline(t *testing.T) {
 		"SIGSEGV: segmentation violation\nPC=0x1 m=0\n":                                         "SIGSEGV: segmentation violation",
 		"runtime: goroutine stack exceeds 1000000000-byte limit\nfatal error: stack overflow\n": "fatal error: stack overflow",
 		"something else\nmore\n":                                                                "something else",
-		"x\ngoroutine 1 [running]:\npanic: late\n":                                              "x",
-		"panic: " + strings.Repeat("é", 200):                                                    "panic: " + strings.Repeat("é", 96) + "...",
+		"\ngoroutine 7 [running]:\ninternal/sync.fatal({0x5d1cfa?, 0x0?})\n\t/go/panic.go:1 +0x1\nsync.(*Mutex).Unlock(...)\n\t/go/m.go:2\nmain.main()\n": "fatal error in sync.(*Mutex).Unlock",
+		"goroutine 7 [running]:\nmain.f(0x1, {0x2, 0x3})\n": "fatal error in main.f",
+		"goroutine 1 [select]:\nruntime.gopark()\n\t/go/p.go:1\ncreated by main.main in goroutine 1\n\t/x.go:1\n\ngoroutine 2 [running]:\nmain.f()\n": "fatal error",
+		"runtime stack:\nruntime.throw({0x1, 0x2})\n\ngoroutine 1 [running]:\nmain.f()\n":                                                             "fatal error",
+		"x\ngoroutine 1 [running]:\npanic: late\n": "x",
+		"panic: " + strings.Repeat("é", 200):       "panic: " + strings.Repeat("é", 96) + "...",
 	} {
 		if got := Headline([]byte(report)); got != want {
 			t.Errorf("%.60q: got %q, want %q", report, got, want)
