@@ -29,6 +29,8 @@ type TopDevice struct {
 	ReadRate   float64 // bytes per second
 	WriteRate  float64
 	Ops        float64 // reads and writes per second
+	ReadP50US  int64
+	ReadP99US  int64
 	WriteP50US int64
 	WriteP99US int64
 	InFlight   int
@@ -43,6 +45,10 @@ var topHelp = []string{
 	"up, k       scroll up          PgUp   a page up      Home, g   to the first",
 	"down, j     scroll down        PgDn   a page down    End, G    to the last",
 	"?, h        this help; any key leaves it",
+	"",
+	"OPS/S       reads and writes of this node's NBD clients",
+	"RD, WR P50  half of the reads, or writes, of the last minute took no longer",
+	"RD, WR P99  99 of 100 of them took no longer",
 }
 
 // TopRows is how many lines there are for devices, at least one: what the head,
@@ -140,9 +146,10 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	t := table{cols: []column{
 		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 5}, {head: "DISK", drop: 4}, {head: "STATE"},
 		{head: "READ", right: true, min: 11}, {head: "WRITE", right: true, min: 11}, {head: "OPS/S", right: true, drop: 3, min: 6},
-		{head: "P50", right: true, drop: 7, min: 6}, {head: "P99", right: true, drop: 2, min: 6},
-		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 10},
-		{head: "CLIENTS", right: true, drop: 9}, {head: "IN FLIGHT", right: true, drop: 11}, {head: "PEERS", flex: true, drop: 12},
+		{head: "RD P50", right: true, drop: 14, min: 6}, {head: "RD P99", right: true, drop: 9, min: 6},
+		{head: "WR P50", right: true, drop: 7, min: 6}, {head: "WR P99", right: true, drop: 2, min: 6},
+		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 11},
+		{head: "CLIENTS", right: true, drop: 10}, {head: "IN FLIGHT", right: true, drop: 12}, {head: "PEERS", flex: true, drop: 13},
 	}}
 	for _, d := range s.Devices {
 		t.row(topRow(d)...)
@@ -165,9 +172,9 @@ func topRow(d TopDevice) []cell {
 	row := []cell{text(d.Name), roleCell(d.Role), diskCell(d.Disk), state}
 	if d.Known {
 		row = append(row, text(Rate(int64(d.ReadRate))), text(Rate(int64(d.WriteRate))), text(Count(d.Ops)),
-			text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
+			text(Micros(d.ReadP50US)), text(Micros(d.ReadP99US)), text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
 	} else {
-		row = append(row, text("-"), text("-"), text("-"), text("-"), text("-"))
+		row = append(row, text("-"), text("-"), text("-"), text("-"), text("-"), text("-"), text("-"))
 	}
 	return append(row, outOfSync(sumOutOfSync(d.Device)), text(Bytes(d.Size)), text(fmt.Sprint(d.Open)),
 		text(fmt.Sprint(d.InFlight)), text(peerWords(d.Peers)))

@@ -120,6 +120,7 @@ func deviceText(d api.DeviceDetail) string {
 		{"generation", d.CurrentGen}, {"open", fmt.Sprint(d.Open)}, {"in flight", fmt.Sprint(d.InFlight)},
 		{"reads", fmt.Sprintf("%d, %s", d.Reads, size(int64(d.ReadBytes)))},
 		{"writes", fmt.Sprintf("%d, %s", d.Writes, size(int64(d.WriteBytes)))}, {"flushes", fmt.Sprint(d.Flushes)},
+		{"read latency", latencyText(d.ReadP50US, d.ReadP99US)}, {"write latency", latencyText(d.WriteP50US, d.WriteP99US)},
 		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, size(d.ALExtentBytes), size(d.CrashCostBytes))},
 	}
 	for _, u := range d.NBD {
@@ -132,6 +133,14 @@ func deviceText(d api.DeviceDetail) string {
 		}
 	}
 	return table(rows...)
+}
+
+// latencyText is of the last minute.
+func latencyText(p50, p99 int64) string {
+	if p50 == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d us median, %d us at the 99th percentile, in the last minute", p50, p99)
 }
 
 func dumpText(r store.Report) string {
