@@ -22,7 +22,8 @@ type TopScreen struct {
 	Help    bool
 }
 
-// TopDevice is a device with its figures; Known is false until there are some.
+// TopDevice is a device with its figures; Known is false until
+// there are rates, for which it takes two looks.
 type TopDevice struct {
 	api.Device
 	Known      bool
@@ -166,16 +167,16 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	return lines[:min(len(lines), max(room, 0))]
 }
 
-// topRow is one device's line; figures that aren't known yet are left blank.
+// topRow is one device's line; rates that aren't known yet are dashes.
 func topRow(d TopDevice) []cell {
 	state := worst(d.Device)
 	row := []cell{text(d.Name), roleCell(d.Role), diskCell(d.Disk), state}
 	if d.Known {
-		row = append(row, text(Rate(int64(d.ReadRate))), text(Rate(int64(d.WriteRate))), text(Count(d.Ops)),
-			text(Micros(d.ReadP50US)), text(Micros(d.ReadP99US)), text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
+		row = append(row, text(Rate(int64(d.ReadRate))), text(Rate(int64(d.WriteRate))), text(Count(d.Ops)))
 	} else {
-		row = append(row, text("-"), text("-"), text("-"), text("-"), text("-"), text("-"), text("-"))
+		row = append(row, text("-"), text("-"), text("-"))
 	}
+	row = append(row, text(Micros(d.ReadP50US)), text(Micros(d.ReadP99US)), text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
 	return append(row, outOfSync(sumOutOfSync(d.Device)), text(Bytes(d.Size)), text(fmt.Sprint(d.Open)),
 		text(fmt.Sprint(d.InFlight)), text(peerWords(d.Peers)))
 }

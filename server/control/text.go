@@ -28,6 +28,21 @@ func table(rows ...[]string) string {
 	return strings.Join(out, "\n")
 }
 
+func yesNo(v bool) string {
+	if v {
+		return "yes"
+	}
+	return "no"
+}
+
+// micros is a time that was measured, or none.
+func micros(us int64) string {
+	if us <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d us", us)
+}
+
 func since(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -54,7 +69,7 @@ func nodesText(nodes []api.Node) string {
 	rows := [][]string{{"NODE", "ID", "STATE", "DATA", "META", "RTT", "MISSED", "ADDRESS", "SINCE"}}
 	for _, n := range nodes {
 		rows = append(rows, []string{n.Name, fmt.Sprint(n.ID), n.State, n.Data, n.Meta,
-			fmt.Sprintf("%d us", n.RTTUS), fmt.Sprint(n.MissedPings), n.Address, since(n.Since)})
+			micros(n.RTTUS), fmt.Sprint(n.MissedPings), n.Address, since(n.Since)})
 	}
 	return table(rows...)
 }
@@ -64,7 +79,7 @@ func nodeText(n api.NodeDetail) string {
 		[]string{"node", n.Name}, []string{"id", fmt.Sprint(n.ID)}, []string{"state", n.State},
 		[]string{"since", since(n.Since)}, []string{"address", n.Address},
 		[]string{"links", "data " + n.Data + ", meta " + n.Meta}, []string{"session", n.Session},
-		[]string{"incarnation", n.Incarnation}, []string{"round trip", fmt.Sprintf("%d us", n.RTTUS)},
+		[]string{"incarnation", n.Incarnation}, []string{"round trip", micros(n.RTTUS)},
 		[]string{"tick time", fmt.Sprintf("%d ms, %d pings", n.TickTimeMS, n.MaxPingCount)},
 		[]string{"missed pings", fmt.Sprint(n.MissedPings)}, []string{"last frame", fmt.Sprintf("%d ms ago", n.LastFrameMS)},
 		[]string{"sent", fmt.Sprintf("%s in %d frames", block.Amount(int64(n.SentBytes)), n.SentFrames)},
@@ -76,10 +91,7 @@ func nodeText(n api.NodeDetail) string {
 func devicesText(devs []api.Device) string {
 	rows := [][]string{{"DEVICE", "SIZE", "ROLE", "DISK", "QUORUM", "OPEN", "PEER", "PEER-ROLE", "PEER-DISK", "REPLICATION", "OUT-OF-SYNC"}}
 	for _, d := range devs {
-		quorum := "yes"
-		if !d.Quorum {
-			quorum = "no"
-		}
+		quorum := yesNo(d.Quorum)
 		if d.Suspended {
 			quorum = "suspended"
 		}
@@ -105,7 +117,7 @@ func progress(r *api.Resync) string {
 func deviceText(d api.DeviceDetail) string {
 	rows := [][]string{
 		{"device", d.Name}, {"size", block.Amount(d.Size)}, {"role", d.Role}, {"disk", d.Disk}, {"backing", d.Backing},
-		{"protocol", d.Protocol}, {"quorum", fmt.Sprintf("%v (%s, %s)", d.Quorum, d.QuorumPolicy, d.OnNoQuorum)},
+		{"protocol", d.Protocol}, {"quorum", fmt.Sprintf("%s (%s, without: %s)", yesNo(d.Quorum), d.QuorumPolicy, d.OnNoQuorum)},
 		{"generation", d.CurrentGen}, {"open", fmt.Sprint(d.Open)}, {"in flight", fmt.Sprint(d.InFlight)},
 		{"reads", fmt.Sprintf("%d, %s", d.Reads, block.Amount(int64(d.ReadBytes)))},
 		{"writes", fmt.Sprintf("%d, %s", d.Writes, block.Amount(int64(d.WriteBytes)))}, {"flushes", fmt.Sprint(d.Flushes)},

@@ -328,10 +328,10 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		}
 	case !p.Connected && p.Fencing != "":
 		w.Because = append(w.Because, p.Node+" is not in reach; "+p.Fencing)
-		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
+		w.Next = append(w.Next, "why "+p.Node+" is not in reach: lockstepctl node why "+p.Node)
 	case !p.Connected:
 		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %s out of sync", p.Node, amount(p.OutOfSync)))
-		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
+		w.Next = append(w.Next, p.Node+" gets what it missed when it is in reach again; why it is not: lockstepctl node why "+p.Node)
 	default:
 		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; when it connected: %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
 		if v := p.Verified; v != nil && v.Differ > 0 && p.OutOfSync > 0 {
