@@ -172,9 +172,14 @@ func (d *Device) tickVerifyLocked(now time.Time, b *block.Batch) {
 
 const primaryChanged = "the primary has changed"
 
-// pumpVerifyLocked begins as many pieces as the window lets.
+// pumpVerifyLocked begins as many pieces as the window lets. Once the disks are
+// not supposed to be equal any more, or this one is detached, it begins none:
+// the next tick ends the verify and says why.
 func (d *Device) pumpVerifyLocked(p *peer, b *block.Batch) {
 	v := &p.verify
+	if !d.verifiableLocked(p) {
+		return
+	}
 	limit := verifyPieces
 	if d.busy {
 		limit = verifyPiecesBusy
