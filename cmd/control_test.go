@@ -1,10 +1,14 @@
 package cmd_test
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,9 +71,22 @@ func TestEveryCommandByOvsAppctl(t *testing.T) {
 	}
 }
 
-// slowest asks for the status many times over and returns the longest wait for it.
-func slowest(t *testing.T, n *cluster.Node) time.Duration {
+// questions are commands that look at everything there is.
+var questions = [][]string{
+	{"status"}, {"node", "list"}, {"device", "list"}, {"device", "show", "r0"}, {"device", "why", "r0"}, {"device", "dump-md", "r0"},
+	{"config", "show"}, {"config", "diff"}, {"service", "list"}, {"cmap", "dump"}, {"metrics"}, {"memory"}, {"coverage"}, {"log", "list"},
+	{"call", "messenger/show"}, {"call", "reconnect/show"}, {"call", "tick/get"}, {"list-commands"}, {"version"},
+}
+
+// answersAll asks a node everything, some of it many times over, and logs the
+// longest wait for a status.
+func answersAll(t *testing.T, n *cluster.Node) {
 	t.Helper()
+	for _, q := range questions {
+		if out, err := n.Lockstepctl(within(t, patience), q...); err != nil {
+			t.Errorf("%q: %v\n%s", q, err, out)
+		}
+	}
 	ctx, longest := within(t, patience), time.Duration(0)
 	for range 200 {
 		begin := time.Now()
@@ -78,26 +95,20 @@ func slowest(t *testing.T, n *cluster.Node) time.Duration {
 		}
 		longest = max(longest, time.Since(begin))
 	}
-	return longest
+	t.Logf("the slowest of 200 answers took %v", longest)
 }
 
-// TestControlAnswersUnderLoad asks while clients load the device.
-func TestControlAnswersUnderLoad(t *testing.T) {
-	t.Parallel()
+// loaded is the node of three that clients load.
+func loaded(t testing.TB) (*cluster.Node, *traffic) {
 	s, _ := seed(t)
-	c := start(t, quick())
-	alpha := c.Node("alpha")
-	tr := load(t, ledger.New(s, faultSize), alpha, 0)
-	tr.moves(t)
-	t.Logf("the slowest of 200 answers took %v", slowest(t, alpha))
-	tr.flawless(t)
+	alpha := start(t, quick()).Node("alpha")
+	return alpha, load(t, ledger.New(s, faultSize), alpha, 0)
 }
 
-// TestControlAnswersWhilePeersHang starts one of 32 nodes; all dialling hangs.
-func TestControlAnswersWhilePeersHang(t *testing.T) {
+// dialling is the one of 32 nodes that runs; all its dialling hangs.
+func dialling(t testing.TB) *cluster.Node {
 	need(t, "nft")
 	needRoot(t, "a network namespace")
-	t.Parallel()
 	host, err := proc.NewNetwork()
 	if err != nil {
 		t.Fatal(err)
@@ -113,13 +124,155 @@ func TestControlAnswersWhilePeersHang(t *testing.T) {
 	for i := range 32 {
 		cfg.Nodes = append(cfg.Nodes, fmt.Sprintf("n%d", i))
 	}
-	c := layOut(t, cfg, host)
-	last := c.Node("n31") // the highest id dials all others
+	last := layOut(t, cfg, host).Node("n31") // the highest id dials all others
 	launch(t, last)
 	until(t, last, "it knows of 31 peers", func(s cluster.Status) bool { return len(s.Nodes) == 31 })
-	t.Logf("the slowest of 200 answers took %v", slowest(t, last))
+	return last
+}
+
+// hangingDisk is a node whose disk is a file that nbdfuse serves, and what has
+// it hang and go on again.
+func hangingDisk(t testing.TB) (n *cluster.Node, hang, goOn func()) {
+	need(t, "nbdfuse", "nbdkit", "fusermount3")
+	needRoot(t, "a file system of its own")
+	cfg := one()
+	c := layOut(t, cfg, nil)
+	mount := filepath.Join(c.Dir, "fuse")
+	if err := os.Mkdir(mount, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(mount, "disk")
+	fuse, err := c.Host().Start(proc.Spec{Argv: []string{"nbdfuse", disk, "--command", "nbdkit", "-s", "memory", strings.TrimSuffix(cfg.Devices[0].Size, "iB")},
+		Log: filepath.Join(c.Dir, "nbdfuse.log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	goOn = func() { fuse.Signal(syscall.SIGCONT) }
+	t.Cleanup(func() {
+		goOn()
+		// Whoever has the file open still may, until the cluster ends.
+		if out, err := c.Host().Run(context.Background(), "fusermount3", "-u", "-z", mount); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	if !poll(within(t, patience), func() bool { _, err := os.Stat(disk); return err == nil }) {
+		t.Fatalf("nbdfuse shows no disk: %s", fuse.LogTail(10))
+	}
+	cfg.Devices[0].Disk = disk
+	if err := c.WriteConfig(cfg); err != nil {
+		t.Fatal(err)
+	}
+	n = c.Node("alpha")
+	launch(t, n)
+	if out, err := n.Lockstepctl(within(t, patience), "device", "create", "r0", "--from-existing"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return n, func() { fuse.Signal(syscall.SIGSTOP) }, goOn
+}
+
+// TestControlAnswersUnderLoad asks while clients load the device.
+func TestControlAnswersUnderLoad(t *testing.T) {
+	t.Parallel()
+	alpha, tr := loaded(t)
+	tr.moves(t)
+	answersAll(t, alpha)
+	tr.moves(t)
+	tr.flawless(t)
+}
+
+// TestControlAnswersWhilePeersHang asks while dialling 31 peers hangs.
+func TestControlAnswersWhilePeersHang(t *testing.T) {
+	t.Parallel()
+	last := dialling(t)
+	answersAll(t, last)
+	for _, peer := range statusOf(t, last).Nodes {
+		if peer.State == "up" {
+			t.Errorf("%s is up", peer.Name)
+		}
+	}
 	conn := open(t, last)
 	if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestControlAnswersWhileADiskHangs asks while the disk has not answered a
+// client's write.
+func TestControlAnswersWhileADiskHangs(t *testing.T) {
+	t.Parallel()
+	n, hang, goOn := hangingDisk(t)
+	conn := open(t, n)
+	if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	hang()
+	written := make(chan error, 1)
+	go func() {
+		_, err := conn.WriteAt(make([]byte, 4096), 4096)
+		written <- err
+	}()
+	var d struct {
+		InFlight int `json:"in_flight"`
+	}
+	if !poll(within(t, patience), func() bool {
+		if err := n.Call(within(t, patience), "device/show", []string{"r0"}, &d); err != nil {
+			t.Fatal(err)
+		}
+		return d.InFlight > 0
+	}) {
+		t.Fatal("the write is not in flight")
+	}
+	answersAll(t, n)
+	select {
+	case err := <-written:
+		t.Fatalf("the write was answered although the disk hangs: %v", err)
+	default:
+	}
+	goOn()
+	if err := <-written; err != nil {
+		t.Errorf("after the disk went on: %v", err)
+	}
+}
+
+func statusOf(t testing.TB, n *cluster.Node) cluster.Status {
+	t.Helper()
+	s, err := n.Status(within(t, patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// BenchmarkControlAnswers measures how long the status of a node takes, a
+// connection of its own each time.
+func BenchmarkControlAnswers(b *testing.B) {
+	ask := func(b *testing.B, n *cluster.Node) {
+		ctx, took := within(b, 10*patience), []time.Duration{}
+		for b.Loop() {
+			begin := time.Now()
+			if _, err := n.Status(ctx); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(begin))
+		}
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
+		b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms/p99")
+		b.ReportMetric(float64(took[len(took)-1].Microseconds())/1000, "ms/slowest")
+	}
+	b.Run("idle", func(b *testing.B) { ask(b, start(b, quick()).Node("alpha")) })
+	b.Run("full load", func(b *testing.B) {
+		alpha, tr := loaded(b)
+		tr.moves(b)
+		ask(b, alpha)
+	})
+	b.Run("31 peers hang in dialling", func(b *testing.B) { ask(b, dialling(b)) })
+	b.Run("a disk hangs", func(b *testing.B) {
+		n, hang, goOn := hangingDisk(b)
+		defer goOn()
+		conn := open(b, n)
+		hang()
+		go conn.WriteAt(make([]byte, 4096), 0) // until the disk goes on
+		ask(b, n)
+	})
 }

@@ -57,7 +57,7 @@ func (p *programs) build(t testing.TB) string {
 }
 
 // need skips the test where a program that it drives is missing. In CI nothing is skipped.
-func need(t *testing.T, names ...string) {
+func need(t testing.TB, names ...string) {
 	t.Helper()
 	for _, n := range names {
 		if _, err := exec.LookPath(n); err != nil {
@@ -67,14 +67,14 @@ func need(t *testing.T, names ...string) {
 }
 
 // needRoot skips the test where it may not do what only root may.
-func needRoot(t *testing.T, what string) {
+func needRoot(t testing.TB, what string) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		missing(t, what+" needs root")
 	}
 }
 
-func missing(t *testing.T, why string) {
+func missing(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal(why)
@@ -93,7 +93,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 const patience = 45 * time.Second
 
 // seed returns the test's seed, from LOCKSTEP_SEED or a new one, and prints it.
-func seed(t *testing.T) (uint64, *rand.Rand) {
+func seed(t testing.TB) (uint64, *rand.Rand) {
 	t.Helper()
 	s := rand.Uint64()
 	if v := os.Getenv("LOCKSTEP_SEED"); v != "" {
@@ -167,7 +167,7 @@ func inSync(t testing.TB, c *cluster.Cluster, device string) {
 }
 
 // until waits until a condition holds for a node's status.
-func until(t *testing.T, n *cluster.Node, what string, cond func(cluster.Status) bool) {
+func until(t testing.TB, n *cluster.Node, what string, cond func(cluster.Status) bool) {
 	t.Helper()
 	if err := n.Until(within(t, patience), what, cond); err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ func until(t *testing.T, n *cluster.Node, what string, cond func(cluster.Status)
 }
 
 // launch starts a node's daemon and waits until it serves.
-func launch(t *testing.T, n *cluster.Node) {
+func launch(t testing.TB, n *cluster.Node) {
 	t.Helper()
 	if err := n.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
@@ -192,7 +192,7 @@ func converged(t *testing.T, c *cluster.Cluster) {
 }
 
 // open opens r0 on a node, as soon as the node lets it be opened.
-func open(t *testing.T, n *cluster.Node) *nbdio.Conn {
+func open(t testing.TB, n *cluster.Node) *nbdio.Conn {
 	t.Helper()
 	ctx := within(t, patience)
 	var conn *nbdio.Conn
@@ -260,7 +260,7 @@ func load(t testing.TB, book *ledger.Ledger, n *cluster.Node, shift int64) *traf
 }
 
 // moves waits until a load has done some more writes.
-func (tr *traffic) moves(t *testing.T) {
+func (tr *traffic) moves(t testing.TB) {
 	t.Helper()
 	from := tr.Writes.Load()
 	if !poll(within(t, patience), func() bool { return tr.Writes.Load() >= from+200 }) {
@@ -279,7 +279,7 @@ func (tr *traffic) end(t testing.TB) {
 }
 
 // flawless ends a load that must have seen no error at all.
-func (tr *traffic) flawless(t *testing.T) {
+func (tr *traffic) flawless(t testing.TB) {
 	t.Helper()
 	tr.end(t)
 	if errs := tr.Failures(); len(errs) > 0 {

@@ -28,6 +28,8 @@ import (
 //	                            $config is the configuration of all
 //	node kill|term|stop|cont|start NODE
 //	await NODE in-sync|serving|down PEER|up PEER|role ROLE
+//	appctl NODE COMMAND ARG...  run ovs-appctl on a node
+//	appctl-covers NODE          fail if the node has a command that appctl has not run
 //	exits STATUS PROGRAM ARG... run a program that ends with that status
 //	recipe NODE HEADING [N]     run a script of ctl/docs/recipes.md, the Nth (of 1)
 //	                            below that heading, on that node
@@ -39,11 +41,12 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("NO_COLOR", "1")
-			env.Values[clusterKey{}] = new(scripted)
+			env.Values[clusterKey{}] = &scripted{called: map[string]bool{}}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"cluster": scriptCluster, "node": scriptNode, "await": scriptAwait, "exits": scriptExits, "recipe": scriptRecipe,
+			"appctl": scriptAppctl, "appctl-covers": scriptAppctlCovers,
 		},
 		Condition: func(cond string) (bool, error) {
 			name, ok := strings.CutPrefix(cond, "has:")
@@ -63,7 +66,10 @@ func TestScripts(t *testing.T) {
 // clusterKey is where a script's cluster is kept.
 type clusterKey struct{}
 
-type scripted struct{ *cluster.Cluster }
+type scripted struct {
+	*cluster.Cluster
+	called map[string]bool // commands that appctl has run
+}
 
 func clusterOf(ts *testscript.TestScript) *cluster.Cluster {
 	s := ts.Value(clusterKey{}).(*scripted)
@@ -153,6 +159,45 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	ts.Check(clusterOf(ts).Node(args[0]).Until(ctx, strings.Join(args[1:], " "), cond))
+}
+
+func scriptAppctl(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: appctl NODE COMMAND ARG...")
+	}
+	n := clusterOf(ts).Node(args[0])
+	err := ts.Exec("ovs-appctl", append([]string{"-T", "60", "-t", n.Socket()}, args[1:]...)...)
+	ts.Value(clusterKey{}).(*scripted).called[args[1]] = true
+	switch exit, ok := errors.AsType[*exec.ExitError](err); {
+	case !neg:
+		ts.Check(err)
+	case err == nil:
+		ts.Fatalf("%s should have been refused", args[1])
+	case !ok || exit.ExitCode() != 2:
+		ts.Fatalf("%s: %v, and no error of the server's", args[1], err)
+	}
+}
+
+func scriptAppctlCovers(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: appctl-covers NODE")
+	}
+	ts.Check(ts.Exec("ovs-appctl", "-t", clusterOf(ts).Node(args[0]).Socket(), "list-commands"))
+	names := 0
+	for line := range strings.Lines(ts.ReadFile("stdout")) {
+		line, indented := strings.CutPrefix(line, "  ") // the heading is not
+		if !indented {
+			continue
+		}
+		names++
+		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if !ts.Value(clusterKey{}).(*scripted).called[name] {
+			ts.Fatalf("%s was not run", name)
+		}
+	}
+	if names == 0 {
+		ts.Fatalf("no commands are listed")
+	}
 }
 
 func scriptExits(ts *testscript.TestScript, neg bool, args []string) {

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/cmap"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/events"
@@ -65,6 +66,18 @@ func TestASecretThatIsRefusedChangesNothing(t *testing.T) {
 	r := newRotation(func(...[]byte) error { return bad }, []byte("old"), slog.New(slog.DiscardHandler))
 	if err := r.to([]byte("x")); !errors.Is(err, bad) || string(r.now) != "old" || r.old != nil {
 		t.Errorf("%v, now %s, before %s", err, r.now, r.old)
+	}
+}
+
+// TestNodeEventsHaveATypeThatCanBeAskedFor: filters and handlers know no others.
+func TestNodeEventsHaveATypeThatCanBeAskedFor(t *testing.T) {
+	for _, typ := range []string{
+		cluster.NodeUp, cluster.NodeDown, cluster.NodeRefused, cluster.NodeRelinked, cluster.PingMissed, cluster.PingHeard,
+		cluster.TickChanging, cluster.TickChanged, cluster.HostPaused,
+	} {
+		if !events.Known(eventType(typ)) {
+			t.Errorf("%s is published as %s, which is no type", typ, eventType(typ))
+		}
 	}
 }
 

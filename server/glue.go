@@ -247,6 +247,10 @@ func eventType(t string) string {
 		return events.MissedPing
 	case cluster.TickChanging, cluster.TickChanged:
 		return events.TickTime
+	case cluster.NodeRelinked:
+		return events.Relinked
+	case cluster.HostPaused:
+		return events.HostPaused
 	}
 	return t
 }

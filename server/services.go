@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -456,9 +457,14 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
 			func(ctx context.Context) error {
 				if l == nil {
-					<-ctx.Done()
+					e.control.Measure(ctx)
 					return nil
 				}
+				ctx, cancel := context.WithCancel(ctx)
+				var measuring sync.WaitGroup
+				defer measuring.Wait()
+				defer cancel()
+				measuring.Go(func() { e.control.Measure(ctx) })
 				return e.control.Serve(ctx, l)
 			},
 		},

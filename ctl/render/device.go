@@ -71,7 +71,8 @@ func Device(o Options, d api.DeviceDetail) string {
 	p.addText("reads", fmt.Sprintf("%s, %s", Count(float64(d.Reads)), Bytes(clamp(d.ReadBytes))))
 	p.addText("writes", fmt.Sprintf("%s, %s", Count(float64(d.Writes)), Bytes(clamp(d.WriteBytes))))
 	p.addText("flushes", Count(float64(d.Flushes)))
-	p.addText("write latency", latency(d))
+	p.addText("read latency", latency(d.ReadP50US, d.ReadP99US))
+	p.addText("write latency", latency(d.WriteP50US, d.WriteP99US))
 	p.addText("activity log", activityLog(d))
 	p.addText("generation", d.CurrentGen)
 	for _, g := range d.BitmapGens {
@@ -99,11 +100,12 @@ func deviceQuorum(d api.DeviceDetail) cell {
 	return c
 }
 
-func latency(d api.DeviceDetail) string {
-	if d.WriteP50US <= 0 {
+// latency is of the last minute, nothing where nothing was measured.
+func latency(p50, p99 int64) string {
+	if p50 <= 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s median, %s at the 99th percentile", Micros(d.WriteP50US), Micros(d.WriteP99US))
+	return fmt.Sprintf("%s median, %s at the 99th percentile, in the last minute", Micros(p50), Micros(p99))
 }
 
 func activityLog(d api.DeviceDetail) string {

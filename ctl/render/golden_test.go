@@ -93,7 +93,7 @@ func deviceDetail() api.DeviceDetail {
 		NBD:        []string{"nbd+unix:///r0?socket=/run/lockstep/r0.nbd", "nbd://127.0.0.1:10809/r0"},
 		CurrentGen: "9A3C5E7F01B2D4C6", BitmapGens: []api.GenRef{{Node: "beta", Gen: "0000000000000000"}, {Node: "delta", Gen: "77AA00BB11CC22DD"}},
 		ALExtents: 61, ALExtentBytes: 4 << 20, CrashCostBytes: 244 << 20, InFlight: 12,
-		Reads: 1_203_000, Writes: 81_000, ReadBytes: 4 << 30, WriteBytes: 331 << 20, Flushes: 812, WriteP50US: 210, WriteP99US: 1900,
+		Reads: 1_203_000, Writes: 81_000, ReadBytes: 4 << 30, WriteBytes: 331 << 20, Flushes: 812, ReadP50US: 85, ReadP99US: 640, WriteP50US: 210, WriteP99US: 1900,
 	}
 }
 

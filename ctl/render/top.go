@@ -22,13 +22,16 @@ type TopScreen struct {
 	Help    bool
 }
 
-// TopDevice is a device with its figures; Known is false until there are some.
+// TopDevice is a device with its figures; Known is false until
+// there are rates, for which it takes two looks.
 type TopDevice struct {
 	api.Device
 	Known      bool
 	ReadRate   float64 // bytes per second
 	WriteRate  float64
 	Ops        float64 // reads and writes per second
+	ReadP50US  int64
+	ReadP99US  int64
 	WriteP50US int64
 	WriteP99US int64
 	InFlight   int
@@ -43,6 +46,10 @@ var topHelp = []string{
 	"up, k       scroll up          PgUp   a page up      Home, g   to the first",
 	"down, j     scroll down        PgDn   a page down    End, G    to the last",
 	"?, h        this help; any key leaves it",
+	"",
+	"OPS/S       reads and writes of this node's NBD clients",
+	"RD, WR P50  half of the reads, or writes, of the last minute took no longer",
+	"RD, WR P99  99 of 100 of them took no longer",
 }
 
 // TopRows is how many lines there are for devices, at least one: what the head,
@@ -140,9 +147,10 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	t := table{cols: []column{
 		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 5}, {head: "DISK", drop: 4}, {head: "STATE"},
 		{head: "READ", right: true, min: 11}, {head: "WRITE", right: true, min: 11}, {head: "OPS/S", right: true, drop: 3, min: 6},
-		{head: "P50", right: true, drop: 7, min: 6}, {head: "P99", right: true, drop: 2, min: 6},
-		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 10},
-		{head: "CLIENTS", right: true, drop: 9}, {head: "IN FLIGHT", right: true, drop: 11}, {head: "PEERS", flex: true, drop: 12},
+		{head: "RD P50", right: true, drop: 14, min: 6}, {head: "RD P99", right: true, drop: 9, min: 6},
+		{head: "WR P50", right: true, drop: 7, min: 6}, {head: "WR P99", right: true, drop: 2, min: 6},
+		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 11},
+		{head: "CLIENTS", right: true, drop: 10}, {head: "IN FLIGHT", right: true, drop: 12}, {head: "PEERS", flex: true, drop: 13},
 	}}
 	for _, d := range s.Devices {
 		t.row(topRow(d)...)
@@ -159,16 +167,16 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	return lines[:min(len(lines), max(room, 0))]
 }
 
-// topRow is one device's line; figures that aren't known yet are left blank.
+// topRow is one device's line; rates that aren't known yet are dashes.
 func topRow(d TopDevice) []cell {
 	state := worst(d.Device)
 	row := []cell{text(d.Name), roleCell(d.Role), diskCell(d.Disk), state}
 	if d.Known {
-		row = append(row, text(Rate(int64(d.ReadRate))), text(Rate(int64(d.WriteRate))), text(Count(d.Ops)),
-			text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
+		row = append(row, text(Rate(int64(d.ReadRate))), text(Rate(int64(d.WriteRate))), text(Count(d.Ops)))
 	} else {
-		row = append(row, text("-"), text("-"), text("-"), text("-"), text("-"))
+		row = append(row, text("-"), text("-"), text("-"))
 	}
+	row = append(row, text(Micros(d.ReadP50US)), text(Micros(d.ReadP99US)), text(Micros(d.WriteP50US)), text(Micros(d.WriteP99US)))
 	return append(row, outOfSync(sumOutOfSync(d.Device)), text(Bytes(d.Size)), text(fmt.Sprint(d.Open)),
 		text(fmt.Sprint(d.InFlight)), text(peerWords(d.Peers)))
 }

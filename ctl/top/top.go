@@ -164,6 +164,7 @@ func (m *Model) device(d api.Device) render.TopDevice {
 	f := m.figures[d.Name]
 	return render.TopDevice{
 		Device: d, Known: f.known, ReadRate: f.read, WriteRate: f.write, Ops: f.ops,
+		ReadP50US: f.detail.ReadP50US, ReadP99US: f.detail.ReadP99US,
 		WriteP50US: f.detail.WriteP50US, WriteP99US: f.detail.WriteP99US, InFlight: f.detail.InFlight,
 	}
 }
@@ -178,7 +179,7 @@ func (m *Model) compare(a, b render.TopDevice) int {
 	case byReads:
 		return cmp.Compare(b.ReadRate, a.ReadRate)
 	case byLatency:
-		return cmp.Compare(b.WriteP99US, a.WriteP99US)
+		return cmp.Compare(max(b.ReadP99US, b.WriteP99US), max(a.ReadP99US, a.WriteP99US))
 	case byOutOfSync:
 		return cmp.Compare(outOfSync(b.Device), outOfSync(a.Device))
 	}

@@ -59,7 +59,7 @@ func status(devices, peers int) api.Status {
 // detail is a device with counters so far.
 func detail(name string, writes, reads uint64, p99 int64) api.DeviceDetail {
 	return api.DeviceDetail{Device: api.Device{Name: name}, Writes: writes, Reads: reads,
-		WriteBytes: writes * 4096, ReadBytes: reads * 4096, WriteP50US: p99 / 4, WriteP99US: p99, InFlight: 3}
+		WriteBytes: writes * 4096, ReadBytes: reads * 4096, ReadP50US: p99 / 8, ReadP99US: p99 / 2, WriteP50US: p99 / 4, WriteP99US: p99, InFlight: 3}
 }
 
 // busy is a model that has seen two looks at its devices.

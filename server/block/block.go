@@ -13,6 +13,23 @@ import (
 // constant: device sizes are multiples of it.
 const Unit = 4096
 
+// Amount is a number of bytes for people to read, in the largest binary unit
+// that leaves at least one: "512 B", "1.5 MiB".
+func Amount(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	// What would be rounded up to 1024 of one unit is one of the next.
+	v, unit := float64(n)/(1<<10), 0
+	for v >= 1023.95 && unit < len(binaryUnits)-1 {
+		v /= 1 << 10
+		unit++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, binaryUnits[unit])
+}
+
+const binaryUnits = "KMGTPE"
+
 // Op is what a Request asks for.
 type Op uint8
 

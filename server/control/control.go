@@ -91,8 +91,9 @@ type Control struct {
 	admitting sync.Mutex
 	socket    string // the path of the Unix socket, once it is served
 
-	subs  subscriptions
-	notes notes
+	subs      subscriptions
+	notes     notes
+	latencies latencies
 }
 
 // New builds the table of commands.

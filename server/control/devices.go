@@ -68,6 +68,8 @@ func (c *Control) deviceShow(_ context.Context, _ rpc.Actor, p api.DeviceParams)
 		InFlight: st.InFlight, Reads: st.Stats.Reads, Writes: st.Stats.Writes, Flushes: st.Stats.Flushes,
 		ReadBytes: st.Stats.ReadBytes, WriteBytes: st.Stats.WriteBytes,
 	}
+	x := c.o.NBD.Export(p.Device)
+	c.showLatency(&out, &x)
 	if st.OnNoQuorum == device.FailIO {
 		out.OnNoQuorum = config.OnNoQuorumError
 	}

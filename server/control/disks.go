@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/reload"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
@@ -138,7 +139,7 @@ func (c *Control) deviceResize(ctx context.Context, _ rpc.Actor, p api.DeviceRes
 	if err := d.Resize(ctx, p.Size); err != nil {
 		return api.Done{}, refused(err)
 	}
-	return text("%s has %s now; set size = \"%dKiB\" in the configuration of every node. Clients see it when they connect again", p.Device, size(p.Size), p.Size>>10)
+	return text("%s has %s now; set size = \"%dKiB\" in the configuration of every node. Clients see it when they connect again", p.Device, block.Amount(p.Size), p.Size>>10)
 }
 
 // deviceCreate makes a device that is in the configuration's file and not here

@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 )
@@ -107,7 +108,7 @@ func deviceProblems(st *device.Status) (failed bool, ps []api.Problem) {
 		case p.Refused != "":
 			add("%s is not connected: %s", p.Node, p.Refused)
 		case p.Connected && p.Disk < replication.UpToDate && p.Disk != replication.Diskless:
-			add("the disk of %s is %v, %d bytes out of sync", p.Node, p.Disk, p.OutOfSync)
+			add("the disk of %s is %v, %s out of sync", p.Node, p.Disk, block.Amount(p.OutOfSync))
 		}
 	}
 	return failed, ps

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/rpc/api"
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/store"
 )
 
@@ -27,16 +28,19 @@ func table(rows ...[]string) string {
 	return strings.Join(out, "\n")
 }
 
-func size(n int64) string {
-	for _, u := range []struct {
-		at   int64
-		name string
-	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
-		if n >= u.at {
-			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.at), u.name)
-		}
+func yesNo(v bool) string {
+	if v {
+		return "yes"
 	}
-	return fmt.Sprintf("%d B", n)
+	return "no"
+}
+
+// micros is a time that was measured, or none.
+func micros(us int64) string {
+	if us <= 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d us", us)
 }
 
 func since(t time.Time) string {
@@ -65,7 +69,7 @@ func nodesText(nodes []api.Node) string {
 	rows := [][]string{{"NODE", "ID", "STATE", "DATA", "META", "RTT", "MISSED", "ADDRESS", "SINCE"}}
 	for _, n := range nodes {
 		rows = append(rows, []string{n.Name, fmt.Sprint(n.ID), n.State, n.Data, n.Meta,
-			fmt.Sprintf("%d us", n.RTTUS), fmt.Sprint(n.MissedPings), n.Address, since(n.Since)})
+			micros(n.RTTUS), fmt.Sprint(n.MissedPings), n.Address, since(n.Since)})
 	}
 	return table(rows...)
 }
@@ -75,31 +79,28 @@ func nodeText(n api.NodeDetail) string {
 		[]string{"node", n.Name}, []string{"id", fmt.Sprint(n.ID)}, []string{"state", n.State},
 		[]string{"since", since(n.Since)}, []string{"address", n.Address},
 		[]string{"links", "data " + n.Data + ", meta " + n.Meta}, []string{"session", n.Session},
-		[]string{"incarnation", n.Incarnation}, []string{"round trip", fmt.Sprintf("%d us", n.RTTUS)},
+		[]string{"incarnation", n.Incarnation}, []string{"round trip", micros(n.RTTUS)},
 		[]string{"tick time", fmt.Sprintf("%d ms, %d pings", n.TickTimeMS, n.MaxPingCount)},
 		[]string{"missed pings", fmt.Sprint(n.MissedPings)}, []string{"last frame", fmt.Sprintf("%d ms ago", n.LastFrameMS)},
-		[]string{"sent", fmt.Sprintf("%s in %d frames", size(int64(n.SentBytes)), n.SentFrames)},
-		[]string{"received", fmt.Sprintf("%s in %d frames", size(int64(n.RecvBytes)), n.RecvFrames)},
-		[]string{"queued", size(n.QueuedBytes)}, []string{"last error", n.LastError},
+		[]string{"sent", fmt.Sprintf("%s in %d frames", block.Amount(int64(n.SentBytes)), n.SentFrames)},
+		[]string{"received", fmt.Sprintf("%s in %d frames", block.Amount(int64(n.RecvBytes)), n.RecvFrames)},
+		[]string{"queued", block.Amount(n.QueuedBytes)}, []string{"last error", n.LastError},
 	)
 }
 
 func devicesText(devs []api.Device) string {
 	rows := [][]string{{"DEVICE", "SIZE", "ROLE", "DISK", "QUORUM", "OPEN", "PEER", "PEER-ROLE", "PEER-DISK", "REPLICATION", "OUT-OF-SYNC"}}
 	for _, d := range devs {
-		quorum := "yes"
-		if !d.Quorum {
-			quorum = "no"
-		}
+		quorum := yesNo(d.Quorum)
 		if d.Suspended {
 			quorum = "suspended"
 		}
-		row := []string{d.Name, size(d.Size), d.Role, d.Disk, quorum, fmt.Sprint(d.Open)}
+		row := []string{d.Name, block.Amount(d.Size), d.Role, d.Disk, quorum, fmt.Sprint(d.Open)}
 		if len(d.Peers) == 0 {
 			rows = append(rows, append(row, "-", "-", "-", "-", "-"))
 		}
 		for _, p := range d.Peers {
-			rows = append(rows, append(slices.Clone(row), p.Node, p.Role, p.Disk, p.Replication, size(p.OutOfSync)+progress(p.Resync)))
+			rows = append(rows, append(slices.Clone(row), p.Node, p.Role, p.Disk, p.Replication, block.Amount(p.OutOfSync)+progress(p.Resync)))
 			row = make([]string, len(row))
 		}
 	}
@@ -110,28 +111,37 @@ func progress(r *api.Resync) string {
 	if r == nil || r.Total == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" (%d%%, %s/s)", r.Done*100/r.Total, size(r.Rate))
+	return fmt.Sprintf(" (%d%%, %s/s)", r.Done*100/r.Total, block.Amount(r.Rate))
 }
 
 func deviceText(d api.DeviceDetail) string {
 	rows := [][]string{
-		{"device", d.Name}, {"size", size(d.Size)}, {"role", d.Role}, {"disk", d.Disk}, {"backing", d.Backing},
-		{"protocol", d.Protocol}, {"quorum", fmt.Sprintf("%v (%s, %s)", d.Quorum, d.QuorumPolicy, d.OnNoQuorum)},
+		{"device", d.Name}, {"size", block.Amount(d.Size)}, {"role", d.Role}, {"disk", d.Disk}, {"backing", d.Backing},
+		{"protocol", d.Protocol}, {"quorum", fmt.Sprintf("%s (%s, without: %s)", yesNo(d.Quorum), d.QuorumPolicy, d.OnNoQuorum)},
 		{"generation", d.CurrentGen}, {"open", fmt.Sprint(d.Open)}, {"in flight", fmt.Sprint(d.InFlight)},
-		{"reads", fmt.Sprintf("%d, %s", d.Reads, size(int64(d.ReadBytes)))},
-		{"writes", fmt.Sprintf("%d, %s", d.Writes, size(int64(d.WriteBytes)))}, {"flushes", fmt.Sprint(d.Flushes)},
-		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, size(d.ALExtentBytes), size(d.CrashCostBytes))},
+		{"reads", fmt.Sprintf("%d, %s", d.Reads, block.Amount(int64(d.ReadBytes)))},
+		{"writes", fmt.Sprintf("%d, %s", d.Writes, block.Amount(int64(d.WriteBytes)))}, {"flushes", fmt.Sprint(d.Flushes)},
+		{"read latency", latencyText(d.ReadP50US, d.ReadP99US)}, {"write latency", latencyText(d.WriteP50US, d.WriteP99US)},
+		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, block.Amount(d.ALExtentBytes), block.Amount(d.CrashCostBytes))},
 	}
 	for _, u := range d.NBD {
 		rows = append(rows, []string{"nbd", u})
 	}
 	for _, p := range d.Peers {
-		rows = append(rows, []string{"peer " + p.Node, fmt.Sprintf("%s, %s, %s, %s out of sync%s", p.Role, p.Disk, p.Replication, size(p.OutOfSync), progress(p.Resync))})
+		rows = append(rows, []string{"peer " + p.Node, fmt.Sprintf("%s, %s, %s, %s out of sync%s", p.Role, p.Disk, p.Replication, block.Amount(p.OutOfSync), progress(p.Resync))})
 		if v := p.Verified; v != nil {
 			rows = append(rows, []string{"verified with " + p.Node, verifiedText(v)})
 		}
 	}
 	return table(rows...)
+}
+
+// latencyText is of the last minute.
+func latencyText(p50, p99 int64) string {
+	if p50 == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d us median, %d us at the 99th percentile, in the last minute", p50, p99)
 }
 
 func dumpText(r store.Report) string {
@@ -140,12 +150,12 @@ func dumpText(r store.Report) string {
 		log = fmt.Sprintf("in use: %d ranges are hot", len(r.Hot))
 	}
 	rows := [][]string{
-		{"metadata", r.Path}, {"device", r.Device}, {"node id", fmt.Sprint(r.NodeID)}, {"size", size(r.Size)}, {"created", since(r.Created)},
+		{"metadata", r.Path}, {"device", r.Device}, {"node id", fmt.Sprint(r.NodeID)}, {"size", block.Amount(r.Size)}, {"created", since(r.Created)},
 		{"superblock 0", r.Superblocks[0]}, {"superblock 1", r.Superblocks[1]}, {"flags", r.Flags}, {"members", r.Members},
-		{"generation", r.Generation}, {"history", r.History}, {"activity log", fmt.Sprintf("%d extents of %s, %s", r.Extents, size(r.ExtentBytes), log)},
+		{"generation", r.Generation}, {"history", r.History}, {"activity log", fmt.Sprintf("%d extents of %s, %s", r.Extents, block.Amount(r.ExtentBytes), log)},
 	}
 	for _, p := range r.Peers {
-		rows = append(rows, []string{fmt.Sprintf("peer %d", p.ID), fmt.Sprintf("%s out of sync in %d runs, since generation %s, %s", size(p.OutOfSync), p.Runs, p.Generation, p.Flags)})
+		rows = append(rows, []string{fmt.Sprintf("peer %d", p.ID), fmt.Sprintf("%s out of sync in %d runs, since generation %s, %s", block.Amount(p.OutOfSync), p.Runs, p.Generation, p.Flags)})
 	}
 	for _, p := range r.Problems {
 		rows = append(rows, []string{"problem", p})
@@ -154,13 +164,13 @@ func dumpText(r store.Report) string {
 }
 
 func handshakeText(h api.Handshake) string {
-	return fmt.Sprintf("%s with %s: %s (%s): %s\nmarked here %s, there %s", h.Device, h.Node, h.Action, h.Rule, h.Text, size(h.Mine), size(h.Theirs))
+	return fmt.Sprintf("%s with %s: %s (%s): %s\nmarked here %s, there %s", h.Device, h.Node, h.Action, h.Rule, h.Text, block.Amount(h.Mine), block.Amount(h.Theirs))
 }
 
 func verifiedText(v *api.Verified) string {
-	s := fmt.Sprintf("%s: %s differ", since(v.At), size(v.Differ))
+	s := fmt.Sprintf("%s: %s differ", since(v.At), block.Amount(v.Differ))
 	if v.Skipped > 0 {
-		s += ", " + size(v.Skipped) + " not compared"
+		s += ", " + block.Amount(v.Skipped) + " not compared"
 	}
 	if v.Stopped != "" {
 		s += "; stopped: " + v.Stopped
@@ -192,8 +202,8 @@ func sortLinks(rows []LinkRow) {
 func messengerText(links []LinkRow) string {
 	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "CONNECTIONS"}}
 	for _, l := range links {
-		rows = append(rows, []string{l.Node, l.Link, l.State, size(int64(l.SentBytes)), size(int64(l.RecvBytes)),
-			fmt.Sprintf("%s (%d)", size(l.QueuedBytes), l.QueuedFrames), size(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprint(l.Connections)})
+		rows = append(rows, []string{l.Node, l.Link, l.State, block.Amount(int64(l.SentBytes)), block.Amount(int64(l.RecvBytes)),
+			fmt.Sprintf("%s (%d)", block.Amount(l.QueuedBytes), l.QueuedFrames), block.Amount(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprint(l.Connections)})
 	}
 	return table(rows...)
 }

@@ -113,7 +113,7 @@ func (d *Device) setSizeLocked(size int64) {
 	if size <= d.cfg.Size {
 		return
 	}
-	d.eventLocked("device", nil, "the device grew from %d to %d bytes", d.cfg.Size, size)
+	d.eventLocked("device", nil, "the device grew from %s to %s", block.Amount(d.cfg.Size), block.Amount(size))
 	d.cfg.Size = size
 	d.size.Store(size)
 	d.saveLocked(nil)

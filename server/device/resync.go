@@ -316,7 +316,7 @@ func (d *Device) joinedLocked(p *peer) {
 			p.sync.cursor = 0
 			left := d.meta.Bitmap(p.id).Count() * block.Unit
 			p.sync.total = p.sync.done + left
-			d.eventLocked("resync", p, "resync from %s: %d bytes", p.name, left)
+			d.eventLocked("resync", p, "resync from %s: %s", p.name, block.Amount(left))
 			d.pumpLocked(p, b)
 		}
 		d.mu.Unlock()
@@ -659,7 +659,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	p.inSync = true
 	d.setReplLocked(p, replication.Established)
 	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
-	d.eventLocked("resync", p, "resync from %s is complete: %d bytes in %v", p.name, from.done, time.Since(from.began).Round(time.Millisecond))
+	d.eventLocked("resync", p, "resync from %s is complete: %s in %v", p.name, block.Amount(from.done), time.Since(from.began).Round(time.Millisecond))
 	s := p.session
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err != nil || p.session != s {

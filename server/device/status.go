@@ -282,7 +282,7 @@ func (d *Device) Why() Why {
 		w.Because = append(w.Because, "last error: "+st.LastError)
 	}
 	if st.Grown {
-		w.Because = append(w.Because, fmt.Sprintf("the device has grown to %d bytes, of which the configuration knows nothing yet", st.Size))
+		w.Because = append(w.Because, fmt.Sprintf("the device has grown to %s, of which the configuration knows nothing yet", block.Amount(st.Size)))
 		w.Next = append(w.Next, fmt.Sprintf("set size = \"%dKiB\" in the configuration of every node", st.Size>>10))
 	}
 	w.explainDisk(&st)
@@ -311,6 +311,14 @@ func (w *Why) explainDisk(st *Status) {
 	}
 }
 
+// amount is a number of bytes, of which there may be none.
+func amount(bytes int64) string {
+	if bytes == 0 {
+		return "nothing is"
+	}
+	return block.Amount(bytes)
+}
+
 func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 	switch {
 	case p.Refused != "":
@@ -320,14 +328,14 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		}
 	case !p.Connected && p.Fencing != "":
 		w.Because = append(w.Because, p.Node+" is not in reach; "+p.Fencing)
-		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
+		w.Next = append(w.Next, "why "+p.Node+" is not in reach: lockstepctl node why "+p.Node)
 	case !p.Connected:
-		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %d bytes differ", p.Node, p.OutOfSync))
-		w.Next = append(w.Next, "see: lockstepctl node why "+p.Node)
+		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %s out of sync", p.Node, amount(p.OutOfSync)))
+		w.Next = append(w.Next, p.Node+" gets what it missed when it is in reach again; why it is not: lockstepctl node why "+p.Node)
 	default:
-		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
+		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; when it connected: %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
 		if v := p.Verified; v != nil && v.Differ > 0 && p.OutOfSync > 0 {
-			w.Because = append(w.Because, fmt.Sprintf("a verify with %s found %d bytes that differ, at %s", p.Node, v.Differ, v.At.UTC().Format(time.RFC3339)))
+			w.Because = append(w.Because, fmt.Sprintf("a verify with %s found that %s differ, at %s", p.Node, block.Amount(v.Differ), v.At.UTC().Format(time.RFC3339)))
 			w.Next = append(w.Next, fmt.Sprintf("overwrite what differs, with the primary's data where there is one: lockstepctl device resync %s --node %s", st.Name, p.Node))
 		}
 		if p.Held != "" {
@@ -336,7 +344,7 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		}
 	}
 	if p.Resync != nil {
-		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %d of %d bytes, %v left", p.Node, p.Resync.Done, p.Resync.Total, p.Resync.Left.Round(time.Second)))
+		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %s of %s, %v left", p.Node, block.Amount(p.Resync.Done), block.Amount(p.Resync.Total), p.Resync.Left.Round(time.Second)))
 	}
 }
 

@@ -108,7 +108,7 @@ func (d *Device) Verify(node string) (with []string, err error) {
 		with = append(with, p.name)
 		if !p.verify.active {
 			p.verify = verifyState{active: true, ops: map[uint64]*verifyPiece{}, stream: d.stream}
-			d.eventLocked("verify", p, "verify with %s: %d bytes", p.name, d.cfg.Size)
+			d.eventLocked("verify", p, "verify with %s: %s", p.name, block.Amount(d.cfg.Size))
 			d.touchLocked()
 			d.pumpVerifyLocked(p, b)
 		}
@@ -172,9 +172,14 @@ func (d *Device) tickVerifyLocked(now time.Time, b *block.Batch) {
 
 const primaryChanged = "the primary has changed"
 
-// pumpVerifyLocked begins as many pieces as the window lets.
+// pumpVerifyLocked begins as many pieces as the window lets. Once the disks are
+// not supposed to be equal any more, or this one is detached, it begins none:
+// the next tick ends the verify and says why.
 func (d *Device) pumpVerifyLocked(p *peer, b *block.Batch) {
 	v := &p.verify
+	if !d.verifiableLocked(p) {
+		return
+	}
 	limit := verifyPieces
 	if d.busy {
 		limit = verifyPiecesBusy
@@ -438,10 +443,10 @@ func (d *Device) endVerifyLocked(p *peer, stopped string) {
 	if stopped != "" {
 		end = "was stopped: " + stopped
 	}
-	d.eventLocked("verify", p, "verify with %s %s: %d bytes differ, %d could not be compared", p.name, end, v.differ, v.skipped)
+	d.eventLocked("verify", p, "verify with %s %s: %s differ, %s could not be compared", p.name, end, block.Amount(v.differ), block.Amount(v.skipped))
 	if v.differ > 0 {
-		d.eventLocked("out-of-sync", p, "%d bytes differ between the disks here and on %s; \"lockstepctl device resync %s --node %s\" mends them",
-			v.differ, p.name, d.opts.Name, p.name)
+		d.eventLocked("out-of-sync", p, "%s differ between the disks here and on %s; \"lockstepctl device resync %s --node %s\" mends them",
+			block.Amount(v.differ), p.name, d.opts.Name, p.name)
 		if meta := d.meta; meta != nil {
 			d.work.do(func() {
 				if err := meta.WriteBitmaps(); err != nil {

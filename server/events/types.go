@@ -6,6 +6,8 @@ import "slices"
 const (
 	NodeUp        = "nodeup"
 	NodeDown      = "nodedown"
+	Relinked      = "node-relinked"  // a link to a peer was cut and came back in time
+	HostPaused    = "host-paused"    // this process did not run for a while
 	MissedPing    = "missed-ping"    // a peer is silent, its tick time is not over yet
 	PeerRefused   = "peer-refused"   // a handshake failed: wrong cluster, secret, id, version
 	TickTime      = "tick-time"      // the tick time changes or has changed
@@ -37,7 +39,7 @@ const Any = "*"
 // Types lists every type there is.
 func Types() []string {
 	return []string{
-		NodeUp, NodeDown, MissedPing, PeerRefused, TickTime,
+		NodeUp, NodeDown, Relinked, HostPaused, MissedPing, PeerRefused, TickTime,
 		Role, Disk, Replication, Quorum, QuorumLost, QuorumGained, Suspended, Resumed,
 		Resync, ResyncDone, OutOfSync, Generation, Verify, SplitBrain, IOError, Fence,
 		DeviceChange, Config, ConfigRefused, Service,

@@ -183,8 +183,9 @@ func (o out) nbdCommand(dev, cmd lv, s *nbd.CommandStats) {
 	var sum uint64
 	for i, n := range s.Latency {
 		sum += n
-		if bound := nbd.LatencyBound(i); bound > 0 {
-			buckets[bound.Seconds()] = sum
+		// A bucket for each doubling is enough of a query's labels.
+		if us := nbd.LatencyFrom(i + 1).Microseconds(); us&(us-1) == 0 && i+1 < nbd.LatencyBuckets {
+			buckets[float64(us)/1e6] = sum
 		}
 	}
 	desc := prometheus.NewDesc("lockstep_nbd_request_seconds", "Time from reading an NBD request to its reply.", []string{dev.name, cmd.name}, nil)

@@ -38,7 +38,7 @@ func full() Sources {
 		},
 		NBD: func() nbd.ServerStats {
 			x := nbd.ExportStats{Export: "r0", Open: 1}
-			x.Stats.Read.Latency[3], x.Stats.Read.Nanos = 2, 9000
+			x.Stats.Read.Latency[4], x.Stats.Read.Latency[7], x.Stats.Read.Nanos = 1, 1, 9000 // of 4 and of 7 µs
 			return nbd.ServerStats{Exports: []nbd.ExportStats{x}, Connections: []nbd.ConnStats{{Export: "r0", Inflight: 2}}}
 		},
 		Commands: func() Commands { return Commands{Requests: 7} },

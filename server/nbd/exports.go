@@ -98,23 +98,42 @@ func (s *Server) Stats() ServerStats {
 	return st
 }
 
+// Export returns what all connections to an export did; nothing of one that was
+// never opened.
+func (s *Server) Export(name string) ExportStats {
+	e := &s.exports
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.sumLocked(name, func(*conn, *Stats) {})
+}
+
 func (e *exports) stats() ([]ExportStats, []ConnStats) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var exports []ExportStats
 	var conns []ConnStats
-	for name, past := range e.past {
-		x := ExportStats{Export: name, Open: len(e.open[name]), Stats: *past}
-		for c := range e.open[name] {
-			s := c.stats.snapshot()
-			x.Stats.add(&s)
+	for name := range e.past {
+		exports = append(exports, e.sumLocked(name, func(c *conn, s *Stats) {
 			conns = append(conns, ConnStats{
-				Client: c.client, Export: name, Since: c.since, Inflight: int(c.inflight()), Stats: s,
+				Client: c.client, Export: name, Since: c.since, Inflight: int(c.inflight()), Stats: *s,
 			})
-		}
-		exports = append(exports, x)
+		}))
 	}
 	slices.SortFunc(exports, func(a, b ExportStats) int { return strings.Compare(a.Export, b.Export) })
 	slices.SortFunc(conns, func(a, b ConnStats) int { return int(a.Client.ID) - int(b.Client.ID) })
 	return exports, conns
+}
+
+// sumLocked sums an export up and shows each of its open connections.
+func (e *exports) sumLocked(name string, each func(*conn, *Stats)) ExportStats {
+	x := ExportStats{Export: name, Open: len(e.open[name])}
+	if past := e.past[name]; past != nil {
+		x.Stats = *past
+	}
+	for c := range e.open[name] {
+		s := c.stats.snapshot()
+		x.Stats.add(&s)
+		each(c, &s)
+	}
+	return x
 }

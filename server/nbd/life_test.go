@@ -327,6 +327,10 @@ func TestStatsCountWhatPassed(t *testing.T) {
 	}
 	check(st.Connections[0].Stats, "connection")
 	check(st.Exports[0].Stats, "export")
+	check(s.Export("a").Stats, "export alone")
+	if x := s.Export("c"); x != (nbd.ExportStats{Export: "c"}) {
+		t.Errorf("of an export that was never opened: %+v", x)
+	}
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}

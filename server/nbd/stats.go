@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"math/bits"
 	"sync/atomic"
 	"time"
 
@@ -11,27 +10,13 @@ import (
 // commands is how many commands are counted apart, by their number.
 const commands = int(proto.CmdBlockStatus) + 1
 
-// LatencyBuckets is the number of buckets of a latency histogram: bucket i
-// counts requests that took less than 1<<i microseconds (and not less than
-// half of that); the last takes the rest.
-const LatencyBuckets = 26
-
-// LatencyBound is the upper bound of bucket i, or 0 for the last, which has
-// none.
-func LatencyBound(i int) time.Duration {
-	if i >= LatencyBuckets-1 {
-		return 0
-	}
-	return time.Microsecond << i
-}
-
 // CommandStats counts the requests of one command.
 type CommandStats struct {
 	Requests uint64
 	Errors   uint64
 	Bytes    uint64 // that requests spoke of
 	Nanos    uint64 // spent on them, from read to reply, in sum
-	Latency  [LatencyBuckets]uint64
+	Latency  Latency
 }
 
 // Stats counts what passed, by command: Read, Write and the others of the
@@ -76,7 +61,7 @@ type counters struct {
 
 type cmdCounters struct {
 	errors, bytes, nanos atomic.Uint64
-	latency              [LatencyBuckets]atomic.Uint64
+	latency              [LatencyBuckets]atomic.Uint64 // as in Latency
 }
 
 func (c *counters) sent(n int)     { c.out.Add(uint64(n)) }
@@ -89,7 +74,7 @@ func (c *counters) done(o *op, now int64) {
 	}
 	k := &c.cmds[o.cmd]
 	took := uint64(max(now-o.arrived, 0))
-	k.latency[min(bits.Len64(took/1000), LatencyBuckets-1)].Add(1)
+	k.latency[latencyBucket(took)].Add(1)
 	k.nanos.Add(took)
 	if o.errno != proto.OK {
 		k.errors.Add(1)

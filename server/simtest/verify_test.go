@@ -1,11 +1,13 @@
 package simtest
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 // settle waits until every node sees every other in sync, and has nothing left
@@ -134,6 +136,38 @@ func TestVerifyEndsWithItsPeer(t *testing.T) {
 			t.Fatal("verify with a node that is down")
 		}
 	})
+}
+
+// TestVerifyEndsWithItsDisk: pieces that are being read when the disk is
+// detached fail, and nothing more is read of it.
+func TestVerifyEndsWithItsDisk(t *testing.T) {
+	for n := range 2 { // the leader's disk, and the follower's
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.settle(t)
+			reads := c.Nodes[n].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Hang: true, Err: syscall.EIO})
+			if _, err := c.Nodes[0].Dev.Verify("n1"); err != nil {
+				t.Fatal(err)
+			}
+			reads.Await(1)
+			detached := make(chan error, 1)
+			go func() { detached <- c.Nodes[n].Dev.Detach(timeout(t, time.Minute)) }()
+			c.until(t, n, "detached", is(replication.Diskless))
+			reads.Release()
+			if err := <-detached; err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Nodes[0].Dev.WaitVerified(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if v := c.Nodes[0].Dev.Status().Peers[0].Verified; v == nil || v.Stopped == "" {
+				t.Fatalf("%+v", v)
+			}
+			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			c.mustSync(t, n)
+		})
+	}
 }
 
 // TestVerifyWithoutAPrimary: two secondaries compare, and the resync mends.
