@@ -278,12 +278,12 @@ func (d *Device) plan(ctx context.Context, c wire.Change, ask replication.NodeSe
 	d.mu.Unlock()
 	commit = func(done bool) {
 		b := &block.Batch{}
-		typ := wire.Abort
+		typ, to := wire.Abort, ask // those who still think about it, too
 		if done {
-			typ = wire.Commit
+			typ, to = wire.Commit, got.yes
 		}
 		d.mu.Lock()
-		d.sendPlanLocked(typ, c, got.yes, b)
+		d.sendPlanLocked(typ, c, to, b)
 		d.mu.Unlock()
 		b.Finish()
 	}

@@ -107,9 +107,19 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		f.Received = d.window.head
 	}
 	if d.meta != nil {
+		d.forgetBeyondLocked(p.id)
 		f.Dirty = d.meta.Bitmap(p.id).Count()
 	}
 	return f
+}
+
+// forgetBeyondLocked drops marks beyond the end of the device: of room that was
+// made for a resize that did not come about. Nothing was ever written there, and
+// a peer without that room could not even be told of them.
+func (d *Device) forgetBeyondLocked(id int) {
+	if d.room > d.cfg.Size {
+		d.meta.Bitmap(id).Clear(block.Extent{Off: d.cfg.Size, Len: d.room - d.cfg.Size})
+	}
 }
 
 // followingLocked reports whether a primary in contact sends its writes here.
@@ -557,7 +567,7 @@ func (d *Device) shareMarksLocked(id int, es []block.Extent, b *block.Batch) {
 	}
 	for _, e := range es {
 		u := e.Units()
-		off, end := max(uint64(u.Off)/block.Unit, at), uint64(u.End())/block.Unit
+		off, end := max(uint64(u.Off)/block.Unit, at), min(uint64(u.End()), uint64(d.cfg.Size))/block.Unit
 		if off >= end {
 			continue
 		}

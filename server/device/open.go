@@ -106,17 +106,18 @@ func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) 
 	return got, nil
 }
 
-// fit makes the disk as large as the device has grown, and refuses a size that
-// the metadata does not cover.
+// fit makes the disk as large as the metadata covers, which is where the device
+// has grown to or room that was made for it to, and refuses a size that the
+// metadata does not cover.
 func fit(disk store.Disk, meta *store.Meta, o Options) error {
 	sb := meta.Superblock()
 	if sb.Size < o.Size {
 		return fmt.Errorf("device %s: the configuration says %d bytes, but the metadata %s is of a device of %d;"+
 			" put the size back and run \"lockstepctl device resize %s\"", o.Name, o.Size, meta.Path(), sb.Size, o.Name)
 	}
-	if grown := grownTo(&sb); grown > o.Size {
-		if err := resizeDisk(disk, grown); err != nil {
-			return fmt.Errorf("device %s has grown to %d bytes: %w", o.Name, grown, err)
+	if sb.Size > o.Size {
+		if err := resizeDisk(disk, sb.Size); err != nil {
+			return fmt.Errorf("device %s has grown to %d bytes: %w", o.Name, sb.Size, err)
 		}
 	}
 	return nil

@@ -68,6 +68,7 @@ func (d *Device) enterSourceLocked(p *peer, dec replication.Decision) {
 			bm.Set(e)
 		}
 	}
+	d.forgetBeyondLocked(p.id)
 	if d.gens.Bitmap[p.id] == replication.NoGen {
 		d.gens.Bitmap[p.id] = d.gens.Current
 		d.saveLocked(nil)

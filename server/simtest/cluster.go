@@ -55,6 +55,8 @@ type Cluster struct {
 	mu  sync.Mutex
 	rng *rand.Rand
 	cut map[[2]int]bool
+
+	trap atomic.Pointer[Trap]
 }
 
 // Node is one node. Dev is nil while it is down.
@@ -66,9 +68,11 @@ type Node struct {
 	Disk *storetest.Image
 	Meta *storetest.Image
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards what is below
 	events   []device.Event
 	sessions map[int]*session
+	fallen   *fallen // it was powered off
+	wrote    string  // part of the metadata that was written last
 }
 
 // New makes a cluster whose nodes are down.
@@ -148,6 +152,7 @@ func (n *Node) open(o device.Options) (*device.Device, error) {
 	if n.Disk == nil {
 		return device.New(o)
 	}
+	n.watchStorage()
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
 	disk, meta := n.Disk, n.Meta
 	return device.Assemble(o, bk,
@@ -180,16 +185,8 @@ func (n *Node) crash(how storetest.Crash) {
 	if n.Dev == nil {
 		return
 	}
-	disk, meta := n.Disk, n.Meta
-	if disk != nil {
-		n.Disk, n.Meta = disk.CrashClone(how), meta.CrashClone(how)
-		disk.Crash()
-		meta.Crash()
-	}
-	dev := n.Dev
-	n.Dev = nil
-	n.c.disconnect(n, "killed")
-	dev.Abandon()
+	n.PowerOff(how)
+	n.Bury()
 }
 
 func (c *Cluster) rand() uint64 {
@@ -248,7 +245,7 @@ func (c *Cluster) connect(a, b *Node) {
 	c.mu.Lock()
 	cut := c.cut[pair(a.ID, b.ID)]
 	c.mu.Unlock()
-	if a == b || a.Dev == nil || b.Dev == nil || cut {
+	if a == b || a.Dev == nil || b.Dev == nil || cut || a.Fallen() || b.Fallen() {
 		return
 	}
 	a.mu.Lock()
@@ -350,6 +347,7 @@ func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Ba
 	if err := f.h.Decode(raw[:], 0); err != nil {
 		panic(fmt.Sprintf("a frame that no peer would take: %v", err))
 	}
+	s.c.pass(sendPoint(h.Type), s.from, s.to)
 	l := s.links[h.Type.Link()]
 	l.mu.Lock()
 	if !l.closed {
@@ -398,6 +396,7 @@ func (s *session) deliver(l *simLink) {
 		if d := s.c.delay(); d > 0 {
 			time.Sleep(d)
 		}
+		s.c.pass(takePoint(f.h.Type), s.to, s.from)
 		l.mu.Lock()
 		closed := l.closed
 		l.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
@@ -127,6 +128,67 @@ func TestAMissedResizeIsLearnt(t *testing.T) {
 		c.mustSync(t, 0)
 		if got := c.Nodes[2].Dev.Size(); got != 8*mib {
 			t.Fatalf("n2 has %d bytes", got)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestRoomThatIsNotUsedIsNotResynced: a resize that failed leaves room on some
+// nodes. Whoever has none is still resynced as a whole.
+func TestRoomThatIsNotUsedIsNotResynced(t *testing.T) {
+	for _, poor := range []int{1, 2} {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', mib)
+			c.Nodes[poor].Disk.Inject(storetest.Fault{Ops: storetest.OpTruncate, Err: errors.New("no space")})
+			if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err == nil {
+				t.Fatal("grown without room")
+			}
+			time.Sleep(time.Second) // all have heard of it
+			if err := c.Nodes[poor].Dev.Invalidate(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			c.mustHold(t, 0, 'a')
+		})
+	}
+}
+
+// TestRoomSurvivesACrash: a node that made room, and was killed before it heard
+// that the device has grown, has the room when it learns of it.
+func TestRoomSurvivesACrash(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 0)
+		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 5*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // all have heard of it
+		trap := c.SetTrap("commit: before it is taken", 0, func(at, _ *Node) { at.PowerOff(storetest.Crash{}) })
+		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 6*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		n := trap.Sprung()
+		if n == nil {
+			t.Fatal("nobody came to the point")
+		}
+		n.Bury()
+		c.mustWrite(t, 0, 6*mib-8192, 'a', 8192)
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.mustSync(t, 0)
+		c.mustWrite(t, 0, 6*mib-4096, 'b', 4096)
+		if st := n.Dev.Status(); st.Disk != replication.UpToDate || st.Size != 6*mib {
+			t.Fatalf("%s has %d bytes and is %v\n%s", n.Name, st.Size, st.Disk, c.Describe())
 		}
 		c.mustEqual(t)
 	})
