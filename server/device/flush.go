@@ -197,6 +197,20 @@ func (fl *flushState) lostLocked(d *Device, p *peer, b *block.Batch) {
 	}
 }
 
+// dropLocked: this node is no longer the primary. Whoever waits must come back;
+// changes among them are answered with the others in flight.
+func (fl *flushState) dropLocked(b *block.Batch) {
+	for _, list := range [][]flushWaiter{fl.cur, fl.next} {
+		for i, w := range list {
+			list[i] = flushWaiter{}
+			if w.req != nil {
+				finish(w.req, block.ErrDropped, b)
+			}
+		}
+	}
+	fl.cur, fl.next = fl.cur[:0], fl.next[:0]
+}
+
 // settleLocked ends the flush when all have answered and nothing is held.
 func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
 	if !fl.busy || fl.local || fl.wait != 0 {

@@ -433,6 +433,7 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.gate = gateShut
 	d.readable.Store(nil)
 	d.held = nil
+	d.flush.dropLocked(b)
 	for o := range d.window.all {
 		o.need, o.wait = 0, 0
 		o.finished = true

@@ -55,6 +55,11 @@ type Cluster struct {
 	mu  sync.Mutex
 	rng *rand.Rand
 	cut map[[2]int]bool
+
+	// dead is the devices, by their pointers, that were killed. From before their
+	// disks are copied, nothing that they say is heard: it may rest on what the
+	// copy has not.
+	dead sync.Map
 }
 
 // Node is one node. Dev is nil while it is down.
@@ -180,6 +185,7 @@ func (n *Node) crash(how storetest.Crash) {
 	if n.Dev == nil {
 		return
 	}
+	n.c.dead.Store(n.Dev, true)
 	disk, meta := n.Disk, n.Meta
 	if disk != nil {
 		n.Disk, n.Meta = disk.CrashClone(how), meta.CrashClone(how)
@@ -341,6 +347,9 @@ func (s *session) PeerID() int { return s.to.ID }
 // Send implements device.Session. The frame goes through the codec, so what
 // arrives is what a wire would carry.
 func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
+	if s.c.killed(s.other.dev) {
+		return
+	}
 	hh := *h
 	hh.Version = wire.MaxVersion
 	hh.Len = uint32(len(payload))
@@ -430,7 +439,15 @@ var ErrUnanswered = errors.New("not answered")
 
 // Do performs one request on a node and waits for its answer.
 func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64, data []byte, length int64) error {
-	dev := n.Dev
+	return n.c.ask(ctx, n.Dev, op, flags, off, data, length)
+}
+
+func (c *Cluster) killed(dev *device.Device) bool {
+	_, dead := c.dead.Load(dev)
+	return dead
+}
+
+func (c *Cluster) ask(ctx context.Context, dev *device.Device, op block.Op, flags block.Flags, off int64, data []byte, length int64) error {
 	if dev == nil {
 		return ErrUnanswered
 	}
@@ -444,6 +461,9 @@ func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64
 	b.Finish()
 	select {
 	case <-w:
+		if c.killed(dev) {
+			return ErrUnanswered
+		}
 		return r.Err
 	case <-ctx.Done():
 		return ErrUnanswered
