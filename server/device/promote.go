@@ -300,7 +300,8 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 		return false, true, self + " is making its disk durable"
 	}
 	for _, q := range d.peers {
-		if q != nil && q != p && q.hs.sent && q.hs.theirs.Role == replication.Primary && !q.decision.Yields.Has(q.id) {
+		// Where there is agreement already, what q is now counts, and not its hello.
+		if q != nil && q != p && q.hs.sent && !q.agreed && q.hs.theirs.Role == replication.Primary && !q.decision.Yields.Has(q.id) {
 			return false, true, fmt.Sprintf("%s is about to follow %s", self, q.name)
 		}
 	}
