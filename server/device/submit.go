@@ -225,6 +225,13 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	if d.cfg.Protocol != replication.ProtocolA {
 		o.need = o.wait
 	}
+	if d.needGen {
+		// It was let in before a peer was lost, which it misses now.
+		d.hold |= holdGeneration
+		if !d.genBusy {
+			d.startGenLocked()
+		}
+	}
 	d.recent.add(o.seq, o.ext)
 	d.missLocked(o.miss, o.ext)
 	for id := range o.miss.All() {
