@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -160,7 +161,9 @@ func (fl *flushState) beginLocked(d *Device, b *block.Batch) {
 	fl.no++
 	fl.floor = d.window.floor
 	fl.oks, fl.bad = 0, nil
-	fl.wait = d.receives
+	if fl.wait = d.receives; mutate.Is(mutate.FlushHere) {
+		fl.wait = 0
+	}
 	for id := range fl.wait.All() {
 		d.peers[id].send(wire.Header{Type: wire.FlushReq, Arg: [3]uint64{fl.no, fl.floor}}, nil, nil, b)
 	}
@@ -195,6 +198,20 @@ func (fl *flushState) lostLocked(d *Device, p *peer, b *block.Batch) {
 		fl.wait = fl.wait.Without(p.id)
 		fl.settleLocked(d, b)
 	}
+}
+
+// dropLocked: this node is no longer the primary. Whoever waits must come back;
+// changes among them are answered with the others in flight.
+func (fl *flushState) dropLocked(b *block.Batch) {
+	for _, list := range [][]flushWaiter{fl.cur, fl.next} {
+		for i, w := range list {
+			list[i] = flushWaiter{}
+			if w.req != nil {
+				finish(w.req, block.ErrDropped, b)
+			}
+		}
+	}
+	fl.cur, fl.next = fl.cur[:0], fl.next[:0]
 }
 
 // settleLocked ends the flush when all have answered and nothing is held.
@@ -290,6 +307,10 @@ func (fl *flushState) appliedLocked(d *Device, b *block.Batch) {
 		}
 		n := copy(fl.asked, fl.asked[1:])
 		fl.asked = fl.asked[:n]
+		if mutate.Is(mutate.FlushUnsynced) {
+			fl.answerAskedLocked(d, &a, nil, b)
+			continue
+		}
 		if d.disk == nil {
 			fl.answerAskedLocked(d, &a, block.ErrIO, b)
 			continue

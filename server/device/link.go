@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -228,6 +229,10 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 		return
 	}
 	dec := d.verdictLocked(&p.hs.mine, &p.hs.theirs)
+	if mutate.Is(mutate.DropEqual) && d.meta != nil && dec.Sync() && p.hs.mine.Gens.Current == p.hs.theirs.Gens.Current {
+		d.meta.Bitmap(p.id).ClearAll()
+		dec.Action = replication.InSync
+	}
 	if p.hs.config != d.cfg.Fingerprint {
 		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration", CopySlot: -1,
 			Why: "the two nodes' configurations of this device differ in what must agree (size, nodes, protocol, quorum)"}
@@ -295,6 +300,9 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 
 // unsyncedLocked reports whether changes reached the disk since syncDisk.
 func (d *Device) unsyncedLocked() bool {
+	if mutate.Is(mutate.VoteUnsynced) {
+		return false
+	}
 	return d.disk != nil && d.applied != d.synced
 }
 
@@ -503,7 +511,7 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 			break
 		}
 	}
-	if waiting && d.needGen {
+	if waiting && d.needGen && !mutate.Is(mutate.AnswerEarly) {
 		d.hold |= holdGeneration
 	}
 	// Quorum first: whether these may be answered depends on it.
@@ -512,7 +520,9 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 		if !o.wait.Has(p.id) {
 			continue
 		}
-		d.missLocked(p.bit(), o.ext)
+		if !mutate.Is(mutate.ForgetMissed) {
+			d.missLocked(p.bit(), o.ext)
+		}
 		doubtful = append(doubtful, o.ext)
 		o.miss = o.miss.With(p.id)
 		o.wait &^= p.bit()
@@ -535,7 +545,7 @@ func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 	for _, c := range list {
 		marked = append(marked, c.ext)
 	}
-	if d.meta == nil {
+	if d.meta == nil || mutate.Is(mutate.ForgetMissed) || mutate.Is(mutate.ForgetUnflushed) {
 		return marked
 	}
 	if !complete {
@@ -552,7 +562,7 @@ func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 // may lack although it was sent it: they have taken it for one that has
 // everything.
 func (d *Device) shareMarksLocked(id int, es []block.Extent, b *block.Batch) {
-	if len(es) == 0 || d.receives == 0 {
+	if len(es) == 0 || d.receives == 0 || mutate.Is(mutate.KeepMarks) {
 		return
 	}
 	slices.SortFunc(es, func(x, y block.Extent) int { return cmp.Compare(x.Off, y.Off) })
@@ -601,7 +611,7 @@ func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 	if d.unsyncedLocked() {
 		d.work.do(d.syncDisk) // before any vote or handshake
 	}
-	if d.meta != nil && d.recent.len() > 0 {
+	if d.meta != nil && d.recent.len() > 0 && !mutate.Is(mutate.SkipReconcile) {
 		list, complete := d.recent.after(d.floor)
 		others := d.disks.Without(d.cfg.Self)
 		for _, c := range list {

@@ -2,6 +2,7 @@ package device
 
 import (
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 )
@@ -108,7 +109,7 @@ type ranges struct {
 // add enters o and reports whether it may start.
 func (r *ranges) add(o *op) bool {
 	for i := range r.ext {
-		if r.ext[i].Overlaps(o.ext) {
+		if r.ext[i].Overlaps(o.ext) && !mutate.Is(mutate.Unordered) {
 			o.blockers++
 			r.ops[i].dependents = append(r.ops[i].dependents, o)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -81,7 +82,7 @@ func (d *Device) promoteOnce(ctx context.Context, force bool) error {
 	d.change = changeState{tx: tx}
 	c := wire.Change{Tx: tx, Kind: wire.ChangePromote, Node: uint8(d.cfg.Self), Force: force}
 	for _, p := range d.peers {
-		if p != nil && p.agreed {
+		if p != nil && p.agreed && !mutate.Is(mutate.PromoteUnasked) {
 			d.change.wait = d.change.wait.With(p.id)
 			p.send(wire.Header{Type: wire.Prepare}, c.Append(nil), nil, b)
 		}
@@ -434,6 +435,9 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.gate = gateShut
 	d.readable.Store(nil)
 	d.held = nil
+	if !mutate.Is(mutate.FlushAfterYield) {
+		d.flush.dropLocked(b)
+	}
 	for o := range d.window.all {
 		o.need, o.wait = 0, 0
 		o.finished = true

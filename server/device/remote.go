@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -51,6 +52,9 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	d.missLocked(d.missesLocked(p), o.ext)
 	if f.Flags&wire.FlagRecvAck != 0 {
 		p.send(wire.Header{Type: wire.RecvAck, Arg: [3]uint64{seq, 1}}, nil, nil, b)
+	}
+	if mutate.Is(mutate.AckEarly) {
+		p.acks.addLocked(seq, b)
 	}
 	d.stats.PeerWrites++
 	d.overtakePullsLocked(p, o.ext)

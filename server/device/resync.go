@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -372,7 +373,7 @@ func (d *Device) askPieceLocked(o *op, b *block.Batch) {
 // overtakePullsLocked: a change that does not come over the source's link has
 // overtaken what the source may have read before it.
 func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
-	if !d.pulls {
+	if !d.pulls || mutate.Is(mutate.PullOvertaken) {
 		return
 	}
 	for _, p := range d.peers {
@@ -563,7 +564,10 @@ func (d *Device) makeStableLocked(p *peer) {
 	fresh, s, disk := sy.fresh, p.session, d.disk
 	sy.fresh, sy.freshN = nil, 0
 	d.work.do(func() {
-		err := disk.Sync()
+		var err error
+		if !mutate.Is(mutate.ClearEarly) {
+			err = disk.Sync()
+		}
 		b := &block.Batch{}
 		d.mu.Lock()
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -116,6 +117,8 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 		c.Present++
 	case p.agreed:
 		c.Outdated++
+	case mutate.Is(mutate.CountAbsent):
+		c.Present++
 	default:
 		c.Unknown++
 	}
@@ -135,6 +138,10 @@ func (d *Device) upgradeLocked() {
 		d.setDiskLocked(replication.Consistent, "every disk is in reach, and none has newer data")
 	}
 	if d.dstat < replication.Outdated || d.dstat == replication.UpToDate {
+		return
+	}
+	if mutate.Is(mutate.OutdatedCurrent) {
+		d.setDiskLocked(replication.UpToDate, "mutated")
 		return
 	}
 	if d.passedLocked() && !d.best {
@@ -287,7 +294,7 @@ func (d *Device) gateLocked() {
 		d.gate = g
 		d.touchLocked()
 	}
-	d.setReadableLocked(g == gateOpen && d.dstat == replication.UpToDate && d.disk != nil)
+	d.setReadableLocked(g == gateOpen && (d.dstat == replication.UpToDate || mutate.Is(mutate.ReadStale)) && d.disk != nil)
 }
 
 func (d *Device) setReadableLocked(yes bool) {
@@ -470,7 +477,7 @@ func (d *Device) save() error {
 	meta := d.meta
 	sb := d.superblockLocked()
 	d.mu.Unlock()
-	if meta == nil {
+	if meta == nil || mutate.Is(mutate.Unsaved) {
 		return nil
 	}
 	if err := meta.Update(sb); err != nil {

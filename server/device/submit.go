@@ -2,6 +2,7 @@ package device
 
 import (
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -192,6 +193,9 @@ func (d *Device) logLocked(o *op) bool {
 // only where a third disk may have to be reconciled with it when both it and
 // the primary are gone.
 func (d *Device) keepsLogLocked(o *op) bool {
+	if mutate.Is(mutate.SkipLog) || mutate.Is(mutate.SkipReplicaLog) && o.kind == peerChange {
+		return false
+	}
 	return o.kind == appChange || o.kind == mend || d.disks.Len() > 2
 }
 
@@ -225,8 +229,17 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	if d.cfg.Protocol != replication.ProtocolA {
 		o.need = o.wait
 	}
+	if d.needGen && !mutate.Is(mutate.AnswerEarly) {
+		// It was let in before a peer was lost, which it misses now.
+		d.hold |= holdGeneration
+		if !d.genBusy {
+			d.startGenLocked()
+		}
+	}
 	d.recent.add(o.seq, o.ext)
-	d.missLocked(o.miss, o.ext)
+	if !mutate.Is(mutate.ForgetAway) {
+		d.missLocked(o.miss, o.ext)
+	}
 	for id := range o.miss.All() {
 		d.peers[id].inSync = false
 	}
@@ -430,6 +443,9 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 		seq := o.seq
 		if o.kind == mend {
 			seq = d.window.head // stable with what came before it
+		}
+		if mutate.Is(mutate.CoolEarly) {
+			seq = 0
 		}
 		o.log.End(o.ext, d.epochLocked(seq))
 	}

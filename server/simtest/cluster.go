@@ -57,6 +57,9 @@ type Cluster struct {
 	cut map[[2]int]bool
 
 	trap atomic.Pointer[Trap]
+	// dead is the devices, by their pointers, that were killed. Nothing that they
+	// say is heard: it may rest on what the copies of their disks have not.
+	dead sync.Map
 }
 
 // Node is one node. Dev is nil while it is down.
@@ -338,6 +341,9 @@ func (s *session) PeerID() int { return s.to.ID }
 // Send implements device.Session. The frame goes through the codec, so what
 // arrives is what a wire would carry.
 func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
+	if s.c.killed(s.other.dev) {
+		return
+	}
 	hh := *h
 	hh.Version = wire.MaxVersion
 	hh.Len = uint32(len(payload))
@@ -429,7 +435,21 @@ var ErrUnanswered = errors.New("not answered")
 
 // Do performs one request on a node and waits for its answer.
 func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64, data []byte, length int64) error {
-	dev := n.Dev
+	if err := n.c.ask(ctx, n.Dev, op, flags, off, data, length); err != nil {
+		return err
+	}
+	if n.Fallen() {
+		return ErrUnanswered
+	}
+	return nil
+}
+
+func (c *Cluster) killed(dev *device.Device) bool {
+	_, dead := c.dead.Load(dev)
+	return dead
+}
+
+func (c *Cluster) ask(ctx context.Context, dev *device.Device, op block.Op, flags block.Flags, off int64, data []byte, length int64) error {
 	if dev == nil {
 		return ErrUnanswered
 	}
@@ -443,6 +463,9 @@ func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64
 	b.Finish()
 	select {
 	case <-w:
+		if c.killed(dev) {
+			return ErrUnanswered
+		}
 		return r.Err
 	case <-ctx.Done():
 		return ErrUnanswered

@@ -34,7 +34,8 @@ type ledger struct {
 	// value since.
 	floating map[int64]map[uint64]bool
 	durable  map[int64]uint64
-	cuts     int // power cuts since that flush
+	cuts     int  // power cuts since that flush
+	tears    bool // a write that is not acknowledged may be made in part
 	log      *slog.Logger
 }
 
@@ -64,12 +65,22 @@ func fill(v uint64) []byte {
 }
 
 func (l *ledger) write(ctx context.Context, n *Node, blk int64) {
-	l.next++
-	v := l.next
-	add(l.floating, blk, v)
+	v := l.begin(blk)
 	err := n.Do(ctx, block.Write, 0, blk*block.Unit*7, fill(v), 0)
 	l.log.Debug("the client wrote", "node", n.Name, "block", blk, "value", v, "err", err)
-	if err == nil && !n.Fallen() {
+	l.end(blk, v, err)
+}
+
+// begin draws the value of a write that is about to be made, and end notes how
+// it went.
+func (l *ledger) begin(blk int64) (v uint64) {
+	l.next++
+	add(l.floating, blk, l.next)
+	return l.next
+}
+
+func (l *ledger) end(blk int64, v uint64, err error) {
+	if err == nil {
 		l.acked[blk] = v
 		l.maybe[blk] = nil
 		l.writes++
@@ -88,7 +99,13 @@ func add(m map[int64]map[uint64]bool, blk int64, v uint64) {
 // flush makes all that was acknowledged durable. What a power cut took before
 // it stays possible.
 func (l *ledger) flush(ctx context.Context, n *Node) {
-	if n.Do(ctx, block.Flush, 0, 0, nil, 0) != nil || l.cuts > 0 || n.Fallen() {
+	if n.Do(ctx, block.Flush, 0, 0, nil, 0) == nil {
+		l.flushed()
+	}
+}
+
+func (l *ledger) flushed() {
+	if l.cuts > 0 {
 		return
 	}
 	maps.Copy(l.durable, l.acked)
@@ -125,7 +142,7 @@ func (l *ledger) holds(blk int64, p []byte) error {
 				return fmt.Errorf("a sector of block %d is torn: %d and %d", blk, v, w)
 			}
 		}
-		if whole := binary.LittleEndian.Uint64(p); v != whole && l.cuts == 0 {
+		if whole := binary.LittleEndian.Uint64(p); v != whole && l.cuts == 0 && !l.tears {
 			return fmt.Errorf("block %d is torn: %d and %d", blk, whole, v)
 		}
 		if !l.allows(blk, v) {

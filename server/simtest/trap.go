@@ -168,6 +168,9 @@ func (n *Node) Bury() {
 		return
 	}
 	n.Disk, n.Meta = f.disk, f.meta
+	if dev != nil {
+		n.c.dead.Store(dev, true)
+	}
 	n.Dev = nil
 	n.c.disconnect(n, "killed")
 	if dev != nil {

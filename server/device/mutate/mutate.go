@@ -1,0 +1,46 @@
+// Package mutate is deliberate faults of the write path, for a test of the
+// tests: each is switched on by itself, and the simulator has to catch it. They
+// exist only in a build with the tag "mutate"; in any other Is is false at
+// compile time, and nothing is left of them.
+package mutate
+
+// A Fault is one deliberate fault, by its name.
+type Fault string
+
+// The faults.
+const (
+	SkipLog         Fault = "skip-log"                 // changes do not wait for the activity log
+	SkipReplicaLog  Fault = "skip-replica-log"         // replicas of three or more keep none
+	CoolEarly       Fault = "cool-early"               // extents leave the activity log before their changes are durable
+	AnswerEarly     Fault = "answer-before-generation" // what missed a lost peer is answered before the new generation is durable
+	Unsaved         Fault = "unsaved"                  // the superblock is confirmed without being written
+	ForgetMissed    Fault = "forget-missed"            // what is in flight when a peer is lost is not marked
+	ForgetUnflushed Fault = "forget-unflushed"         // what a lost peer has acknowledged and not flushed is not marked
+	ForgetAway      Fault = "forget-away"              // what is written while a peer is away is not marked
+	KeepMarks       Fault = "keep-marks"               // the replicas are not told what a lost one may lack
+	SkipReconcile   Fault = "skip-reconcile"           // survivors of a primary do not compare their tails
+	DropEqual       Fault = "drop-on-equal"            // marks are dropped where both sides are in one generation
+	CountAbsent     Fault = "count-absent"             // a peer out of reach counts for quorum
+	OutdatedCurrent Fault = "outdated-is-current"      // an outdated disk passes for a current one
+	PromoteUnasked  Fault = "promote-unasked"          // nobody votes on a promotion
+	VoteUnsynced    Fault = "vote-unsynced"            // a replica votes and agrees before its disk is durable
+	TrustStale      Fault = "trust-stale-quorum"       // answers do not wait for the word of the peers that make quorum
+	FlushHere       Fault = "flush-here"               // a flush is answered without the peers
+	FlushUnsynced   Fault = "flush-unsynced"           // a replica answers a flush without syncing
+	AckEarly        Fault = "ack-early"                // a replica acknowledges a change before its disk has it
+	ReadStale       Fault = "read-stale"               // reads are served from a disk that is not up to date
+	Unordered       Fault = "unordered"                // overlapping changes do not wait for each other
+	PullOvertaken   Fault = "pull-overtaken"           // a piece of a resync lands on what is newer
+	ClearEarly      Fault = "clear-early"              // a resync's marks are taken off before the pieces are durable
+	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
+	KeepBehind      Fault = "keep-behind"              // replicas in reach that are left out do not note that they are outdated
+)
+
+// All is every fault.
+func All() []Fault {
+	return []Fault{
+		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
+		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, KeepBehind,
+	}
+}

@@ -1,0 +1,99 @@
+//go:build mutate
+
+package simtest
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/device/mutate"
+)
+
+var (
+	fault  = flag.String("fault", "", "the deliberate fault to switch on")
+	mutant = flag.Int("mutant-seeds", 400, "within how many histories a deliberate fault has to be caught")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	mutate.Set(mutate.Fault(*fault))
+	os.Exit(m.Run())
+}
+
+// TestMutants shows that the torture can fail: with each of the deliberate
+// faults it does, within a number of histories, and with none it does not.
+func TestMutants(t *testing.T) {
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		if out, err := mutated(t, "", 40); err != nil {
+			t.Fatalf("the torture fails with no fault switched on: %v\n%s", err, out)
+		}
+	})
+	for _, f := range mutate.All() {
+		t.Run(string(f), func(t *testing.T) {
+			t.Parallel()
+			start := time.Now()
+			out, err := mutated(t, f, *mutant)
+			if err == nil || strings.Contains(out, "panic: test timed out") && !lockedUp(out) {
+				t.Fatalf("%s: %d histories have not caught it", f, *mutant)
+			}
+			t.Logf("%s: %s, after %v", f, caughtBy(out), time.Since(start).Round(time.Millisecond))
+		})
+	}
+}
+
+// mutated runs the torture with a fault until it fails, in a process of its own:
+// the fault may well make it panic, or lock up.
+func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, "-test.run=^(TestTorture|TestStorm|TestNothingIsMergedSilently)$", "-test.failfast", "-test.timeout=3m",
+		"-fault", string(f), "-seeds", fmt.Sprint(histories))
+	raw, err := cmd.CombinedOutput()
+	return string(raw), err
+}
+
+var (
+	failed  = regexp.MustCompile(`--- FAIL: (Test\w+/\d+)`)
+	running = regexp.MustCompile(`Test\w+/\d+ \((\w+)\)`)
+)
+
+// lockedUp reports whether, when time ran out, one history had not moved on for
+// most of it.
+func lockedUp(out string) bool {
+	for _, m := range running.FindAllStringSubmatch(out, -1) {
+		if d, err := time.ParseDuration(m[1]); err == nil && d > 20*time.Second {
+			return true
+		}
+	}
+	return false
+}
+
+// caughtBy says which history has found a fault, and how.
+func caughtBy(out string) string {
+	m := failed.FindStringSubmatchIndex(out)
+	if m == nil {
+		first, _, _ := strings.Cut(strings.TrimSpace(out), "\n")
+		return "a panic: " + first
+	}
+	said := ""
+	for line := range strings.Lines(out[m[1]:]) {
+		if line = strings.TrimSpace(line); strings.Contains(line, "_test.go:") && !strings.Contains(line, ": strike ") {
+			said = line
+			break
+		}
+	}
+	return out[m[2]:m[3]] + ": " + said
+}
