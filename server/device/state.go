@@ -399,6 +399,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	p.state, p.heard = st, true
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
+	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
 	if p.sync.pulling && (p.disk < replication.Consistent && p.disk != replication.DUnknown || p.syncingLocked()) {
 		// The source is being resynced itself; another, or later.
 		d.giveUpLocked(p, b)
