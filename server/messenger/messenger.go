@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/relief"
 	"github.com/lockstepd/lockstep/server/wire"
 	"golang.org/x/sys/unix"
 )
@@ -182,6 +183,7 @@ type Messenger struct {
 	dataPool    *block.Pool
 	metaPool    *block.Pool
 	unproven    gate
+	watch       *relief.Watch
 	listener    net.Listener
 	complaints  *limiter
 
@@ -222,6 +224,7 @@ func New(opt Options) (*Messenger, error) {
 	m := &Messenger{
 		opt: opt, log: opt.Log, start: time.Now(), leases: cluster.NewClock(suspended), incarnation: newCookie(),
 		dataPool: block.NewPool(dataSlab), metaPool: block.NewPool(metaSlab),
+		watch:      relief.NewWatch(),
 		complaints: newLimiter(time.Minute, 256), events: newMailbox(), closed: make(chan struct{}),
 		peers: make(map[int]*peer), table: cluster.NewTable(), secrets: slices.Clone(opt.Secrets),
 	}
@@ -263,6 +266,7 @@ func (m *Messenger) Start() error {
 	m.stopRest = stop
 	m.running.Go(func() { m.mon.Run(rest) })
 	m.running.Go(func() { m.deliver(rest) })
+	m.running.Go(func() { m.watch.Run(rest) })
 	for _, p := range m.opt.Peers {
 		if err := m.addPeer(p, !slices.Contains(away, p.Name)); err != nil {
 			return err
