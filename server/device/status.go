@@ -74,7 +74,7 @@ func (d *Device) Status() Status {
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
 		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdNoQuorum|holdLease) != 0),
 		InDoubt:   d.hold&holdLease != 0,
-		Open:      d.opens, Gens: d.gens, InFlight: int(d.window.head - d.window.floor),
+		Open:      d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}
@@ -98,6 +98,17 @@ func (d *Device) Status() Status {
 		}
 	}
 	return st
+}
+
+// inFlightLocked is how many of the application's changes are under way, those
+// included that wait for their range or for the activity log.
+func (d *Device) inFlightLocked() (n int) {
+	for _, o := range d.ranges.ops {
+		if o.kind == appChange {
+			n++
+		}
+	}
+	return n
 }
 
 func (d *Device) peerStatusLocked(p *peer) PeerStatus {
