@@ -190,10 +190,10 @@ func sortLinks(rows []LinkRow) {
 }
 
 func messengerText(links []LinkRow) string {
-	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "CONNECTIONS"}}
+	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "KEPT BY DISKS", "CONNECTIONS"}}
 	for _, l := range links {
 		rows = append(rows, []string{l.Node, l.Link, l.State, size(int64(l.SentBytes)), size(int64(l.RecvBytes)),
-			fmt.Sprintf("%s (%d)", size(l.QueuedBytes), l.QueuedFrames), size(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprint(l.Connections)})
+			fmt.Sprintf("%s (%d)", size(l.QueuedBytes), l.QueuedFrames), size(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprintf("%d (%d now)", l.Relieved, l.Away), fmt.Sprint(l.Connections)})
 	}
 	return table(rows...)
 }

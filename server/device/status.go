@@ -359,6 +359,9 @@ func (d *Device) Dump() string {
 	fmt.Fprintf(&sb, "gate=%d hold=%d needGen=%v genBusy=%v committing=%v genWait=%b receives=%b primary=%d stream=%x received=%d floor=%d window=%d..%d parked=%d held=%d flush={busy=%v wait=%b local=%v asked=%d flowed=%d}\n",
 		d.gate, d.hold, d.needGen, d.genBusy, d.committing, d.genWait, d.receives, d.primary, d.stream, d.received, d.floor,
 		d.window.floor, d.window.head, len(d.parked), len(d.held), d.flush.busy, d.flush.wait, d.flush.local, len(d.flush.asked), d.flush.flowed)
+	if n := d.crew.inHand(); n > 0 {
+		fmt.Fprintf(&sb, "the disk is slow: its crew has %d changes in hand\n", n)
+	}
 	if d.meta != nil {
 		fmt.Fprintf(&sb, "log %+v shift=%d epoch=%d\n", d.meta.AL().Stats(), d.shift, d.epoch)
 	}

@@ -349,6 +349,9 @@ func TestADiskThatHangsKeepsNoOtherDevice(t *testing.T) {
 			t.Fatal("the peer has not what was answered")
 		}
 	}
+	if n := s[1].mess.Nodes()[0]; n.Data.Relieved == 0 || n.Data.Away == 0 {
+		t.Errorf("the link does not show what its readers are kept by: %+v", n.Data)
+	}
 	for _, x := range s {
 		for _, n := range x.mess.Nodes() {
 			if n.State != "up" || n.Connects != 1 {
