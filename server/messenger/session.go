@@ -299,9 +299,18 @@ type reading struct {
 // newReading begins to read a connection.
 func (l *link) newReading(st *stream, epoch uint64) *reading {
 	pool := l.s.p.in[l.kind]
-	r := &reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
+	r := &reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: l.s.p.m.mostHeld(pool.Size())}
 	l.s.p.m.watch.Add(&r.post, r)
 	return r
+}
+
+// mostHeld is how many slabs of a size may be held of what one link brought.
+// Two it takes to go on.
+func (m *Messenger) mostHeld(size int) int64 {
+	m.mu.Lock()
+	links := int64(2 * len(m.peers))
+	m.mu.Unlock()
+	return max(2, min(m.opt.MaxHeld, m.opt.MaxHeldAll/max(1, links))/int64(size))
 }
 
 // errRelieved ends a goroutine in whose place another reads on.
