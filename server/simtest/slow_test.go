@@ -5,6 +5,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -182,6 +183,10 @@ func TestAChangeThatHangsIsNotTakenForAnothersAfterItsSession(t *testing.T) {
 				t.Error("n2 agrees with the primary while its disk has not what came before")
 			}
 		}
+		why := c.Nodes[2].Dev.Why()
+		if text := strings.Join(why.Because, "; "); !strings.Contains(text, "2 changes of a peer that was lost have not reached the disk") {
+			t.Errorf("why does not say what is waited for: %s", text)
+		}
 		c.mustWrite(t, 0, 8192, 'd', 4096) // nobody waits for n2
 		c.Nodes[2].Disk.Lift(hang)
 		hang.Release()
@@ -348,6 +353,10 @@ func TestADiskThatHangsKeepsNoOtherDevice(t *testing.T) {
 		if s[1].disks["b"].Peek(got, 0); !bytes.Equal(got, bytes.Repeat([]byte{round}, len(got))) {
 			t.Fatal("the peer has not what was answered")
 		}
+	}
+	stalled, _ := s[1].set.Get("a")
+	if text := strings.Join(stalled.Why().Because, "; "); !strings.Contains(text, "the disk takes long: ") {
+		t.Errorf("why does not say that the disk hangs: %s", text)
 	}
 	if n := s[1].mess.Nodes()[0]; n.Data.Relieved == 0 || n.Data.Away == 0 {
 		t.Errorf("the link does not show what its readers are kept by: %+v", n.Data)
