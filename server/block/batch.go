@@ -11,7 +11,16 @@ type Flusher interface {
 // Deferred is work put off until the links of a batch were flushed: the local
 // write goes on while peers already receive theirs.
 type Deferred interface {
-	RunDeferred(b *Batch)
+	// TakenOver reports whether somebody else does the work: then nothing more
+	// is called. It may wait until somebody can.
+	TakenOver() bool
+	// Perform does the work, which may take long.
+	Perform()
+	// Performed goes on with what follows from it. It must not block.
+	Performed(b *Batch)
+	// Late is called while Perform takes long, on another goroutine, at most
+	// once. It must not wait for Perform.
+	Late()
 }
 
 // Batch is what one reader goroutine gathers while it handles the requests or
@@ -28,6 +37,7 @@ type Batch struct {
 	touched  []Flusher
 	deferred []Deferred
 	next     int // touched[:next] were flushed already
+	begun    int // deferred[:begun] were begun already
 }
 
 // Touch asks for f to be flushed when the batch finishes. Touching twice is
@@ -46,7 +56,12 @@ func (b *Batch) Defer(d Deferred) { b.deferred = append(b.deferred, d) }
 
 // Finish flushes what was touched, runs what was deferred, and again, until
 // there is nothing left.
-func (b *Batch) Finish() {
+func (b *Batch) Finish() { b.FinishOn(nil) }
+
+// FinishOn is Finish for the holder of a post. It returns false if the caller
+// was relieved while it performed something: what followed from that is done,
+// and the post and the batch are the successor's, who goes on with FinishOn.
+func (b *Batch) FinishOn(p *Post) bool {
 	for {
 		for b.next < len(b.touched) {
 			f := b.touched[b.next]
@@ -54,16 +69,41 @@ func (b *Batch) Finish() {
 			f.Flush(b)
 		}
 		b.resetTouched()
-		if len(b.deferred) == 0 {
-			return
+		for b.begun < len(b.deferred) {
+			d := b.deferred[b.begun]
+			b.deferred[b.begun] = nil
+			b.begun++
+			if !b.perform(d, p) {
+				return false
+			}
 		}
-		for i := 0; i < len(b.deferred); i++ {
-			d := b.deferred[i]
-			b.deferred[i] = nil
-			d.RunDeferred(b)
+		b.deferred, b.begun = b.deferred[:0], 0
+		if len(b.touched) == 0 {
+			return true
 		}
-		b.deferred = b.deferred[:0]
 	}
+}
+
+// perform performs d, and reports whether the caller still holds the post.
+func (b *Batch) perform(d Deferred, p *Post) bool {
+	if d.TakenOver() {
+		return true
+	}
+	if p == nil {
+		d.Perform()
+		d.Performed(b)
+		return true
+	}
+	at := p.enter(d)
+	d.Perform()
+	if p.leave(at) {
+		d.Performed(b)
+		return true
+	}
+	own := &Batch{}
+	d.Performed(own)
+	own.Finish()
+	return false
 }
 
 func (b *Batch) resetTouched() {

@@ -194,6 +194,8 @@ type LinkRow struct {
 	LimitBytes   int64  `json:"limit_bytes"`
 	HeldBytes    int64  `json:"held_bytes"`
 	Throttled    uint64 `json:"throttled"`
+	Relieved     uint64 `json:"relieved"`
+	Away         int    `json:"away"`
 	Connections  uint64 `json:"connections"`
 }
 
@@ -216,7 +218,7 @@ func (c *Control) messengerShow(_ context.Context, _ rpc.Actor, p api.NodeParams
 			rows = append(rows, LinkRow{
 				Node: nodes[i].Name, Link: name, State: l.State, SentBytes: l.SentBytes, RecvBytes: l.RecvBytes,
 				SentFrames: l.SentFrames, RecvFrames: l.RecvFrames, QueuedBytes: l.QueuedBytes, QueuedFrames: l.QueuedFrames,
-				LimitBytes: l.LimitBytes, HeldBytes: l.HeldBytes, Throttled: l.Throttled, Connections: l.Connections,
+				LimitBytes: l.LimitBytes, HeldBytes: l.HeldBytes, Throttled: l.Throttled, Relieved: l.Relieved, Away: l.Away, Connections: l.Connections,
 			})
 		}
 	}

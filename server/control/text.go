@@ -200,10 +200,10 @@ func sortLinks(rows []LinkRow) {
 }
 
 func messengerText(links []LinkRow) string {
-	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "CONNECTIONS"}}
+	rows := [][]string{{"NODE", "LINK", "STATE", "SENT", "RECEIVED", "QUEUED", "HELD", "THROTTLED", "KEPT BY DISKS", "CONNECTIONS"}}
 	for _, l := range links {
 		rows = append(rows, []string{l.Node, l.Link, l.State, block.Amount(int64(l.SentBytes)), block.Amount(int64(l.RecvBytes)),
-			fmt.Sprintf("%s (%d)", block.Amount(l.QueuedBytes), l.QueuedFrames), block.Amount(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprint(l.Connections)})
+			fmt.Sprintf("%s (%d)", block.Amount(l.QueuedBytes), l.QueuedFrames), block.Amount(l.HeldBytes), fmt.Sprint(l.Throttled), fmt.Sprintf("%d (%d now)", l.Relieved, l.Away), fmt.Sprint(l.Connections)})
 	}
 	return table(rows...)
 }

@@ -5,10 +5,13 @@
 // A device has one mutex, which guards all of its state and is never held over
 // I/O. Hot frames and requests are handled inline on the goroutine that read
 // them; everything that must wait (metadata, handshakes, votes) is done in
-// order by the device's worker. Decisions are made by package replication from
+// order by the device's worker. Changes of the disk are carried out by whoever
+// finishes the batch that they came with, and by goroutines of the device's own
+// (crew) while the disk is slow. Decisions are made by package replication from
 // facts; this package gathers the facts and carries the decisions out.
 //
-// Lock order: Device.mu, then a session's queue, the activity log, a bitmap.
+// Lock order: what a post is told with (block.Post), then Device.mu, then the
+// crew's, a session's queue, the activity log, a bitmap.
 package device
 
 import (
@@ -215,6 +218,8 @@ type Device struct {
 	planned      planState
 	source       *source // where a disk comes from; nil: this node has none
 
+	crew    crew
+	strays  int // see strayLocked
 	al      alQueue
 	bulk    bulkQueue
 	watch   chan struct{} // closed and replaced whenever state changes
@@ -272,6 +277,7 @@ func New(o Options) (*Device, error) {
 		remote: map[uint64]*remoteRead{}, buffers: block.NewPool(wire.MaxPayload), watch: make(chan struct{}), since: map[string]time.Time{},
 	}
 	d.work.init()
+	d.crew.init()
 	d.al.init()
 	d.bulk.init()
 	d.flush.init()

@@ -84,6 +84,7 @@ func (d *Device) dropDiskLocked(failed bool) leaving {
 	d.readable.Store(nil)
 	d.disk, d.att = nil, nil
 	d.departing = true
+	d.forgetStraysLocked()
 	left.att.partLocked()
 	b := &block.Batch{}
 	if d.role == replication.Primary {
@@ -156,6 +157,7 @@ func (d *Device) disklessLocked(why string, b *block.Batch) {
 			d.setReplLocked(p, replication.Established)
 		}
 	}
+	d.decideAllLocked(b)
 	d.evaluateLocked(b)
 }
 

@@ -61,6 +61,9 @@ type flushJob struct {
 	ask     *askedFlush // nil: our own flush
 	no      uint64
 	applied uint64 // changes that had reached the disk when it was begun
+
+	err  error // of the sync
+	took time.Duration
 }
 
 func (fl *flushState) init() { fl.jobs = make(chan *flushJob, 64) }
@@ -70,7 +73,8 @@ func (fl *flushState) run(ctx context.Context, d *Device) {
 		select {
 		case j := <-fl.jobs:
 			b := &block.Batch{}
-			j.sync(b)
+			j.Perform()
+			j.Performed(b)
 			b.Finish()
 		case <-ctx.Done():
 			return
@@ -78,16 +82,33 @@ func (fl *flushState) run(ctx context.Context, d *Device) {
 	}
 }
 
-// RunDeferred syncs on the spot.
-func (j *flushJob) RunDeferred(b *block.Batch) { j.sync(b) }
+// TakenOver implements block.Deferred.
+func (j *flushJob) TakenOver() bool { return false }
 
-func (j *flushJob) sync(b *block.Batch) {
+// Perform implements block.Deferred.
+func (j *flushJob) Perform() {
 	start := time.Now()
-	err := j.disk.Sync()
-	took := time.Since(start)
+	j.err = j.disk.Sync()
+	j.took = time.Since(start)
+}
+
+// Late implements block.Deferred: the next syncs are the flusher's.
+func (j *flushJob) Late() {
 	d := j.d
 	d.mu.Lock()
-	d.flush.pace += (took - d.flush.pace) / 8
+	defer d.mu.Unlock()
+	d.flush.pace = max(d.flush.pace, lateSync)
+}
+
+// lateSync is the pace of a disk whose sync has not ended yet.
+const lateSync = 10 * inlineSync
+
+// Performed implements block.Deferred.
+func (j *flushJob) Performed(b *block.Batch) {
+	err := j.err
+	d := j.d
+	d.mu.Lock()
+	d.flush.pace += (j.took - d.flush.pace) / 8
 	if err != nil {
 		d.diskFailedLocked(j.disk, "flush", err)
 	} else if j.disk == d.disk {

@@ -52,8 +52,10 @@ func (d *Device) SessionDown(s Session, reason string) {
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
 	b := &block.Batch{}
 	if p != nil && p.session == s {
+		d.straysOfLocked(p)
 		d.contactLostLocked(p, reason, b)
 		p.session = nil
+		p.acks.count = 0
 		p.handle = 0
 		p.hs = handshake{}
 	}
@@ -225,7 +227,7 @@ func sameFacts(a, b *replication.Facts, primary bool) bool {
 // decideLocked agrees with the pair of hellos at hand, if there is one and it
 // lets us.
 func (d *Device) decideLocked(p *peer, b *block.Batch) {
-	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent {
+	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent || d.strays > 0 {
 		return
 	}
 	dec := d.verdictLocked(&p.hs.mine, &p.hs.theirs)

@@ -48,12 +48,14 @@ type op struct {
 	answered   bool
 	granted    bool    // syncPull: the piece has come
 	overtaken  bool    // syncPull: a change came that the piece may lack
-	session    Session // syncRead: on which it was asked for
+	session    Session // syncRead, peerChange: on which it came
+	stray      bool    // peerChange: that session ended while it was on the way to the disk
 	era        uint64  // syncRead: of the resync
 	finished   bool
 	log        *store.ActivityLog // holds references in it, unless nil
 	synced     bool               // FUA: the flush behind it has completed
 	err        error
+	ioErr      error // of local I/O that is done and not judged yet
 	mend       *mending
 	disk       store.Disk // on which local I/O is done: not one attached later
 	att        *attachment
@@ -62,9 +64,6 @@ type op struct {
 	blockers   int // earlier overlapping ops
 	dependents []*op
 }
-
-// RunDeferred performs the op's local I/O after the links were flushed.
-func (o *op) RunDeferred(b *block.Batch) { o.d.localIO(o, b) }
 
 // group completes a request that was cut into parts.
 type group struct {

@@ -17,9 +17,11 @@ type peer struct {
 	diskless bool // configured without a disk
 
 	session Session // nil: no contact
-	handle  uint32  // of the device at the peer; 0: it has not said hello
-	hs      handshake
-	agreed  bool // the handshake is complete: frames of the device flow
+	// out is the header of the frame being sent. Here it costs no memory a frame.
+	out    wire.Header
+	handle uint32 // of the device at the peer; 0: it has not said hello
+	hs     handshake
+	agreed bool // the handshake is complete: frames of the device flow
 
 	role     replication.Role
 	disk     replication.DiskState
@@ -62,8 +64,9 @@ func (p *peer) send(h wire.Header, payload []byte, buf *block.Buf, b *block.Batc
 	if p.session == nil {
 		return
 	}
-	h.Dev = p.handle
-	p.session.Send(&h, payload, buf, b)
+	p.out = h
+	p.out.Dev = p.handle
+	p.session.Send(&p.out, payload, buf, b)
 }
 
 // ackRun gathers acks of consecutive changes into one frame. It is a
@@ -133,7 +136,7 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	case wire.PeerFloor:
 		d.floorLocked(p, f.Arg[0])
 	case wire.ReadReq:
-		d.readRequestedLocked(p, f)
+		d.readRequestedLocked(p, f, b)
 	case wire.ReadReply:
 		d.readRepliedLocked(p, f, b)
 	case wire.SyncReq:

@@ -144,14 +144,16 @@ func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 }
 
 // readRequestedLocked queues a peer's read: it may have to wait for the disk,
-// which the link's reader must not.
-func (d *Device) readRequestedLocked(p *peer, f *wire.Frame) {
+// which the link's reader must not, and for the changes that came before it.
+func (d *Device) readRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	off, length := int64(f.Arg[0]), int64(f.Arg[2])
 	o := &op{d: d, kind: readThere, what: block.Read, from: p, seq: f.Arg[1], disk: d.disk, ext: block.Extent{Off: off, Len: length}}
 	if off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length || d.disk == nil || d.dstat != replication.UpToDate {
 		o.err = block.ErrInvalid
+		d.bulk.put(o)
+		return
 	}
-	d.bulk.put(o)
+	d.beginLocked(o, b)
 }
 
 // bulkQueue is the work that reads much from the local disk for others: peers'
@@ -259,6 +261,9 @@ func (d *Device) peerRead(o *op, b *block.Batch) {
 		o.from.send(h, nil, nil, b)
 	} else {
 		o.from.send(h, data, buf, b)
+	}
+	if o.err == nil {
+		d.releaseLocked(o, b)
 	}
 	d.mu.Unlock()
 	if buf != nil {

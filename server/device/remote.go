@@ -31,7 +31,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		return
 	}
 	o := d.newOpLocked()
-	o.kind, o.what, o.from, o.seq = peerChange, what, p, seq
+	o.kind, o.what, o.from, o.session, o.seq = peerChange, what, p, p.session, seq
 	o.ext = block.Extent{Off: off, Len: length}
 	if f.Flags&wire.FlagNoHole != 0 {
 		o.flags |= block.NoHole
@@ -84,17 +84,69 @@ func (d *Device) issuePeerLocked(o *op, b *block.Batch) {
 		d.peerDoneLocked(o, block.ErrIO, b)
 		return
 	}
+	if o.session != o.from.session {
+		d.strayLocked(o)
+	}
 	b.Defer(o)
 }
 
+// peerDoneLocked answers a change of the primary's. On another session than the
+// one that it came by its number may mean something else.
 func (d *Device) peerDoneLocked(o *op, err error, b *block.Batch) {
-	if err != nil {
+	switch {
+	case o.session != o.from.session:
+	case err != nil:
 		o.from.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{o.seq}}, nil, nil, b)
-	} else if o.from.session != nil {
+	default:
 		o.from.acks.addLocked(o.seq, b)
 	}
+	stray := o.stray
 	d.retireLocked(o, b)
 	d.flush.appliedLocked(d, b)
+	if stray {
+		d.strayLandedLocked(b)
+	}
+}
+
+// strayLocked: the session by which a change came ended while the change is on
+// its way to the disk. Until it has landed nothing is agreed with anybody: a
+// peer that agrees counts on the disk to hold, durably, what arrived before.
+func (d *Device) strayLocked(o *op) {
+	if !o.stray {
+		o.stray = true
+		d.strays++
+	}
+}
+
+// straysOfLocked looks for strays after a session's end.
+func (d *Device) straysOfLocked(p *peer) {
+	for _, o := range d.ranges.ops {
+		if o.kind == peerChange && o.from == p && o.local {
+			d.strayLocked(o)
+		}
+	}
+}
+
+func (d *Device) strayLandedLocked(b *block.Batch) {
+	if d.strays--; d.strays == 0 {
+		d.decideAllLocked(b)
+	}
+}
+
+// forgetStraysLocked: they are on their way to a disk that counts no longer.
+func (d *Device) forgetStraysLocked() {
+	for _, o := range d.ranges.ops {
+		o.stray = false
+	}
+	d.strays = 0
+}
+
+func (d *Device) decideAllLocked(b *block.Batch) {
+	for _, p := range d.peers {
+		if p != nil && p.session != nil {
+			d.decideLocked(p, b)
+		}
+	}
 }
 
 // receiversLocked takes the primary's word on who gets its writes from here

@@ -30,6 +30,8 @@ type Status struct {
 	Detached    bool   // diskless, though this node has a disk for it
 	Primary     string // the node that is primary, as far as known
 	InFlight    int
+	InHand      int // changes of this disk that wait for it, or are being carried out, because it is slow
+	Strays      int // of peers' changes, those whose session ended before the disk had them
 	Protocol    replication.Protocol
 	Policy      replication.QuorumPolicy
 	OnNoQuorum  NoQuorumPolicy
@@ -74,10 +76,11 @@ func (d *Device) Status() Status {
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
 		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdNoQuorum|holdLease) != 0),
 		InDoubt:   d.hold&holdLease != 0,
-		Open:      d.opens, Gens: d.gens, InFlight: int(d.window.head - d.window.floor),
+		Open:      d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}
+	st.InHand, st.Strays = d.crew.inHand(), d.strays
 	maps.Copy(st.Since, d.since)
 	st.Stats.Reads, st.Stats.ReadBytes = d.reads.Load(), d.readBytes.Load()
 	if d.disk != nil {
@@ -98,6 +101,17 @@ func (d *Device) Status() Status {
 		}
 	}
 	return st
+}
+
+// inFlightLocked is how many of the application's changes are under way, those
+// included that wait for their range or for the activity log.
+func (d *Device) inFlightLocked() (n int) {
+	for _, o := range d.ranges.ops {
+		if o.kind == appChange {
+			n++
+		}
+	}
+	return n
 }
 
 func (d *Device) peerStatusLocked(p *peer) PeerStatus {
@@ -293,6 +307,13 @@ func (d *Device) Why() Why {
 }
 
 func (w *Why) explainDisk(st *Status) {
+	if st.InHand > 0 {
+		w.Because = append(w.Because, fmt.Sprintf("the disk takes long: %d changes wait for it", st.InHand))
+		w.Next = append(w.Next, "they go on when it answers; disk_timeout in the configuration says when to give it up")
+	}
+	if st.Strays > 0 {
+		w.Because = append(w.Because, fmt.Sprintf("%d changes of a peer that was lost have not reached the disk yet; until they have, nothing is agreed with any peer", st.Strays))
+	}
 	switch st.Disk {
 	case replication.Diskless, replication.Failed:
 		if st.Detached {
@@ -356,6 +377,7 @@ func (d *Device) Dump() string {
 	fmt.Fprintf(&sb, "gate=%d hold=%d needGen=%v genBusy=%v committing=%v genWait=%b receives=%b primary=%d stream=%x received=%d floor=%d window=%d..%d parked=%d held=%d flush={busy=%v wait=%b local=%v asked=%d flowed=%d}\n",
 		d.gate, d.hold, d.needGen, d.genBusy, d.committing, d.genWait, d.receives, d.primary, d.stream, d.received, d.floor,
 		d.window.floor, d.window.head, len(d.parked), len(d.held), d.flush.busy, d.flush.wait, d.flush.local, len(d.flush.asked), d.flush.flowed)
+	fmt.Fprintf(&sb, "crew in hand=%d delay=%d strays=%d\n", d.crew.inHand(), d.crew.delay.Load(), d.strays)
 	if d.meta != nil {
 		fmt.Fprintf(&sb, "log %+v shift=%d epoch=%d\n", d.meta.AL().Stats(), d.shift, d.epoch)
 	}

@@ -165,7 +165,7 @@ func (d *Device) startLocked(o *op, b *block.Batch) {
 	switch o.kind {
 	case syncPull:
 		b.Defer(o)
-	case syncRead, verifyHere, verifyThere:
+	case syncRead, readThere, verifyHere, verifyThere:
 		d.bulk.put(o)
 	default:
 		if !d.logLocked(o) {
@@ -282,7 +282,6 @@ func (d *Device) sendChangeLocked(o *op, to replication.NodeSet, b *block.Batch)
 	}
 	h := wire.Header{Type: wire.Write, Arg: [3]uint64{uint64(o.ext.Off), o.seq, d.window.floor}}
 	data, buf := o.data, o.buf
-	var length [8]byte
 	switch o.what {
 	case block.Write:
 		if d.cfg.Protocol == replication.ProtocolB {
@@ -290,15 +289,13 @@ func (d *Device) sendChangeLocked(o *op, to replication.NodeSet, b *block.Batch)
 		}
 	default:
 		h.Type = wire.Zero
-		putLen(length[:], o.ext.Len)
-		data, buf = length[:], nil
+		length := make([]byte, 8)
+		putLen(length, o.ext.Len)
+		data, buf = length, nil
 		h.Flags |= zeroFlags(o)
 	}
 	for id := range to.All() {
-		p := d.peers[id]
-		hh := h
-		hh.Dev = p.handle
-		p.session.Send(&hh, data, buf, b)
+		d.peers[id].send(h, data, buf, b)
 	}
 }
 
@@ -312,14 +309,13 @@ func zeroFlags(o *op) (f uint16) {
 	return f
 }
 
-// localIO performs the local part of a change, without the mutex.
-func (d *Device) localIO(o *op, b *block.Batch) {
-	err := d.perform(o)
+// localDone goes on with a change whose local part has been performed.
+func (d *Device) localDone(o *op, b *block.Batch) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	att := o.att
-	d.localDoneLocked(o, err, b)
+	d.localDoneLocked(o, o.ioErr, b)
 	att.leaveLocked()
-	d.mu.Unlock()
 }
 
 func (d *Device) perform(o *op) error {

@@ -70,22 +70,66 @@ var criteria = []struct{ id, what, tests string }{
 	{"C17", "callbacks may send and end", "TestCallbacksMayDoAnything"},
 }
 
-// TestEveryCriterionHasATest: the names in the table are those of tests.
-func TestEveryCriterionHasATest(t *testing.T) {
-	defined := make(map[string]string) // folder to the text of its tests
-	for i, c := range criteria {
-		for name := range strings.FieldsSeq(c.tests) {
-			dir, test := "server/messenger", name
-			if at := strings.LastIndex(name, "/"); at >= 0 {
-				dir, test = name[:at], name[at+1:]
-			}
-			if defined[dir] == "" {
-				defined[dir] = testsIn(t, filepath.Join("../..", dir))
-			}
-			if !regexp.MustCompile(`(?m)^func ` + test + `\(`).MatchString(defined[dir]) {
-				t.Errorf("%s (%s): there is no %s in %s", c.id, c.what, test, dir)
-			}
+// promises says the same of what the messenger and the cluster package promise
+// beside the criteria.
+var promises = []struct{ what, tests string }{
+	{"ports: fixed or of a range, an avoid list, retries", "TestBindTakesTheFirstFreePortOfARange TestBindTriesAgainForAPredecessorOnItsWayOut"},
+	{"who has proved nothing holds no slot and blocks nobody; limits in time, in all and per address", "TestIdleConnectionsBlockNobody TestUnprovenConnectionsAreBoundedPerAddressAndInAll"},
+	{"several nodes on one host, each with its own address", "TestAPeerIsDialledFromTheAddressItBindsTo cmd/TestNodesJoinLeaveAndAreReplaced"},
+	{"the handshake and what it decides", "TestWrongHandshakesAreRefusedWithTheReason TestARestartedPeerSupersedesItsHalfOpenPredecessor TestAStaleDialNeverReplacesALiveSession TestANodeThatDialsItself"},
+	{"lossless within a session, over cuts", "TestLosslessUnderResets TestCutLinksComeBackWithNothingLost TestReconnectLosesNothingAndIsNoNodedown"},
+	{"a short cut is a pause, with nothing resynced", "TestAShortCutIsNoNodedown TestACutAlmostAsLongAsTheTickTimeIsNoNodedown cmd/TestShortCutIsAPause"},
+	{"the owner is told what was not acked, before anything new", "TestUnackedFramesAreToldBeforeTheNewSession TestUnackedYieldsExactlyWhatTheOwnerMustSendAgain"},
+	{"policies: lossless, lossy", "TestLosslessUnderResets TestHintsAreLostRatherThanKept"},
+	{"throttles and bounds, each peer's and in all; urgent frames first", "TestHeldMemoryStopsThatPeersDataLinkAndNothingElse TestWhatAllPeersHoldIsBounded TestAFullPeerIsCutAndOthersGoOn TestUrgentFramesOvertakeAFullQueue"},
+	{"a disk that hangs keeps no link, no other device and no end of a session", "TestADiskThatHangsKeepsNoLink TestASessionEndsThoughADiskHangs TestReadersThatDisksKeepAreBounded server/simtest/TestADiskThatHangsKeepsNoOtherDevice"},
+	{"peers apply overlapping writes in the sender's order, others side by side", "server/simtest/TestOverlappingWritesKeepTheSendersOrder server/simtest/TestAFlushWaitsForSlowWritesBeforeIt server/simtest/TestAChangeThatHangsIsNotTakenForAnothersAfterItsSession"},
+	{"checksums before use", "TestADamagedByteAnywhereCutsTheLinkAndNothingElse server/wire/TestEveryBitOfAHeaderIsGuarded cmd/TestFlippedBitsBetweenNodes"},
+	{"TLS with names, renewed while it runs; signed frames", "TestTLSSessionsCarryEverythingAcrossCuts TestACertificateMustNameItsNode TestARenewedCertificateIsTakenWithoutARestart TestSignedSessionsCarryEverythingAcrossCuts cmd/TestSecuredLinks"},
+	{"finished links leave nothing behind; ends from within callbacks", "TestManyCutsLeaveNothingBehind TestCallbacksMayDoAnything TestCloseWhileEverythingHangs"},
+	{"backoff with jitter, reset by hand, shown", "TestBackoffGrowsAndIsResetOnRequest cmd/TestEveryCommandByOvsAppctl"},
+	{"node table: connect, disconnect (to stay), why", "server/cluster/TestTableTransitions TestDisconnectKeepsTheNodeAwayUntilConnect TestAPersistentDisconnectOutlivesARestart TestWhyExplainsEachState TestDisconnectAnswersAllWhoWait"},
+	{"nodeup and nodedown in order, with reasons", "TestEventsOfANodeAlternate TestShutdownIsToldWithAGoodbye TestUnackedFramesAreToldBeforeTheNewSession"},
+	{"missed pings show before the timeout; pings are spread", "TestMissedPingsShowBeforeTheTimeout server/cluster/TestMissedPingsAreToldOneByOneBeforeTheEnd server/cluster/TestPingsAreSpreadAndRegular"},
+	{"nodes of different tick times are judged by what they promised", "server/cluster/TestAPeerIsJudgedByWhatItPromised TestANodeThatNeverChangedIsNotDropped"},
+	{"tick/set, here or everywhere, drops nobody", "server/cluster/TestSetAnswersAsDocumented server/cluster/TestNoDropDuringAnyChange TestTickSetReachesEveryNodeAndDropsNone TestStaggeredTickChangesDropNobody"},
+	{"a pause of the whole host; no lease on stale time", "server/cluster/TestAPauseOfOurOwnIsNobodysSilence server/cluster/TestASuspendedHostIsToldOf TestALeaseEndsBeforeThePeerGivesUp cmd/TestPrimaryThatSleptAnswersNothing"},
+	{"clock jumps change nothing", "server/cluster/TestTheClockCountsSuspensions"},
+	{"32 nodes, joining, leaving and replaced", "TestSoak TestNodesComeAndGo cmd/TestNodesJoinLeaveAndAreReplaced"},
+	{"an end of a process is seen at once, a stop within the window", "TestAKilledProcessIsSeenAtOnce TestStoppedProcessesAreFoundWithinTheWindow"},
+}
+
+// tests looks up tests by name, for the tables.
+type tests struct {
+	t       *testing.T
+	defined map[string]string // folder to the text of its tests
+}
+
+// check fails unless each of names is a test.
+func (x tests) check(what, names string) {
+	x.t.Helper()
+	for name := range strings.FieldsSeq(names) {
+		dir, test := "server/messenger", name
+		if at := strings.LastIndex(name, "/"); at >= 0 {
+			dir, test = name[:at], name[at+1:]
 		}
+		if x.defined[dir] == "" {
+			x.defined[dir] = testsIn(x.t, filepath.Join("../..", dir))
+		}
+		if !regexp.MustCompile(`(?m)^func ` + test + `\(`).MatchString(x.defined[dir]) {
+			x.t.Errorf("%s: there is no %s in %s", what, test, dir)
+		}
+	}
+}
+
+// TestEveryCriterionHasATest: the names in the tables are those of tests.
+func TestEveryCriterionHasATest(t *testing.T) {
+	look := tests{t, make(map[string]string)}
+	for _, p := range promises {
+		look.check(p.what, p.tests)
+	}
+	for i, c := range criteria {
+		look.check(fmt.Sprintf("%s (%s)", c.id, c.what), c.tests)
 		want := fmt.Sprintf("E%d", i+1)
 		if i >= 15 {
 			want = fmt.Sprintf("C%d", i-14)

@@ -28,7 +28,21 @@
 // has a reader, which parses frames in place and calls the Handler inline, and
 // a writer, which sleeps unless the socket is full (link.go, stream.go).
 // Whoever has something to send and finds nobody writing writes it himself,
-// together with what others queue meanwhile. Pings come from the cluster
+// together with what others queue meanwhile.
+//
+// What a frame asks of a disk is done by the reader too, when it has handled
+// what one read brought: for a disk that answers at once a hand-off would cost
+// more than the work. A watch (package relief) looks at the readers once a
+// millisecond while any does such work. One that is kept by a disk is relieved:
+// another goroutine reads on, with what the first had not begun, and the first
+// ends when its disk lets it, having sent what followed. So the frames of a
+// link are handed to the Handler one at a time and in order, whoever reads; and
+// a frame counts as received, for acks and after a cut, when it was handed on,
+// as it always does: whether a disk has it is for the Handler's own acks to say.
+// At most maxAway goroutines of a peer's link are away so, across connections
+// and sessions; then the link is not read until one is back.
+//
+// Pings come from the cluster
 // package's monitor, on a goroutine of their own.
 //
 // # Trust

@@ -19,12 +19,13 @@ type Handler interface {
 	// HandleFrame is given each device frame and each NodeMsg in order (hints,
 	// which have no Seq, come ahead of it), on the
 	// goroutine that reads the link; those of the data and the meta link of one
-	// session are concurrent with one another. It must not block. What it
-	// sends it sends into b. f and its payload are valid until it returns,
+	// session are concurrent with one another. It must not block; what may it
+	// defers in b. What it sends it sends into b. f and its payload are valid until it returns,
 	// unless it retains f.Buf.
 	HandleFrame(s *Session, f *wire.Frame, b *block.Batch)
 	// SessionDown tells that the session is over: HandleFrame is not called
-	// for it any more, and Send drops what it is given.
+	// for it any more, and Send drops what it is given. What frames deferred
+	// may still be under way, kept by a disk.
 	SessionDown(s *Session, r Reason)
 }
 

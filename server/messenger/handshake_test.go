@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -269,6 +270,47 @@ func TestIdleConnectionsBlockNobody(t *testing.T) {
 			t.Errorf("%d slots are still taken", a.unproven.in)
 		}
 		a.unproven.mu.Unlock()
+		a.stop()
+		b.stop()
+	})
+}
+
+// TestUnprovenConnectionsAreBoundedPerAddressAndInAll: who has too many is
+// turned away at once, and nobody else is; each has its slot again in the end.
+func TestUnprovenConnectionsAreBoundedPerAddressAndInAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bed, sn := simBed(t, 2, func(_ int, o *Options) { o.MaxUnproven, o.MaxUnprovenPerAddress = 6, 3 })
+		a := bed.start(0)
+		open := func(host string, n int) (open int) {
+			var conns []net.Conn
+			for range n {
+				c, err := sn.dialer(host)(t.Context(), "", "alpha")
+				must(t, err)
+				conns = append(conns, c)
+			}
+			synctest.Wait()
+			for _, c := range conns {
+				must(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
+				if _, err := c.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+					open++
+				}
+			}
+			return open
+		}
+		for _, c := range []struct {
+			host      string
+			n, remain int
+		}{{"one", 10, 3}, {"two", 2, 2}, {"three", 5, 1}, {"four", 1, 0}} {
+			if got := open(c.host, c.n); got != c.remain {
+				t.Errorf("%d of %d connections from %s remain, want %d", got, c.n, c.host, c.remain)
+			}
+		}
+		time.Sleep(2 * DefaultHandshakeTimeout)
+		if got := open("four", 1); got != 1 {
+			t.Error("the slots were not given back")
+		}
+		b := bed.start(1)
+		b.waitUp(1)
 		a.stop()
 		b.stop()
 	})

@@ -31,6 +31,7 @@ type link struct {
 	sentBytes, sentFrames atomic.Uint64
 	recvBytes, recvFrames atomic.Uint64
 	throttled             atomic.Uint64 // times that the reader waited for memory
+	relieved              atomic.Uint64 // times that a reader was kept by a disk, and another went on
 	queued                atomic.Int64
 
 	// mu guards what follows. No system call is made while it is held.
@@ -337,8 +338,8 @@ func (l *link) attach(st *stream, received uint64) error {
 	l.mu.Unlock()
 	l.hungUp, l.downSince, l.progress, l.attachedAt = false, time.Time{}, l.received.Load(), time.Now()
 	st.done.Go(func() { l.writer(st) })
-	epoch := l.connectSeq
-	st.done.Go(func() { l.reader(st, epoch) })
+	st.done.Add(1) // until the last of those who read it is done
+	go l.newReading(st, l.connectSeq).run(false)
 	l.flush(maxRounds)
 	return nil
 }

@@ -319,6 +319,33 @@ func TestHeldMemoryStopsThatPeersDataLinkAndNothingElse(t *testing.T) {
 	b.waitLog("up 0")
 }
 
+// TestWhatAllPeersHoldIsBounded: each link may hold an equal part, down to what
+// it takes to go on.
+func TestWhatAllPeersHoldIsBounded(t *testing.T) {
+	for _, c := range []struct {
+		peers int
+		each  int64 // MaxHeld
+		want  int64 // slabs
+	}{{1, 0, 120}, {4, 0, 120}, {8, 0, 60}, {31, 0, 15}, {31, 4 * dataSlab, 4}, {1, 1, 2}} {
+		o := Options{Cluster: "test", NodeName: "self", NodeID: 31, Secrets: [][]byte{testSecret}, Handler: &echo{}, MaxHeld: c.each}
+		m, err := New(o)
+		must(t, err)
+		for i := range c.peers {
+			must(t, m.addPeer(Peer{Name: nodeName(i), ID: i, Address: "127.0.0.1:1"}, false))
+		}
+		if got := m.mostHeld(dataSlab); got != c.want {
+			t.Errorf("%d peers, %d each: %d slabs, want %d", c.peers, c.each, got, c.want)
+		}
+		if c.peers > 1 {
+			if all := 2 * int64(c.peers) * m.mostHeld(dataSlab) * dataSlab; all > 1<<30 {
+				t.Errorf("%d peers: %d bytes in all", c.peers, all)
+			}
+		}
+		m.cancel()
+		m.running.Wait()
+	}
+}
+
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(testWait); !ok(); waitABit(t.Context()) {

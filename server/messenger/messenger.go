@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/cluster"
+	"github.com/lockstepd/lockstep/server/relief"
 	"github.com/lockstepd/lockstep/server/wire"
 	"golang.org/x/sys/unix"
 )
@@ -67,14 +68,18 @@ type Options struct {
 	// The defaults are 256 MiB, 64 MiB and 1 Mi frames. The memory of a session
 	// is at most the sum of the two, and 128 bytes a frame; that a device keeps
 	// far fewer requests in flight is what makes the limit one that only a
-	// peer which takes nothing can reach.
+	// peer which takes nothing can reach. All peers together keep little more
+	// than one does: what is sent to many is kept once, and the local consumers
+	// bound how much of it there is.
 	MaxDataQueue, MaxMetaQueue int64
 	MaxQueuedFrames            int
 	// MaxHeld bounds, for each peer and each of its links, the memory that
 	// handlers hold of what it sent, in bytes; 128 MiB by default. A handler
 	// that keeps a payload keeps the slab of about 1 MiB in which it lies. A
 	// link whose peer has reached it is not read until some is released.
-	MaxHeld int64
+	// MaxHeldAll bounds the same for all links together, 1 GiB by default: each
+	// may have an equal part, so that no peer can use up what another needs.
+	MaxHeld, MaxHeldAll int64
 
 	// SpinData and SpinMeta are how long a reader spins before it parks, after
 	// a read that brought one small frame. 0: not at all.
@@ -118,6 +123,7 @@ func (o Options) withDefaults() Options {
 	o.MaxDataQueue = cmp.Or(o.MaxDataQueue, 256<<20)
 	o.MaxMetaQueue = cmp.Or(o.MaxMetaQueue, 64<<20)
 	o.MaxHeld = cmp.Or(o.MaxHeld, 128<<20)
+	o.MaxHeldAll = cmp.Or(o.MaxHeldAll, 1<<30)
 	o.MaxQueuedFrames = cmp.Or(o.MaxQueuedFrames, 1<<20)
 	if o.Events == nil {
 		o.Events = func(cluster.Event) {}
@@ -182,6 +188,7 @@ type Messenger struct {
 	dataPool    *block.Pool
 	metaPool    *block.Pool
 	unproven    gate
+	watch       *relief.Watch
 	listener    net.Listener
 	complaints  *limiter
 
@@ -222,6 +229,7 @@ func New(opt Options) (*Messenger, error) {
 	m := &Messenger{
 		opt: opt, log: opt.Log, start: time.Now(), leases: cluster.NewClock(suspended), incarnation: newCookie(),
 		dataPool: block.NewPool(dataSlab), metaPool: block.NewPool(metaSlab),
+		watch:      relief.NewWatch(),
 		complaints: newLimiter(time.Minute, 256), events: newMailbox(), closed: make(chan struct{}),
 		peers: make(map[int]*peer), table: cluster.NewTable(), secrets: slices.Clone(opt.Secrets),
 	}
@@ -263,6 +271,7 @@ func (m *Messenger) Start() error {
 	m.stopRest = stop
 	m.running.Go(func() { m.mon.Run(rest) })
 	m.running.Go(func() { m.deliver(rest) })
+	m.running.Go(func() { m.watch.Run(rest) })
 	for _, p := range m.opt.Peers {
 		if err := m.addPeer(p, !slices.Contains(away, p.Name)); err != nil {
 			return err

@@ -36,7 +36,8 @@ type peer struct {
 	done    chan struct{}  // closed when run has returned
 	helpers sync.WaitGroup // dials and probes
 
-	in [2]*block.Pool // what its links are read into
+	in   [2]*block.Pool  // what its links are read into
+	away [2]atomic.Int32 // goroutines that read its links until a disk kept them
 
 	cfg  atomic.Pointer[Peer]
 	sess atomic.Pointer[Session] // that is up; for snapshots

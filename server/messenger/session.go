@@ -274,26 +274,59 @@ func (s *Session) owesAck() bool {
 
 func (s *Session) sendAck() { s.links[wire.Meta].hurry(func(u *urgent) { u.ack = true }) }
 
-// reading is the state of a reader goroutine.
+// reading is the reading of one connection of a link. One goroutine at a time
+// holds it; while that is kept by a disk, the messenger's watch has another go
+// on in its place.
 type reading struct {
 	l       *link
 	st      *stream
 	in      receiver
 	batch   block.Batch
+	post    block.Post
 	frame   wire.Frame
 	epoch   uint64 // the connection's number
 	most    int64  // slabs that may be held
 	spin    spinning
 	acks    [2]uint64 // the highest that the frames of one read carried
 	unacked int       // bytes received since an ack was last sent
+
+	// What the last read brought, for whoever goes on with it.
+	n      int // bytes
+	frames int
+	fault  error // with which they ended
 }
 
-// reader is the goroutine that reads one connection of the link, and reports
-// its end.
-func (l *link) reader(st *stream, epoch uint64) {
+// newReading begins to read a connection.
+func (l *link) newReading(st *stream, epoch uint64) *reading {
 	pool := l.s.p.in[l.kind]
-	r := reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: max(2, l.s.p.m.opt.MaxHeld/int64(pool.Size()))}
-	err := r.loop()
+	r := &reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: l.s.p.m.mostHeld(pool.Size())}
+	l.s.p.m.watch.Add(&r.post, r)
+	return r
+}
+
+// mostHeld is how many slabs of a size may be held of what one link brought.
+// Two it takes to go on.
+func (m *Messenger) mostHeld(size int) int64 {
+	m.mu.Lock()
+	links := int64(2 * len(m.peers))
+	m.mu.Unlock()
+	return max(2, min(m.opt.MaxHeld, m.opt.MaxHeldAll/max(1, links))/int64(size))
+}
+
+// errRelieved ends a goroutine in whose place another reads on.
+var errRelieved = errors.New("another goroutine reads on")
+
+// run reads, from after what was handled last where the goroutine takes
+// another's place, and reports the end of the connection.
+func (r *reading) run(instead bool) {
+	l, st := r.l, r.st
+	p := l.s.p
+	err := r.loop(instead)
+	if errors.Is(err, errRelieved) {
+		p.away[l.kind].Add(-1)
+		return
+	}
+	p.m.watch.Remove(&r.post)
 	l.busy.Store(false)
 	r.in.close()
 	l.mu.Lock()
@@ -302,42 +335,73 @@ func (l *link) reader(st *stream, epoch uint64) {
 	}
 	l.mu.Unlock()
 	st.close(true)
-	l.s.p.post(func() { l.s.p.linkDown(l, st, err) })
+	p.post(func() { p.linkDown(l, st, err) })
+	st.done.Done()
 }
 
-func (r *reading) loop() error {
-	s := r.l.s
+// maxAway is how many goroutines of a peer's link may be kept by disks while
+// another reads: one for each device whose disk begins to hang, since what
+// comes for it from then on is carried out by goroutines of its own. It holds
+// across connections and sessions. Beyond it the link is not read meanwhile.
+const maxAway = 64
+
+// MayRelieve implements relief.Holder.
+func (r *reading) MayRelieve() bool { return r.l.s.p.away[r.l.kind].Load() < maxAway }
+
+// Relieved implements relief.Holder.
+func (r *reading) Relieved() {
+	r.l.s.p.away[r.l.kind].Add(1)
+	r.l.relieved.Add(1)
+	go r.run(true)
+}
+
+func (r *reading) loop(instead bool) error {
 	spin := time.Duration(0)
 	for {
-		p, err := r.space()
-		if err != nil {
-			return err
+		if !instead {
+			if err := r.receive(spin); err != nil {
+				return err
+			}
 		}
-		r.l.busy.Store(false)
-		n, err := r.st.read(p, spin)
-		if err != nil {
-			return err
+		instead = false
+		if !r.batch.FinishOn(&r.post) {
+			return errRelieved
 		}
-		if spin > 0 {
-			r.spin.ended(r.st.rd.parked)
+		if r.fault != nil {
+			return r.fault
 		}
-		r.l.busy.Store(true)
-		r.l.waiting.Store(0)
-		r.in.w += n
-		s.heard.Store(int64(s.p.m.clock()))
-		frames, err := r.frames()
-		r.batch.Finish()
-		if err != nil {
-			return err
-		}
-		if err := r.settle(n); err != nil {
+		if err := r.settle(r.n); err != nil {
 			return err
 		}
 		spin = 0
-		if frames <= 1 && n <= smallRead {
-			spin = r.spin.next(s.p.m.spin(r.l.kind))
+		if r.frames <= 1 && r.n <= smallRead {
+			spin = r.spin.next(r.l.s.p.m.spin(r.l.kind))
 		}
 	}
+}
+
+// receive reads what there is and hands on the frames that are complete.
+func (r *reading) receive(spin time.Duration) error {
+	s := r.l.s
+	p, err := r.space()
+	if err != nil {
+		return err
+	}
+	r.l.busy.Store(false)
+	n, err := r.st.read(p, spin)
+	if err != nil {
+		return err
+	}
+	if spin > 0 {
+		r.spin.ended(r.st.rd.parked)
+	}
+	r.l.busy.Store(true)
+	r.l.waiting.Store(0)
+	r.in.w += n
+	s.heard.Store(int64(s.p.m.clock()))
+	r.n = n
+	r.frames, r.fault = r.handle()
+	return nil
 }
 
 // spinning tells whether it is worth to spin. Where a spin ended in parking
@@ -390,8 +454,8 @@ func (r *reading) space() ([]byte, error) {
 // is another one likely to come within the time of a spin.
 const smallRead = 16 << 10
 
-// frames handles all that is complete.
-func (r *reading) frames() (int, error) {
+// handle handles all that is complete.
+func (r *reading) handle() (int, error) {
 	for n := 0; ; n++ {
 		ok, err := r.in.next(&r.frame, r.l.s.version)
 		if !ok || err != nil {

@@ -3,6 +3,7 @@ package messenger
 import (
 	"bytes"
 	"context"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -110,6 +111,20 @@ func TestCutLinksComeBackWithNothingLost(t *testing.T) {
 	a.waitLog("up 1")
 	b.waitLog("up 0")
 	a.waitEvent("node-relinked")
+}
+
+// TestAPeerIsDialledFromTheAddressItBindsTo: nodes that share a host have each
+// their own.
+func TestAPeerIsDialledFromTheAddressItBindsTo(t *testing.T) {
+	const own = "127.0.0.3"
+	a, b := pair(t, func(_ int, o *Options) { o.Peers[0].Bind = own })
+	i, _ := a.Node("beta") // which dials
+	j, _ := b.Node("alpha")
+	for _, addr := range []string{i.Data.Remote, i.Meta.Remote, j.Data.Local, j.Meta.Local} {
+		if host, _, err := net.SplitHostPort(addr); err != nil || host != own {
+			t.Errorf("the connection is from %s, not from %s (%v)", addr, own, err)
+		}
+	}
 }
 
 func TestShutdownIsToldWithAGoodbye(t *testing.T) {

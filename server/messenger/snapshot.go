@@ -18,6 +18,8 @@ type LinkInfo struct {
 	LimitBytes             int64  // what QueuedBytes may reach before the peer is cut
 	HeldBytes              int64  // that handlers keep of what it sent, in whole slabs
 	Throttled              uint64 // times that the link was not read because of that
+	Relieved               uint64 // times that a disk kept the reader, and another went on
+	Away                   int    // readers that disks keep now
 	Connections            uint64 // of the link within the present session
 	Local, Remote          string // addresses
 }
@@ -124,6 +126,7 @@ func (l *link) fill(i *LinkInfo) {
 	i.LimitBytes = l.s.limit[l.kind].bytes
 	pool := l.s.p.in[l.kind]
 	i.HeldBytes, i.Throttled = pool.Out()*int64(pool.Size()), l.throttled.Load()
+	i.Relieved, i.Away = l.relieved.Load(), int(l.s.p.away[l.kind].Load())
 	l.mu.Lock()
 	st := l.st
 	i.QueuedBytes, i.QueuedFrames = l.q.bytes, l.q.frames()

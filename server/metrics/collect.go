@@ -93,6 +93,8 @@ func (o out) link(node lv, name string, l *messenger.LinkInfo) {
 	o.count("lockstep_link_sent_frames_total", "Frames sent over the link in the present session.", l.SentFrames, node, link)
 	o.count("lockstep_link_received_frames_total", "Frames received over the link in the present session.", l.RecvFrames, node, link)
 	o.count("lockstep_link_throttled_total", "Times that the link was not read because handlers held too much.", l.Throttled, node, link)
+	o.count("lockstep_link_relieved_total", "Times that a disk kept the link's reader, and another went on.", l.Relieved, node, link)
+	o.gauge("lockstep_link_readers_away", "Readers of the link that disks keep now.", float64(l.Away), node, link)
 	o.count("lockstep_link_connections_total", "Connections of the link in the present session.", l.Connections, node, link)
 	o.gauge("lockstep_link_queue_bytes", "Bytes not sent, or not acknowledged yet.", float64(l.QueuedBytes), node, link)
 	o.gauge("lockstep_link_queue_frames", "Frames not sent, or not acknowledged yet.", float64(l.QueuedFrames), node, link)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/relief"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/store/storetest"
@@ -40,7 +41,9 @@ type Options struct {
 	DiskTimeout time.Duration
 	// Delay is the longest that a frame is under way.
 	Delay time.Duration
-	Seed  uint64
+	// DiskDelay is the longest that a change of a disk takes.
+	DiskDelay time.Duration
+	Seed      uint64
 	// Extents sizes the activity log: small ones evict.
 	Extents     int
 	ExtentBytes int64
@@ -70,6 +73,8 @@ type Node struct {
 	Dev  *device.Device
 	Disk *storetest.Image
 	Meta *storetest.Image
+
+	slowed *storetest.Image // the one that DiskDelay is in force on
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
@@ -156,6 +161,10 @@ func (n *Node) open(o device.Options) (*device.Device, error) {
 		return device.New(o)
 	}
 	n.watchStorage()
+	if most := n.c.opts.DiskDelay; most > 0 && n.slowed != n.Disk {
+		n.slowed = n.Disk
+		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpPunch, DelayFunc: func(storetest.Record) time.Duration { return n.c.upTo(most) }})
+	}
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
 	disk, meta := n.Disk, n.Meta
 	return device.Assemble(o, bk,
@@ -198,13 +207,16 @@ func (c *Cluster) rand() uint64 {
 	return c.rng.Uint64()
 }
 
-func (c *Cluster) delay() time.Duration {
-	if c.opts.Delay == 0 {
+func (c *Cluster) delay() time.Duration { return c.upTo(c.opts.Delay) }
+
+// upTo is a random time below most.
+func (c *Cluster) upTo(most time.Duration) time.Duration {
+	if most == 0 {
 		return 0
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Duration(c.rng.Int64N(int64(c.opts.Delay)))
+	return time.Duration(c.rng.Int64N(int64(most)))
 }
 
 func pair(a, b int) [2]int { return [2]int{min(a, b), max(a, b)} }
@@ -309,7 +321,9 @@ type session struct {
 	other    *session
 	links    [2]*simLink
 	wg       sync.WaitGroup
-	lapsed   atomic.Bool // the lease has run out
+	watch    *relief.Watch
+	stop     context.CancelFunc // of watch
+	lapsed   atomic.Bool        // the lease has run out
 }
 
 type simFrame struct {
@@ -364,8 +378,14 @@ func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Ba
 }
 
 func (s *session) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.watch, s.stop = relief.NewWatch(), cancel
+	go s.watch.Run(ctx)
 	for _, l := range s.links {
-		s.wg.Go(func() { s.deliver(l) })
+		d := &delivery{s: s, l: l}
+		s.watch.Add(&d.post, d)
+		s.wg.Add(1)
+		go d.run(false)
 	}
 }
 
@@ -383,34 +403,63 @@ func (s *session) end() {
 }
 
 // wait returns when nothing more is delivered to this side.
-func (s *session) wait() { s.other.wg.Wait() }
+func (s *session) wait() {
+	s.other.wg.Wait()
+	s.other.stop()
+}
 
-func (s *session) deliver(l *simLink) {
-	b := &block.Batch{}
-	for {
-		l.mu.Lock()
-		for len(l.q) == 0 && !l.closed {
-			l.cond.Wait()
-		}
-		if l.closed {
-			l.mu.Unlock()
+// delivery reads one link, as the reader of a messenger does: while a disk
+// keeps it, another goroutine goes on in its place.
+type delivery struct {
+	s     *session
+	l     *simLink
+	batch block.Batch
+	post  block.Post
+}
+
+// MayRelieve implements relief.Holder.
+func (x *delivery) MayRelieve() bool { return true }
+
+// Relieved implements relief.Holder.
+func (x *delivery) Relieved() { go x.run(true) }
+
+// run delivers, from after what was handled last where it takes another's place.
+func (x *delivery) run(instead bool) {
+	for instead || x.next() {
+		instead = false
+		if !x.batch.FinishOn(&x.post) {
 			return
 		}
-		f := l.q[0]
-		l.q = l.q[1:]
-		l.mu.Unlock()
-		if d := s.c.delay(); d > 0 {
-			time.Sleep(d)
-		}
-		s.c.pass(takePoint(f.h.Type), s.to, s.from)
-		l.mu.Lock()
-		closed := l.closed
-		l.mu.Unlock()
-		if closed {
-			return
-		}
-		s.handle(&f, b)
 	}
+	x.s.wg.Done()
+}
+
+// next handles the next frame; false: the link is closed.
+func (x *delivery) next() bool {
+	l := x.l
+	l.mu.Lock()
+	for len(l.q) == 0 && !l.closed {
+		l.cond.Wait()
+	}
+	if l.closed {
+		l.mu.Unlock()
+		return false
+	}
+	f := l.q[0]
+	l.q = l.q[1:]
+	l.mu.Unlock()
+	if d := x.s.c.delay(); d > 0 {
+		time.Sleep(d)
+	}
+	x.s.c.pass(takePoint(f.h.Type), x.s.to, x.s.from)
+	l.mu.Lock()
+	closed := l.closed
+	l.mu.Unlock()
+	if closed {
+		return false
+	}
+	x.s.handle(&f, &x.batch)
+	return true
 }
 
 func (s *session) handle(f *simFrame, b *block.Batch) {
@@ -427,7 +476,6 @@ func (s *session) handle(f *simFrame, b *block.Batch) {
 		return
 	}
 	dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
-	b.Finish()
 }
 
 // ErrUnanswered means that a request was not answered in time.

@@ -89,6 +89,30 @@ func (l *ledger) end(blk int64, v uint64, err error) {
 	add(l.maybe, blk, v)
 }
 
+// writeMany writes to many blocks at a time.
+func (l *ledger) writeMany(ctx context.Context, n *Node, blks []int64) {
+	var rs []*block.Request
+	for _, blk := range blks {
+		l.next++
+		add(l.floating, blk, l.next)
+		add(l.maybe, blk, l.next)
+		rs = append(rs, &block.Request{Op: block.Write, Off: blk * block.Unit * 7, Len: block.Unit, Data: fill(l.next), Slot: l.next})
+	}
+	done := n.burst(rs)
+	for range rs {
+		select {
+		case r := <-done:
+			if blk := r.Off / block.Unit / 7; r.Err == nil {
+				l.acked[blk] = r.Slot
+				l.maybe[blk] = nil
+				l.writes++
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 func add(m map[int64]map[uint64]bool, blk int64, v uint64) {
 	if m[blk] == nil {
 		m[blk] = map[uint64]bool{}
@@ -175,6 +199,11 @@ func torture(t *testing.T, seed uint64) {
 	}
 	if rng.IntN(4) == 0 {
 		o.Protocol = replication.ProtocolB
+	}
+	if seed%2 == 0 {
+		// Some changes are done at once, and some take many times as long as a
+		// link's reader is kept by one.
+		o.DiskDelay = time.Duration(rng.IntN(8)) * time.Millisecond
 	}
 	c := New(o)
 	if err := c.StartAll(); err != nil {
@@ -313,6 +342,15 @@ func (h *history) write() {
 		h.l.write(ctx, p, int64(h.rng.IntN(tortureBlocks)))
 		cancel()
 	}
+	if h.rng.IntN(2) == 0 {
+		var many []int64
+		for _, blk := range h.rng.Perm(tortureBlocks)[:1+h.rng.IntN(40)] {
+			many = append(many, int64(blk))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(h.rng.IntN(500))*time.Millisecond)
+		h.l.writeMany(ctx, p, many)
+		cancel()
+	}
 	if h.rng.IntN(3) == 0 {
 		// One whose outcome the next step decides.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Microsecond)
@@ -343,6 +381,17 @@ func (h *history) heal() {
 			h.c.Heal(i, j)
 		}
 	}
+	h.synced()
+	h.settle()
+	h.synced() // what was in flight may have been what kept a disk out of sync
+	h.compare()
+	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
+		h.t.Fatalf("%v\n%s", err, h.c.Describe())
+	}
+}
+
+// synced waits until every disk is in sync.
+func (h *history) synced() {
 	for _, n := range h.c.Nodes {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		err := n.Dev.WaitFor(ctx, "synced")
@@ -350,11 +399,6 @@ func (h *history) heal() {
 		if err != nil {
 			h.t.Fatalf("%s does not get in sync: %v\n%s", n.Name, errors.Unwrap(err), h.c.Describe())
 		}
-	}
-	h.settle()
-	h.compare()
-	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
-		h.t.Fatalf("%v\n%s", err, h.c.Describe())
 	}
 }
 
