@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help run test race sim soak torture bench fuzz lint fmt build install clean clients tidy
+.PHONY: help run test race sim soak torture bench fuzz lint docs fmt build install clean clients tidy
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ lint: ## gofmt, vet, staticcheck, go fix -diff
 	$(GO) tool staticcheck ./...
 	$(GO) fix -diff ./...
 
+docs: ## write the manual pages and the command references anew
+	$(GO) generate ./ctl/docs
+	$(GO) test ./cmd -run TestReferenceIsUpToDate -update
+
 fmt: ## gofmt -w
 	gofmt -w cmd ctl rpc daemon server
 
@@ -47,9 +51,11 @@ torture: ## ROUNDS (default 10) of a real kernel whose host is killed in mid-wri
 bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; benchmarks of the links, the control plane, start and restart
 	.ci/bench
 
-install: build ## install the two binaries under PREFIX (default /usr/local)
+install: build ## install the two binaries and their manual pages under PREFIX (default /usr/local)
 	install -D -m 0755 bin/lockstepd $(DESTDIR)$(PREFIX)/sbin/lockstepd
 	install -D -m 0755 bin/lockstepctl $(DESTDIR)$(PREFIX)/bin/lockstepctl
+	install -D -m 0644 ctl/docs/lockstepctl.1 $(DESTDIR)$(PREFIX)/share/man/man1/lockstepctl.1
+	install -D -m 0644 ctl/docs/lockstepd-commands.7 $(DESTDIR)$(PREFIX)/share/man/man7/lockstepd-commands.7
 
 clean: ## remove what build made
 	rm -rf bin

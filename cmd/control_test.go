@@ -167,7 +167,11 @@ func hangingDisk(t testing.TB) (n *cluster.Node, hang, goOn func()) {
 	if out, err := n.Lockstepctl(within(t, patience), "device", "create", "r0", "--from-existing"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return n, func() { fuse.Signal(syscall.SIGSTOP) }, goOn
+	return n, func() {
+		if err := fuse.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+	}, goOn
 }
 
 // TestControlAnswersUnderLoad asks while clients load the device.

@@ -1,12 +1,14 @@
 package cmd_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,8 +33,9 @@ import (
 //	appctl NODE COMMAND ARG...  run ovs-appctl on a node
 //	appctl-covers NODE          fail if the node has a command that appctl has not run
 //	exits STATUS PROGRAM ARG... run a program that ends with that status
-//	recipe NODE HEADING [N]     run a script of ctl/docs/recipes.md, the Nth (of 1)
-//	                            below that heading, on that node
+//	recipe NODE HEADING [N [DEVICE]]
+//	                            run a script of ctl/docs/recipes.md, the Nth (of 1)
+//	                            below that heading, on that node, for that device (of r0)
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	bin := real.build(t)
@@ -219,29 +222,84 @@ func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// recipes are the scripts of ctl/docs/recipes.md, by the heading above them.
+func recipes() (map[string][]string, error) {
+	text, err := os.ReadFile(filepath.Join("..", "ctl", "docs", "recipes.md"))
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]string{}
+	for _, section := range strings.Split(string(text), "\n## ")[1:] {
+		heading, rest, _ := strings.Cut(section, "\n")
+		for _, block := range strings.Split(rest, "```sh\n")[1:] {
+			script, _, _ := strings.Cut(block, "```")
+			all[heading] = append(all[heading], script)
+		}
+	}
+	return all, nil
+}
+
+// TestEveryRecipeIsRun by some script.
+func TestEveryRecipeIsRun(t *testing.T) {
+	elsewhere := map[string]string{
+		"React to events 1":                "it goes on for ever, and mails",
+		"Administrate from another host 1": "TestRemoteAdministration",
+	}
+	all, err := recipes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) == 0 {
+		t.Fatal("there are no recipes")
+	}
+	run := map[string]bool{}
+	files, err := filepath.Glob(filepath.Join("testdata", "script", "*.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := regexp.MustCompile(`(?m)^(?:\[[^]]*\] )?(?:! )?recipe \w+ '([^']+)'(?: (\d+))?`)
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range call.FindAllStringSubmatch(string(text), -1) {
+			run[m[1]+" "+cmp.Or(m[2], "1")] = true
+		}
+	}
+	for heading, scripts := range all {
+		for i := range scripts {
+			if which := fmt.Sprint(heading, " ", i+1); !run[which] && elsewhere[which] == "" {
+				t.Errorf("no script runs %q", which)
+			}
+		}
+	}
+}
+
 // scriptRecipe runs what the documentation tells people to, on a node: there
 // the daemon is where lockstepctl looks first.
 func scriptRecipe(ts *testscript.TestScript, neg bool, args []string) {
 	nth := 1
-	if len(args) == 3 {
+	if len(args) > 2 {
 		var err error
 		nth, err = strconv.Atoi(args[2])
 		ts.Check(err)
 	}
-	if len(args) < 2 || len(args) > 3 || nth < 1 {
-		ts.Fatalf("usage: recipe NODE HEADING [N]")
+	if len(args) < 2 || len(args) > 4 || nth < 1 {
+		ts.Fatalf("usage: recipe NODE HEADING [N [DEVICE]]")
 	}
 	c := clusterOf(ts)
 	n := c.Node(args[0])
-	text, err := os.ReadFile(filepath.Join("..", "ctl", "docs", "recipes.md"))
+	all, err := recipes()
 	ts.Check(err)
-	_, section, found := strings.Cut(string(text), "\n## "+args[1]+"\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	blocks := strings.Split(section, "```sh\n")
-	if !found || nth >= len(blocks) {
+	scripts := all[args[1]]
+	if nth > len(scripts) {
 		ts.Fatalf("recipes.md has no script %d below %q", nth, args[1])
 	}
-	script, _, _ := strings.Cut(blocks[nth], "```")
+	script := scripts[nth-1]
+	if len(args) == 4 {
+		script = strings.ReplaceAll(script, " r0", " "+args[3])
+	}
 	script = strings.NewReplacer("/etc/lockstep/lockstep.toml", c.Config, "/run/lockstep/lockstepd.ctl", n.Socket()).Replace(script)
 	ts.Setenv("LOCKSTEP_TARGET", n.Socket())
 	switch err := ts.Exec("sh", "-e", "-c", script); {

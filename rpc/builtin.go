@@ -14,14 +14,14 @@ import (
 // builtins are the commands that every registry has.
 func builtins(r *Registry) []Command {
 	return []Command{
-		{Name: "list-commands", Doc: "List the commands and their arguments.",
+		{Name: "list-commands", Doc: "list the commands and their arguments",
 			Do: Typed(r.listCommands, commandTable)},
-		{Name: "version", Doc: "Show the daemon's version.",
+		{Name: "version", Doc: "show the daemon's version",
 			Do: Typed(showVersion, versionLine)},
-		{Name: "help", Usage: "[COMMAND]", MaxArgs: 1, Doc: "Explain one command, or all of them.",
+		{Name: "help", Usage: "[COMMAND]", MaxArgs: 1, Doc: "explain one command, or all of them",
 			Do: Typed(r.help, helpText)},
 		{Name: "set-options", Usage: "[--format text|json]", MinArgs: 1, MaxArgs: 2,
-			Doc: "Choose the format of the results on this connection.",
+			Doc: "choose the format of the results on this connection",
 			Do:  Text(setOptions)},
 	}
 }

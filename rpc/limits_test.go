@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -443,6 +444,14 @@ func TestNotificationsToAClientThatDoesNotRead(t *testing.T) {
 			t.Errorf("with room again: %v", err)
 		}
 		expect(t, nc, string(note.modern))
+		synctest.Wait()
+		sent, err = n.SendAll(slices.Repeat([]*Notification{note}, 20))
+		if !errors.Is(err, ErrFull) || sent != 1000/len(note.modern) {
+			t.Errorf("%d of 20 were taken: %v", sent, err)
+		}
+		for range sent {
+			expect(t, nc, string(note.modern))
+		}
 		nc.Close()
 	})
 }

@@ -50,17 +50,24 @@ func (o *outbox) push(msg []byte) error {
 	return o.addLocked(msg)
 }
 
-// try queues a message if there is room now.
-func (o *outbox) try(msg []byte) error {
+// try queues n messages, in order, as far as there is room now, and returns how
+// many.
+func (o *outbox) try(n int, msg func(i int) []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.queue)+len(msg) > o.limit && len(o.queue) > 0 && !o.over() {
-		if o.room == nil {
-			o.room = make(chan struct{})
+	for i := range n {
+		m := msg(i)
+		if len(o.queue)+len(m) > o.limit && len(o.queue) > 0 && !o.over() {
+			if o.room == nil {
+				o.room = make(chan struct{})
+			}
+			return i, ErrFull
 		}
-		return ErrFull
+		if err := o.addLocked(m); err != nil {
+			return i, err
+		}
 	}
-	return o.addLocked(msg)
+	return n, nil
 }
 
 func (o *outbox) over() bool { return o.closing || o.failed != nil }

@@ -169,7 +169,7 @@ func appctl(t *testing.T, target string, args ...string) (stdout, stderr string,
 	if err != nil {
 		t.Skip("ovs-appctl is not installed (Debian: openvswitch-common)")
 	}
-	cmd := exec.CommandContext(t.Context(), path, append([]string{"-T", "10", "-t", target}, args...)...)
+	cmd := exec.CommandContext(t.Context(), path, append([]string{"-T", "60", "-t", target}, args...)...)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); cmd.ProcessState == nil {

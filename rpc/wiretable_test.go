@@ -5,9 +5,12 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/rpc/frame"
@@ -114,6 +117,80 @@ func TestStockClientTakesAReplyInPieces(t *testing.T) {
 	path := scripted(t, `{"id":`, `0,"resu`, `lt":"h`, `i\n","error":null}`)
 	if stdout, stderr, code := appctl(t, path, "cmd"); stdout != "hi\n" || code != 0 {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+// TestWhatCutsTheStockClientOff: a server that closes with the request unread
+// may kill it before it shows an error; one that half-closes and reads on never
+// does, which is how this package refuses.
+func TestWhatCutsTheStockClientOff(t *testing.T) {
+	const refusal = `{"id":0,"error":"go away\n"}`
+	const killed = -1 // by SIGPIPE
+	for _, tt := range []struct {
+		name  string
+		serve func(nc net.Conn)
+		codes []int
+	}{
+		{"closed", func(nc net.Conn) { nc.Close() }, []int{1, killed}},
+		{"refused and closed", func(nc net.Conn) {
+			io.WriteString(nc, refusal)
+			nc.Close()
+		}, []int{1, 2, killed}},
+		{"refused, half-closed and drained", func(nc net.Conn) { play(nc, []string{refusal}) }, []int{2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			ln, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if nc, err := ln.Accept(); err == nil {
+					tt.serve(nc)
+				}
+			}()
+			defer func() {
+				ln.Close()
+				<-done
+			}()
+			stdout, stderr, code := appctl(t, path, "cmd")
+			if !slices.Contains(tt.codes, code) || stdout != "" || code == 2 && !strings.HasPrefix(stderr, "go away\n") {
+				t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
+			}
+		})
+	}
+}
+
+// TestStockClientAtAFullBacklog: a daemon that hangs is noticed at once only by
+// those whom its backlog has no room for. That of this package's listeners is
+// as long as the system allows.
+func TestStockClientAtAFullBacklog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	at := &unix.SockaddrUnix{Name: path}
+	if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(c)
+		if err = unix.Connect(c, at); errors.Is(err, unix.EAGAIN) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, stderr, code := appctl(t, path, "version"); code != 1 || !strings.Contains(stderr, "Protocol error") {
+		t.Errorf("exit %d, %q", code, stderr)
 	}
 }
 

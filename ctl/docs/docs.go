@@ -1,11 +1,11 @@
 // Package docs makes the manual page and the command reference out of what the
 // programs know of themselves, so that they cannot say anything else: the
 // commands of lockstepctl out of its tree, those of the socket out of the
-// registry's description.
+// registry's description, which a daemon gives.
 //
-//	go run ./ctl/docs/gen ctl/docs
+//	make docs
 //
-// writes them anew; a test fails while they are not up to date.
+// writes them anew; tests fail while they are not up to date.
 package docs
 
 //go:generate go run ./gen .
@@ -152,8 +152,27 @@ func Reference(commands []api.Command) string {
 		if c.DeadlineMS > 0 {
 			limit = fmt.Sprintf("%g s", float64(c.DeadlineMS)/1000)
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", strings.TrimSpace(c.Name+" "+c.Usage), params(c.Params), c.Access, limit, mdCell(c.Doc))
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", mdCell(strings.TrimSpace(c.Name+" "+c.Usage)), params(c.Params), c.Access, limit, mdCell(c.Doc))
 	}
+	return b.String()
+}
+
+// ReferenceMan is the same as a manual page.
+func ReferenceMan(commands []api.Command) string {
+	var b strings.Builder
+	b.WriteString(".TH LOCKSTEPD\\-COMMANDS 7 \"\" \"lockstep\" \"lockstep manual\"\n" +
+		".SH NAME\nlockstepd\\-commands \\- commands of lockstepd's control socket\n" +
+		".SH DESCRIPTION\nFor ovs\\-appctl, \"lockstepctl call\", and JSON\\-RPC.\n.SH COMMANDS\n")
+	for _, c := range commands {
+		fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", roff(strings.TrimSpace(c.Name+" "+c.Usage)), roff(strings.ToUpper(c.Doc[:1])+strings.TrimSuffix(c.Doc[1:], ".")+"."))
+		if c.Access != "read" {
+			fmt.Fprintf(&b, "For administrators.\n")
+		}
+		if c.DeadlineMS > 0 {
+			fmt.Fprintf(&b, "Answers within %g s.\n", float64(c.DeadlineMS)/1000)
+		}
+	}
+	b.WriteString(".SH SEE ALSO\n.BR lockstepctl (1),\n.BR ovs\\-appctl (8)\n")
 	return b.String()
 }
 

@@ -26,7 +26,7 @@ func TestUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, string(got)); diff != "" {
-			t.Errorf("%s is not up to date; run: go generate ./ctl/docs\n%s", name, diff)
+			t.Errorf("%s is not up to date; run: make docs\n%s", name, diff)
 		}
 	}
 }
@@ -99,10 +99,18 @@ type screen struct{}
 
 func (screen) Size() (width, height int) { return 80, 24 }
 
-// TestManualPageIsWellFormed asks groff's or mandoc's opinion where there is
-// one.
-func TestManualPageIsWellFormed(t *testing.T) {
-	page := Man(ctl.Tree())
+// TestManualPagesAreWellFormed asks groff's opinion where it is there.
+func TestManualPagesAreWellFormed(t *testing.T) {
+	wellFormed(t, Man(ctl.Tree()), "device wait")
+	reference, err := os.ReadFile("lockstepd-commands.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wellFormed(t, string(reference), "control socket")
+}
+
+func wellFormed(t *testing.T, page, holds string) {
+	t.Helper()
 	for line := range strings.Lines(page) {
 		if strings.HasPrefix(line, ".") && !regexp.MustCompile(`^\.(TH|SH|SS|TP|B|BR|PP|nf|fi)( |$)`).MatchString(strings.TrimSpace(line)) {
 			t.Errorf("odd request: %s", line)
@@ -116,7 +124,7 @@ func TestManualPageIsWellFormed(t *testing.T) {
 	cmd.Stdin = strings.NewReader(page)
 	var complaints strings.Builder
 	cmd.Stderr = &complaints
-	if out, err := cmd.Output(); err != nil || complaints.Len() > 0 || !strings.Contains(string(out), "device wait") {
+	if out, err := cmd.Output(); err != nil || complaints.Len() > 0 || !strings.Contains(string(out), holds) {
 		t.Errorf("groff: %v\n%s", err, complaints.String())
 	}
 }
@@ -125,10 +133,12 @@ func TestReference(t *testing.T) {
 	got := Reference([]api.Command{
 		{Name: "device/wait", Usage: "DEVICE [STATE]", Doc: "Wait until a device is in a state.", Access: "read", DeadlineMS: 1500,
 			Params: []api.Param{{Name: "device", Type: "string", Positional: true, Required: true}, {Name: "x", Type: "a|b"}}},
+		{Name: "device/resolve", Usage: "DEVICE a|b", Doc: "Choose.", Access: "admin"},
 		{Name: "version", Doc: "Show the version.", Access: "read"},
 	})
 	for _, want := range []string{
 		"| `device/wait DEVICE [STATE]` | device string, [x a\\|b?] | read | 1.5 s | Wait until a device is in a state. |\n",
+		"| `device/resolve DEVICE a\\|b` |  | admin | - | Choose. |\n",
 		"| `version` |  | read | - | Show the version. |\n",
 	} {
 		if !strings.Contains(got, want) {

@@ -102,7 +102,7 @@ func (c *Control) cmapTrack(ctx context.Context, by rpc.Actor, p api.CmapPrefixP
 		return api.Done{}, cmapError(err)
 	}
 	err = n.Go(func(ctx context.Context) {
-		push(ctx, n, func(ctx context.Context) (*rpc.Notification, error) {
+		push(ctx, n, func(ctx context.Context) ([]*rpc.Notification, error) {
 			ch, lost, err := tr.Next(ctx)
 			switch {
 			case err != nil:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
@@ -76,21 +77,12 @@ func (c *Control) subscribe(ctx context.Context, by rpc.Actor, p api.Subscribe) 
 	if err != nil {
 		return api.Subscribed{}, api.Errorf(api.CodeInvalidParams, "%v", err)
 	}
-	err = c.follow(n, by, p.Types, func(ctx context.Context) (*rpc.Notification, error) {
-		ev, lost, err := sub.Next(ctx)
-		switch {
-		case err != nil:
-			return nil, err
-		case lost != nil:
-			return note("lost", *lost), nil
-		}
-		return c.notes.of(ev), nil
-	})
+	err = c.follow(n, by, p.Types, c.eventsOf(sub))
 	return api.Subscribed{Seq: c.o.Events.Newest(), Missed: sub.Missed(), Stream: stream}, err
 }
 
 // follow sends what next returns to a connection, until that ends.
-func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next func(context.Context) (*rpc.Notification, error)) error {
+func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next following) error {
 	// The end may be asked for before the goroutine has begun.
 	own, cancel := context.WithCancel(context.Background())
 	x := &subscription{conn: by.Conn, types: types, cancel: cancel}
@@ -108,56 +100,116 @@ func (c *Control) follow(n *rpc.Notifier, by rpc.Actor, types []string, next fun
 	return err
 }
 
-// push sends one notification after the other, and waits for a client that is
-// slow: what it misses meanwhile is lost where the stream is kept, in bounds.
-func push(ctx context.Context, n *rpc.Notifier, next func(context.Context) (*rpc.Notification, error)) {
-	for {
-		note, err := next(ctx)
-		if err != nil {
-			return
+// following returns the notifications that come next.
+type following func(context.Context) ([]*rpc.Notification, error)
+
+const (
+	eventsAtOnce = 128
+	// gather is how long what follows an event is waited for, so that many of
+	// them wake a client once. The first after a pause goes out at once.
+	gather = 5 * time.Millisecond
+)
+
+// eventsOf returns the events of a subscription as they are sent.
+func (c *Control) eventsOf(sub *events.Subscription) following {
+	batch := make([]events.Event, eventsAtOnce)
+	got := len(batch)
+	return func(ctx context.Context) ([]*rpc.Notification, error) {
+		if got < len(batch) { // or there are more already
+			pause(ctx, gather)
 		}
-		for note != nil && n.Send(note) != nil {
-			select {
-			case <-n.Room():
-			case <-ctx.Done():
-				return
-			}
+		var lost *events.Lost
+		var err error
+		got, lost, err = sub.Read(ctx, batch)
+		switch {
+		case err != nil:
+			return nil, err
+		case lost != nil:
+			got = len(batch)
+			return note("lost", *lost), nil
+		}
+		return c.notes.of(batch[:got]), nil
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// push sends what next returns, and waits for a client that is slow: what it
+// misses meanwhile is lost where the stream is kept, in bounds.
+func push(ctx context.Context, n *rpc.Notifier, next following) {
+	for {
+		notes, err := next(ctx)
+		if err != nil || !deliver(ctx, n, notes) {
+			return
 		}
 	}
 }
 
-// notes keeps the newest events as they are sent, so that each is encoded once
-// and not for every subscriber.
+// deliver sends notifications, and reports whether ctx lasted as long.
+func deliver(ctx context.Context, n *rpc.Notifier, notes []*rpc.Notification) bool {
+	for {
+		sent, err := n.SendAll(notes)
+		if err == nil {
+			return true
+		}
+		notes = notes[sent:]
+		select {
+		case <-n.Room():
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// notes keep the events that are kept as they are sent, so that each is encoded
+// once and not for every subscriber.
 type notes struct {
 	// mu guards ring. Encoding goes on under it: whoever waits wants its result.
 	mu   sync.Mutex
-	ring [256]struct {
-		seq  uint64
-		note *rpc.Notification
-	}
+	ring []encoded // as long as the log, once somebody has subscribed
 }
 
-func (n *notes) of(ev events.Event) *rpc.Notification {
+type encoded struct {
+	seq  uint64
+	note *rpc.Notification
+}
+
+func (n *notes) of(evs []events.Event) []*rpc.Notification {
+	list := make([]*rpc.Notification, 0, len(evs))
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	kept := &n.ring[ev.Seq%uint64(len(n.ring))]
-	if kept.seq == ev.Seq {
-		return kept.note
+	if n.ring == nil {
+		n.ring = make([]encoded, events.DefaultCapacity)
 	}
-	made := note("event", ev)
-	if ev.Seq > kept.seq { // one who is behind drives out nothing newer
-		kept.seq, kept.note = ev.Seq, made
+	for i := range evs {
+		seq := evs[i].Seq
+		kept := &n.ring[seq%uint64(len(n.ring))]
+		if kept.seq == seq {
+			list = append(list, kept.note)
+			continue
+		}
+		made := note("event", evs[i])
+		if list = append(list, made...); len(made) > 0 && seq > kept.seq { // one who is behind drives out nothing newer
+			kept.seq, kept.note = seq, made[0]
+		}
 	}
-	return made
+	return list
 }
 
 // note encodes a notification; one that cannot be is none.
-func note(method string, params any) *rpc.Notification {
+func note(method string, params any) []*rpc.Notification {
 	n, err := rpc.NewNotification(method, params)
 	if err != nil {
 		return nil
 	}
-	return n
+	return []*rpc.Notification{n}
 }
 
 func (c *Control) unsubscribe(_ context.Context, by rpc.Actor, p struct {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,13 +16,23 @@ import (
 func TestLatencyIsOfTheLastMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slow, fast = 40, 12 // buckets
+		var mu sync.Mutex // guards x
 		x := nbd.ExportStats{Export: "r0"}
+		answer := func(c *nbd.CommandStats, bucket int, n uint64) {
+			mu.Lock()
+			defer mu.Unlock()
+			c.Latency[bucket] += n
+		}
 		var c Control
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			c.measure(ctx, func() []nbd.ExportStats { return []nbd.ExportStats{x} })
+			c.measure(ctx, func() []nbd.ExportStats {
+				mu.Lock()
+				defer mu.Unlock()
+				return []nbd.ExportStats{x}
+			})
 		}()
 		// tell is what is told after so long; requests come when nobody looks at them.
 		tell := func(after time.Duration) api.DeviceDetail {
@@ -38,15 +49,16 @@ func TestLatencyIsOfTheLastMinute(t *testing.T) {
 		if d := tell(time.Second); d.ReadP99US != 0 || d.WriteP99US != 0 {
 			t.Errorf("before there was any request: %+v", d)
 		}
-		x.Stats.Write.Latency[slow] = 100
+		answer(&x.Stats.Write, slow, 100)
 		if d := tell(20 * time.Second); !within(d.WriteP50US, slow) || !within(d.WriteP99US, slow) || d.ReadP50US != 0 || d.ReadP99US != 0 {
 			t.Errorf("after slow writes: %+v", d)
 		}
-		x.Stats.Write.Latency[fast], x.Stats.Read.Latency[fast] = 400, 7
+		answer(&x.Stats.Write, fast, 400)
+		answer(&x.Stats.Read, fast, 7)
 		if d := tell(20 * time.Second); !within(d.WriteP50US, fast) || !within(d.WriteP99US, slow) || !within(d.ReadP99US, fast) {
 			t.Errorf("after slow and fast writes, and fast reads: %+v", d)
 		}
-		x.Stats.Write.Latency[fast] += 100
+		answer(&x.Stats.Write, fast, 100)
 		if d := tell(time.Minute); !within(d.WriteP50US, fast) || !within(d.WriteP99US, fast) {
 			t.Errorf("a minute after slow writes: %+v", d)
 		}

@@ -124,7 +124,7 @@ func (n *Node) Kill9() {
 }
 
 // Stop freezes the daemon with SIGSTOP.
-func (n *Node) Stop() { n.proc.Signal(syscall.SIGSTOP) }
+func (n *Node) Stop() { _ = n.proc.Freeze() } // one that has ended stands still, too
 
 // Cont lets a frozen daemon go on.
 func (n *Node) Cont() { n.proc.Signal(syscall.SIGCONT) }

@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +55,31 @@ func TestCloseKillsWhatIsLeft(t *testing.T) {
 		t.Error("a closed host started a process")
 	}
 	h.Close() // a second time does no harm
+}
+
+func TestFreeze(t *testing.T) {
+	h := NewHost()
+	defer h.Close()
+	p, err := h.Start(Spec{Argv: []string{"sh", "-c", "while :; do :; done"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it stands still already
+		if err := p.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid())); err != nil || !strings.Contains(string(stat), ") T ") {
+			t.Errorf("it goes on: %s, %v", stat, err)
+		}
+	}
+	p.Signal(syscall.SIGCONT)
+	p.Kill()
+	if _, err := p.Wait(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Freeze(); err == nil {
+		t.Error("what has ended was frozen")
+	}
 }
 
 func TestStartSaysWhatIsMissing(t *testing.T) {

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Process is a process that was started here.
@@ -40,6 +42,17 @@ func (p *Process) exited() bool {
 // Signal sends a signal; to a process that has ended it does nothing.
 func (p *Process) Signal(s syscall.Signal) {
 	_ = p.cmd.Process.Signal(s) // the only error is that it has ended
+}
+
+// Freeze stops the process with SIGSTOP and returns when all its threads stand
+// still. SIGCONT has it go on.
+func (p *Process) Freeze() error {
+	p.Signal(syscall.SIGSTOP)
+	for {
+		if err := unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // Kill sends SIGKILL.
