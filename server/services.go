@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -128,12 +127,11 @@ func (e *engine) deviceStage() ([]service.Spec, error) {
 type diskSpec struct {
 	Config  device.Config
 	Backing device.Backing
-	Fence   []string // argv of the fence-peer handler
 }
 
 func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec, error) {
 	o, err := deviceOptions(local, ld)
-	s := diskSpec{Fence: ld.FencePeer, Config: o.Config, Backing: device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
+	s := diskSpec{Config: o.Config, Backing: device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
 	if !ld.Diskless {
 		s.Backing.Disk = ld.Disk
 		if !filepath.IsAbs(ld.Disk) {
@@ -148,7 +146,7 @@ func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec
 // being closed.
 func (s diskSpec) livens(to diskSpec) bool {
 	to.Config.Size = s.Config.Size // a device's size is its own: it grows by command
-	return s.Backing == to.Backing && slices.Equal(s.Fence, to.Fence) && device.CanReconfigure(s.Config, to.Config)
+	return s.Backing == to.Backing && device.CanReconfigure(s.Config, to.Config)
 }
 
 // diskService is a device.
@@ -173,9 +171,10 @@ func (e *engine) addDisk(spec diskSpec) service.Spec {
 func (s *diskService) Start(context.Context) error {
 	e := s.e
 	o := device.Options{Config: s.spec.Config, Log: e.opts.Logger("device"), Changed: func() { e.rev.Bump() }}
-	if argv := s.spec.Fence; len(argv) > 0 && e.opts.Runner != nil {
-		name := o.Name
-		o.Fence = func(ctx context.Context, peer string) (int, error) { return e.fence(ctx, argv, name, peer) }
+	if name := o.Name; e.opts.Runner != nil {
+		o.Fence = func(ctx context.Context, argv []string, peer string) (int, error) {
+			return e.fence(ctx, argv, name, peer)
+		}
 	}
 	tell := &narrator{device: o.Name, publish: e.events.Publish}
 	tell.suspends.Store(o.OnNoQuorum == device.SuspendIO)
