@@ -377,7 +377,19 @@ func TestReloadBySignalByHandInPartAndBack(t *testing.T) {
 		t.Errorf("the file: %s, %v", raw, err)
 	}
 	n.must(t, nil, "tick", "set", "30")
-	n.must(t, []string{"cluster.tick_time = 30s (file: "}, "config", "show")
+	n.must(t, []string{"cluster.tick_time = 30s (file: 1s)"}, "config", "show")
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "status")
+	n.must(t, []string{`"overrides": [`}, "-f", "json", "--pretty", "status")
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "call", "status")
+	// A restart by the monitor, or any other, keeps it.
+	if err := n.Restart(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "status")
+	n.must(t, nil, "config", "save")
+	if out := n.must(t, nil, "status"); strings.Contains(out, "set by command") {
+		t.Errorf("what was saved is not the file's:\n%s", out)
+	}
 }
 
 // TestServicesByCommand: what may be stopped is, what others need is not.
