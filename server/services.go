@@ -25,6 +25,7 @@ import (
 // plain is a service made of functions; either may be nil.
 type plain struct {
 	start, stop func(context.Context) error
+	vitals
 }
 
 func (p plain) Start(ctx context.Context) error {
@@ -89,8 +90,10 @@ func (e *engine) start(ctx context.Context) error {
 func (e *engine) groundStage() ([]service.Spec, error) {
 	var lock *store.Lock
 	return []service.Spec{
-		{ID: id("events"), Service: plain{stop: func(context.Context) error { e.events.Close(); return nil }}},
-		{ID: id("cmap"), Service: plain{stop: func(context.Context) error { e.cmap.Close(); return nil }}},
+		{ID: id("events"), Service: plain{stop: func(context.Context) error { e.events.Close(); return nil },
+			vitals: vitals{stats: func() map[string]any { return map[string]any{"events": e.events.Newest()} }}}},
+		{ID: id("cmap"), Service: plain{stop: func(context.Context) error { e.cmap.Close(); return nil },
+			vitals: vitals{stats: func() map[string]any { return map[string]any{"keys": e.cmap.Len()} }}}},
 		{ID: id("state"), Service: plain{
 			start: func(context.Context) (err error) { lock, err = e.lockState(); return err },
 			stop:  func(context.Context) error { return lock.Unlock() },
@@ -268,7 +271,7 @@ func (e *engine) linkStage() ([]service.Spec, error) {
 	}
 	return []service.Spec{{
 		ID: id("messenger"), Needs: ids("state", "events"), StopTimeout: stopTimeout,
-		Service: plain{start: e.openMessenger, stop: func(ctx context.Context) error { return e.msgr.Close(ctx) }},
+		Service: plain{start: e.openMessenger, stop: func(ctx context.Context) error { return e.msgr.Close(ctx) }, vitals: e.messengerVitals()},
 	}}, nil
 }
 
@@ -452,7 +455,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 	specs := []service.Spec{{
 		ID: id("control"), Needs: ids("messenger", "nbd", "cmap", "events"),
 		Service: runner{
-			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
+			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }, vitals: e.controlVitals()},
 			func(ctx context.Context) error {
 				if l == nil {
 					<-ctx.Done()
@@ -503,8 +506,8 @@ func (e *engine) lastStage() ([]service.Spec, error) {
 				return fmt.Errorf("cannot start talking to peers: %w", err)
 			}
 			return nil
-		}}},
+		}, vitals: e.clusterVitals()}},
 		{ID: id("config"), Needs: ids("messenger", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
-			Service: runner{run: e.followConfig}},
+			Service: runner{plain{vitals: e.configVitals()}, e.followConfig}},
 	}, nil
 }
