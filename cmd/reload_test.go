@@ -237,6 +237,9 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 				t.Errorf("%s: %q is not in\n%s", name, want, out)
 			}
 		}
+		if list, _ := n.ctl(t, "service", "list"); !strings.Contains(list, "the file is not applied") {
+			t.Errorf("%s: the service is well:\n%s", name, list)
+		}
 		if st, _ := n.ctl(t, "-f", "json", "status"); !strings.Contains(st, `"config_error"`) {
 			t.Errorf("%s: the status says nothing:\n%s", name, st)
 		}
@@ -267,7 +270,7 @@ func (n *configured) settled(t *testing.T) []string {
 	}
 	var out []string
 	for _, e := range all {
-		if strings.HasPrefix(e.Key, "stats.") || e.Key == "runtime.config.error" || e.Key == "cluster.revision" || strings.HasSuffix(e.Key, ".since") ||
+		if strings.HasPrefix(e.Key, "stats.") || e.Key == "runtime.config.error" || e.Key == "services.config.health" || e.Key == "cluster.revision" || strings.HasSuffix(e.Key, ".since") ||
 			strings.HasSuffix(e.Key, ".rtt_us") || strings.HasSuffix(e.Key, ".missed_pings") {
 			continue
 		}
@@ -377,7 +380,19 @@ func TestReloadBySignalByHandInPartAndBack(t *testing.T) {
 		t.Errorf("the file: %s, %v", raw, err)
 	}
 	n.must(t, nil, "tick", "set", "30")
-	n.must(t, []string{"cluster.tick_time = 30s (file: "}, "config", "show")
+	n.must(t, []string{"cluster.tick_time = 30s (file: 1s)"}, "config", "show")
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "status")
+	n.must(t, []string{`"overrides": [`}, "-f", "json", "--pretty", "status")
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "call", "status")
+	// A restart by the monitor, or any other, keeps it.
+	if err := n.Restart(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "status")
+	n.must(t, nil, "config", "save")
+	if out := n.must(t, nil, "status"); strings.Contains(out, "set by command") {
+		t.Errorf("what was saved is not the file's:\n%s", out)
+	}
 }
 
 // TestServicesByCommand: what may be stopped is, what others need is not.
@@ -404,6 +419,10 @@ func TestServicesByCommand(t *testing.T) {
 	n.must(t, nil, "service", "start", "nbd/r0/unix")
 	use(t, n.Node, "r0")
 	n.must(t, []string{"writes", "needed_by"}, "service", "show", "device/r0")
+	for name, figure := range map[string]string{"cluster": "nodes_up", "messenger": "queued_bytes", "config": "revision", "control": "requests",
+		"nbd": "accepted", "cmap": "keys", "events": "events", "handlers": "lost"} {
+		n.must(t, []string{figure}, "service", "show", name)
+	}
 	n.must(t, []string{`lockstep_service_running{service="device/r0"} 1`}, "metrics")
 }
 

@@ -145,7 +145,7 @@ func deviceOptions(l *config.Local, ld *config.LocalDevice) (device.Options, err
 		o.OnIOError = device.PassOn
 	}
 	o.AfterSplit = replication.SplitPolicy{None: ld.AfterSB0Pri, One: ld.AfterSB1Pri, Two: ld.AfterSB2Pri}
-	o.DiskTimeout = ld.DiskTimeout
+	o.DiskTimeout, o.FencePeer = ld.DiskTimeout, ld.FencePeer
 	if ld.ResyncRate != config.RateAuto {
 		o.ResyncRate = int64(ld.ResyncRate)
 	}

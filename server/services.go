@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +26,7 @@ import (
 // plain is a service made of functions; either may be nil.
 type plain struct {
 	start, stop func(context.Context) error
+	vitals
 }
 
 func (p plain) Start(ctx context.Context) error {
@@ -91,8 +91,10 @@ func (e *engine) start(ctx context.Context) error {
 func (e *engine) groundStage() ([]service.Spec, error) {
 	var lock *store.Lock
 	return []service.Spec{
-		{ID: id("events"), Service: plain{stop: func(context.Context) error { e.events.Close(); return nil }}},
-		{ID: id("cmap"), Service: plain{stop: func(context.Context) error { e.cmap.Close(); return nil }}},
+		{ID: id("events"), Service: plain{stop: func(context.Context) error { e.events.Close(); return nil },
+			vitals: vitals{stats: func() map[string]any { return map[string]any{"events": e.events.Newest()} }}}},
+		{ID: id("cmap"), Service: plain{stop: func(context.Context) error { e.cmap.Close(); return nil },
+			vitals: vitals{stats: func() map[string]any { return map[string]any{"keys": e.cmap.Len()} }}}},
 		{ID: id("state"), Service: plain{
 			start: func(context.Context) (err error) { lock, err = e.lockState(); return err },
 			stop:  func(context.Context) error { return lock.Unlock() },
@@ -129,12 +131,11 @@ func (e *engine) deviceStage() ([]service.Spec, error) {
 type diskSpec struct {
 	Config  device.Config
 	Backing device.Backing
-	Fence   []string // argv of the fence-peer handler
 }
 
 func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec, error) {
 	o, err := deviceOptions(local, ld)
-	s := diskSpec{Fence: ld.FencePeer, Config: o.Config, Backing: device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
+	s := diskSpec{Config: o.Config, Backing: device.Backing{Extents: ld.ALExtents, ExtentBytes: int64(ld.ALExtent)}}
 	if !ld.Diskless {
 		s.Backing.Disk = ld.Disk
 		if !filepath.IsAbs(ld.Disk) {
@@ -149,7 +150,7 @@ func (e *engine) diskSpec(local *config.Local, ld *config.LocalDevice) (diskSpec
 // being closed.
 func (s diskSpec) livens(to diskSpec) bool {
 	to.Config.Size = s.Config.Size // a device's size is its own: it grows by command
-	return s.Backing == to.Backing && slices.Equal(s.Fence, to.Fence) && device.CanReconfigure(s.Config, to.Config)
+	return s.Backing == to.Backing && device.CanReconfigure(s.Config, to.Config)
 }
 
 // diskService is a device.
@@ -174,9 +175,10 @@ func (e *engine) addDisk(spec diskSpec) service.Spec {
 func (s *diskService) Start(context.Context) error {
 	e := s.e
 	o := device.Options{Config: s.spec.Config, Log: e.opts.Logger("device"), Changed: func() { e.rev.Bump() }}
-	if argv := s.spec.Fence; len(argv) > 0 && e.opts.Runner != nil {
-		name := o.Name
-		o.Fence = func(ctx context.Context, peer string) (int, error) { return e.fence(ctx, argv, name, peer) }
+	if name := o.Name; e.opts.Runner != nil {
+		o.Fence = func(ctx context.Context, argv []string, peer string) (int, error) {
+			return e.fence(ctx, argv, name, peer)
+		}
 	}
 	tell := &narrator{device: o.Name, publish: e.events.Publish}
 	tell.suspends.Store(o.OnNoQuorum == device.SuspendIO)
@@ -270,7 +272,7 @@ func (e *engine) linkStage() ([]service.Spec, error) {
 	}
 	return []service.Spec{{
 		ID: id("messenger"), Needs: ids("state", "events"), StopTimeout: stopTimeout,
-		Service: plain{start: e.openMessenger, stop: func(ctx context.Context) error { return e.msgr.Close(ctx) }},
+		Service: plain{start: e.openMessenger, stop: func(ctx context.Context) error { return e.msgr.Close(ctx) }, vitals: e.messengerVitals()},
 	}}, nil
 }
 
@@ -454,7 +456,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 	specs := []service.Spec{{
 		ID: id("control"), Needs: ids("messenger", "nbd", "cmap", "events"),
 		Service: runner{
-			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }},
+			plain{start: func(context.Context) (err error) { l, err = e.listenControl(); return err }, vitals: e.controlVitals()},
 			func(ctx context.Context) error {
 				if l == nil {
 					e.control.Measure(ctx)
@@ -510,8 +512,8 @@ func (e *engine) lastStage() ([]service.Spec, error) {
 				return fmt.Errorf("cannot start talking to peers: %w", err)
 			}
 			return nil
-		}}},
+		}, vitals: e.clusterVitals()}},
 		{ID: id("config"), Needs: ids("messenger", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
-			Service: runner{run: e.followConfig}},
+			Service: runner{plain{vitals: e.configVitals()}, e.followConfig}},
 	}, nil
 }

@@ -53,12 +53,13 @@ func status() api.Status {
 			{Subject: "device a-device-with-quite-a-long-name-as-people-have", What: "no quorum: 1 of 2 replicas can be reached, a majority is 2; reads and writes wait until it is back", Do: "bring delta back, or see lockstepctl device why a-device-with-quite-a-long-name-as-people-have"},
 		},
 		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed\n/etc/lockstep/lockstep.toml:15:1: cluster.colour: unknown key",
+		Overrides:   []api.ConfigOverride{{Key: "cluster.tick_time", Value: "20s", File: "8s"}},
 	}
 }
 
 func calm() api.Status {
 	s := status()
-	s.Health, s.Problems, s.ConfigError = "ok", nil, ""
+	s.Health, s.Problems, s.ConfigError, s.Overrides = "ok", nil, "", nil
 	s.Nodes, s.Devices = s.Nodes[:1], s.Devices[1:2]
 	return s
 }

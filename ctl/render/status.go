@@ -30,6 +30,9 @@ func statusHead(b *strings.Builder, o Options, s api.Status) {
 	fmt.Fprintf(b, "%s (id %d): %s\n", o.Paint(Bold, Clean(s.Node)), s.ID, o.health(s.Health))
 	o.paragraph(b, "", Dim, fmt.Sprintf("lockstep %s, tick time %s with %s, configuration %d, revision %d",
 		s.Version, Millis(s.TickTimeMS), plural(s.MaxPingCount, "ping"), s.ConfigRevision, s.Revision))
+	for _, set := range s.Overrides {
+		o.paragraph(b, "", Dim, "set by command: "+set.String())
+	}
 }
 
 // health is the health in a word people use.

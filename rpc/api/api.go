@@ -27,7 +27,20 @@ type Status struct {
 	// the file on disk could not be applied.
 	ConfigRevision uint64 `json:"config_revision"`
 	ConfigError    string `json:"config_error,omitempty"`
+	// Overrides are settings that were made by command and that the file does
+	// not have; "config/save" writes them there.
+	Overrides []ConfigOverride `json:"overrides,omitempty"`
 }
+
+// ConfigOverride is a setting that was made by command.
+type ConfigOverride struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+	File  string `json:"file"` // what the file says, or the default where it is silent
+}
+
+// String is the setting in a line for people: "cluster.tick_time = 20s (file: 8s)".
+func (o ConfigOverride) String() string { return o.Key + " = " + o.Value + " (file: " + o.File + ")" }
 
 // Problem is one thing that is wrong, in words.
 type Problem struct {

@@ -30,6 +30,9 @@ func (c *Control) snapshot(dev string) (api.Status, error) {
 	if cfg.Err != nil {
 		st.ConfigError = cfg.Err.Error()
 	}
+	for _, s := range c.o.Reload.Overrides() {
+		st.Overrides = append(st.Overrides, api.ConfigOverride{Key: s.Path, Value: s.Value, File: s.File})
+	}
 	sts, err := c.deviceStatuses(dev)
 	if err != nil {
 		return st, err

@@ -56,6 +56,9 @@ func statusText(s api.Status) string {
 	for _, p := range s.Problems {
 		fmt.Fprintf(&sb, "  %s: %s (%s)\n", p.Subject, p.What, p.Do)
 	}
+	for _, o := range s.Overrides {
+		fmt.Fprintf(&sb, "set by command: %s\n", o)
+	}
 	if len(s.Nodes) > 0 {
 		fmt.Fprintf(&sb, "\n%s\n", nodesText(s.Nodes))
 	}

@@ -198,10 +198,7 @@ func (d *Device) mayAttach() error {
 // way, and every agreement is renewed right after.
 func (d *Device) installLocked(got *opened) {
 	moved := d.gens.Current
-	d.disk, d.meta, d.att = got.disk, got.meta, newAttachment()
-	if d.cfg.DiskTimeout > 0 {
-		d.disk = limitDisk(got.disk, d.cfg.DiskTimeout)
-	}
+	d.disk, d.meta, d.att = limitDisk(got.disk, d.cfg.DiskTimeout), got.meta, newAttachment()
 	d.recovered(got)
 	sb := got.meta.Superblock()
 	g := gensOf(&sb)

@@ -67,8 +67,8 @@ const (
 	PassOn                      // the disk stays, and is mended from a peer
 )
 
-// Config is what a device is configured to be. Protocol, Quorum, OnNoQuorum,
-// ResyncRate and AutoPromote can change while it runs.
+// Config is what a device is configured to be. All but Name, Handle, Size, Self,
+// Nodes, FlushEvery and PromoteWait can change while it runs.
 type Config struct {
 	Name        string
 	Handle      uint32 // how peers address it; unique in this process, never 0
@@ -90,6 +90,9 @@ type Config struct {
 	// DiskTimeout is how long an operation of the disk may take before the disk
 	// counts as failed; 0: as long as it likes.
 	DiskTimeout time.Duration
+	// FencePeer is the fence-peer handler, a program and its arguments; nil
+	// where there is none.
+	FencePeer []string
 	// PromoteWait is how long an opening client waits for promotion; 0 means
 	// ten seconds.
 	PromoteWait time.Duration
@@ -112,9 +115,9 @@ type Options struct {
 	// Event is called with the device's mutex held: it must not block or call
 	// back.
 	Event func(Event)
-	// Fence runs the fence-peer handler for a peer and returns its exit status;
-	// nil where there is none.
-	Fence func(ctx context.Context, peer string) (status int, err error)
+	// Fence runs a fence-peer handler for a peer and returns its exit status;
+	// nil where nothing can be run.
+	Fence func(ctx context.Context, handler []string, peer string) (status int, err error)
 	// Changed is called, under the same rule, when what Status shows changed.
 	Changed func()
 }
@@ -265,7 +268,7 @@ func New(o Options) (*Device, error) {
 	if o.FlushEvery == 0 {
 		o.FlushEvery = defaultFlushEvery
 	}
-	if o.DiskTimeout > 0 && o.Disk != nil {
+	if o.Disk != nil {
 		o.Disk = limitDisk(o.Disk, o.DiskTimeout)
 	}
 	if o.PromoteWait == 0 {

@@ -25,7 +25,8 @@ const fenceTimeout = 2 * time.Minute
 // primary. Until it has answered nothing that the peer missed is answered: the
 // peer could be promoted and not know of it.
 func (d *Device) fenceLocked(p *peer) {
-	if d.opts.Fence == nil || d.closing {
+	handler := d.cfg.FencePeer
+	if d.opts.Fence == nil || len(handler) == 0 || d.closing {
 		return
 	}
 	d.hold |= holdFence
@@ -37,7 +38,7 @@ func (d *Device) fenceLocked(p *peer) {
 	d.done.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, fenceTimeout)
 		defer cancel()
-		status, err := d.opts.Fence(ctx, p.name)
+		status, err := d.opts.Fence(ctx, handler, p.name)
 		b := &block.Batch{}
 		d.mu.Lock()
 		if !d.closing {
@@ -103,5 +104,17 @@ func (d *Device) fencesLocked() {
 // unfenceLocked: the peer is in contact again, and speaks for itself.
 func (d *Device) unfenceLocked(p *peer) {
 	p.fenced, p.unfenced = false, false
+	d.fencesLocked()
+}
+
+// handlerChangedLocked: peers that the handler before failed to fence are the
+// new one's, or nobody's if there is none any more.
+func (d *Device) handlerChangedLocked() {
+	for _, p := range d.peers {
+		if p != nil && p.unfenced {
+			p.unfenced = false
+			d.fenceLocked(p)
+		}
+	}
 	d.fencesLocked()
 }

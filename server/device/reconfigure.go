@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ func withLive(c, live Config) Config {
 	c.Protocol, c.Quorum, c.OnNoQuorum = live.Protocol, live.Quorum, live.OnNoQuorum
 	c.AutoPromote, c.ResyncRate, c.Fingerprint = live.AutoPromote, live.ResyncRate, live.Fingerprint
 	c.OnIOError, c.AfterSplit = live.OnIOError, live.AfterSplit
+	c.DiskTimeout, c.FencePeer = live.DiskTimeout, live.FencePeer
 	return c
 }
 
@@ -54,6 +56,12 @@ func (d *Device) Reconfigure(to Config) error {
 	if now.ResyncRate != to.ResyncRate {
 		d.changePaceLocked(b)
 	}
+	if l, ok := d.disk.(*limitedDisk); ok {
+		l.limit.Store(int64(to.DiskTimeout))
+	}
+	if !slices.Equal(now.FencePeer, to.FencePeer) {
+		d.handlerChangedLocked()
+	}
 	d.eventLocked("device", nil, "reconfigured: %s", strings.Join(what, ", "))
 	if now.Fingerprint != to.Fingerprint {
 		d.tellConfigLocked(b)
@@ -79,6 +87,8 @@ func differences(from, to Config) (out []string) {
 	add("resync_rate", from.ResyncRate, to.ResyncRate)
 	add("on_io_error", from.OnIOError, to.OnIOError)
 	add("after split brain", from.AfterSplit, to.AfterSplit)
+	add("disk_timeout", from.DiskTimeout, to.DiskTimeout)
+	add("fence_peer", fmt.Sprintf("%q", from.FencePeer), fmt.Sprintf("%q", to.FencePeer))
 	if len(out) == 0 && from.Fingerprint != to.Fingerprint {
 		out = append(out, "what nodes must agree on")
 	}

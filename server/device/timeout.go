@@ -15,13 +15,14 @@ import (
 // disk_timeout. What it does later on touches nothing that matters.
 var errDiskTimeout = errors.New("the disk did not answer within disk_timeout")
 
-// limitedDisk bounds how long each operation of a disk may take. Once one took
+// limitedDisk bounds how long each operation of a disk may take, as far as there
+// is a limit, which may change at any time. Once one took
 // too long, all fail at once. An operation that comes back late finds only
 // memory of its own: what is written is copied first, and what is read is
 // copied when it came in time.
 type limitedDisk struct {
 	store.Disk
-	limit time.Duration
+	limit atomic.Int64 // a time.Duration, for operations that begin; 0: as long as it likes
 	dead  atomic.Bool
 	bufs  *block.Pool
 
@@ -35,7 +36,8 @@ type limitedDisk struct {
 const limitedPiece = 1 << 20
 
 func limitDisk(d store.Disk, limit time.Duration) *limitedDisk {
-	l := &limitedDisk{Disk: d, limit: limit, bufs: block.NewPool(limitedPiece)}
+	l := &limitedDisk{Disk: d, bufs: block.NewPool(limitedPiece)}
+	l.limit.Store(int64(limit))
 	l.none = sync.NewCond(&l.mu)
 	return l
 }
@@ -54,22 +56,29 @@ func (l *limitedDisk) do(what string, f func() error) error {
 	if l.dead.Load() {
 		return fmt.Errorf("%s %s: %w", what, l.Path(), errDiskTimeout)
 	}
+	limit := time.Duration(l.limit.Load())
+	if limit <= 0 {
+		return f()
+	}
 	done := make(chan error, 1)
 	l.count(1)
 	go func() {
 		done <- f()
 		l.count(-1)
 	}()
-	t := time.NewTimer(l.limit)
+	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case err := <-done:
 		return err
 	case <-t.C:
 		l.dead.Store(true)
-		return fmt.Errorf("%s %s: %w (%v)", what, l.Path(), errDiskTimeout, l.limit)
+		return fmt.Errorf("%s %s: %w (%v)", what, l.Path(), errDiskTimeout, limit)
 	}
 }
+
+// unlimited reports whether operations may go to the disk as they are.
+func (l *limitedDisk) unlimited() bool { return l.limit.Load() <= 0 && !l.dead.Load() }
 
 // pieces cuts [0,n) for the copies.
 func pieces(n int, f func(at, end int) error) error {
@@ -83,6 +92,9 @@ func pieces(n int, f func(at, end int) error) error {
 
 // ReadAt implements store.Disk.
 func (l *limitedDisk) ReadAt(p []byte, off int64) (int, error) {
+	if l.unlimited() {
+		return l.Disk.ReadAt(p, off)
+	}
 	err := pieces(len(p), func(at, end int) error {
 		buf := l.bufs.Get()
 		defer buf.Release()
@@ -106,6 +118,9 @@ func (l *limitedDisk) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements store.Disk.
 func (l *limitedDisk) WriteAt(p []byte, off int64) (int, error) {
+	if l.unlimited() {
+		return l.Disk.WriteAt(p, off)
+	}
 	err := pieces(len(p), func(at, end int) error {
 		buf := l.bufs.Get()
 		data := buf.B[:end-at]

@@ -283,3 +283,80 @@ func TestWhyExplainsEachState(t *testing.T) {
 		b.stop()
 	})
 }
+
+// TestAnotherListenerTakesOver: a node is found at a new address, and at the old
+// one until that is closed; the session that there is stays throughout.
+func TestAnotherListenerTakesOver(t *testing.T) {
+	b := newBed(t, 2, nil)
+	alpha, beta := b.start(0), b.start(1) // who dials
+	alpha.waitUp(1)
+	beta.waitUp(1)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	before, err := alpha.Listen(ln)
+	must(t, err)
+	if alpha.Addr() != ln.Addr() {
+		t.Errorf("alpha is at %v, not at %v", alpha.Addr(), ln.Addr())
+	}
+	// found waits until both links lead to an address. A link that is being made
+	// when another is asked for is that one, too, so it is asked for again.
+	found := func(at string) {
+		t.Helper()
+		deadline, tick := time.After(testWait), time.NewTicker(20*time.Millisecond)
+		defer tick.Stop()
+		for {
+			i, err := beta.Node("alpha")
+			must(t, err)
+			if i.Data.Remote == at && i.Meta.Remote == at {
+				return
+			}
+			if i.Data.State == "connected" && i.Meta.State == "connected" {
+				must(t, beta.Reconnect(t.Context(), "alpha"))
+			}
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Fatalf("alpha is not found at %s: %+v", at, i)
+			}
+		}
+	}
+	must(t, beta.ChangeNode(t.Context(), Peer{Name: "alpha", ID: 0, Address: ln.Addr().String()}))
+	found(ln.Addr().String())
+	must(t, beta.ChangeNode(t.Context(), Peer{Name: "alpha", ID: 0, Address: before.Addr().String()}))
+	found(before.Addr().String()) // which lingers
+	must(t, beta.ChangeNode(t.Context(), Peer{Name: "alpha", ID: 0, Address: ln.Addr().String()}))
+	must(t, before.Close())
+	found(ln.Addr().String())
+	alpha.waitLog("up 1")
+	beta.waitLog("up 0")
+	must(t, alpha.Close(t.Context()))
+	if _, err := alpha.Listen(ln); err == nil {
+		t.Error("a closed messenger listens")
+	}
+	if c, err := net.Dial("tcp", ln.Addr().String()); err == nil {
+		c.Close()
+		t.Error("its listener stays open")
+	}
+}
+
+// TestOtherFilesAreUsed: for the next connection; those that do not fit change nothing.
+func TestOtherFilesAreUsed(t *testing.T) {
+	ca, other := newAuthority(t), newAuthority(t)
+	f, g := ca.issue("node", "alpha"), other.issue("node", "alpha")
+	show := func() string {
+		conf, err := f.Server()
+		must(t, err)
+		return string(conf.Certificates[0].Certificate[0])
+	}
+	want := show()
+	if err := f.Use(g.ca, g.cert, f.key); err == nil || show() != want {
+		t.Errorf("a key of another certificate is taken: %v", err)
+	}
+	if err := f.Use(g.ca, g.cert, g.key+".none"); err == nil || show() != want {
+		t.Errorf("a key that is not there is taken: %v", err)
+	}
+	must(t, f.Use(g.ca, g.cert, g.key))
+	if now := show(); now == want {
+		t.Error("the first certificate is still shown")
+	}
+}

@@ -87,10 +87,11 @@ func (m *Messenger) probe(ctx context.Context, cfg Peer) error {
 }
 
 // accept runs the accepter until the listener is closed.
-func (m *Messenger) accept() {
+func (m *Messenger) accept(ln net.Listener) {
+	defer m.accepted(ln)
 	var wait retry
 	for {
-		c, err := m.listener.Accept()
+		c, err := ln.Accept()
 		if err != nil {
 			if m.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return

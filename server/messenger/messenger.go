@@ -189,7 +189,6 @@ type Messenger struct {
 	metaPool    *block.Pool
 	unproven    gate
 	watch       *relief.Watch
-	listener    net.Listener
 	complaints  *limiter
 
 	lastSession atomic.Uint64
@@ -209,11 +208,12 @@ type Messenger struct {
 	stopRest  context.CancelFunc
 
 	// mu guards what follows. Nothing is called while it is held.
-	mu       sync.Mutex
-	peers    map[int]*peer
-	table    *cluster.Table
-	secrets  [][]byte
-	refusals []Refusal
+	mu        sync.Mutex
+	listeners []net.Listener // where peers are accepted; the last one is Addr's
+	peers     map[int]*peer
+	table     *cluster.Table
+	secrets   [][]byte
+	refusals  []Refusal
 }
 
 // New returns a messenger which does nothing before Start.
@@ -262,11 +262,15 @@ func (m *Messenger) Start() error {
 	if err != nil {
 		return err
 	}
-	if m.listener = m.opt.Listener; m.listener == nil {
-		if m.listener, err = Bind(m.ctx, m.opt.Listen); err != nil {
+	ln := m.opt.Listener
+	if ln == nil {
+		if ln, err = Bind(m.ctx, m.opt.Listen); err != nil {
 			return err
 		}
 	}
+	m.mu.Lock()
+	m.listeners = append(m.listeners, ln)
+	m.mu.Unlock()
 	rest, stop := context.WithCancel(context.Background())
 	m.stopRest = stop
 	m.running.Go(func() { m.mon.Run(rest) })
@@ -277,7 +281,7 @@ func (m *Messenger) Start() error {
 			return err
 		}
 	}
-	m.accepting.Go(m.accept)
+	m.accepting.Go(func() { m.accept(ln) })
 	return nil
 }
 
@@ -292,8 +296,36 @@ func (m *Messenger) disconnected() ([]string, error) {
 	return away, nil
 }
 
+// Listen accepts peers at ln, too, which becomes the listener of Addr; whoever is
+// connected stays. It returns the listener before, which the caller closes when
+// no peer looks for this node there any more. Start is over.
+func (m *Messenger) Listen(ln net.Listener) (before net.Listener, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	before = m.listeners[len(m.listeners)-1]
+	m.listeners = append(m.listeners, ln)
+	m.accepting.Go(func() { m.accept(ln) }) // before Close waits: it gets the mutex first
+	return before, nil
+}
+
+// accepted is the end of an accepter.
+func (m *Messenger) accepted(ln net.Listener) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.listeners) > 1 {
+		m.listeners = slices.DeleteFunc(m.listeners, func(l net.Listener) bool { return l == ln })
+	}
+}
+
 // Addr is the address on which peers are accepted.
-func (m *Messenger) Addr() net.Addr { return m.listener.Addr() }
+func (m *Messenger) Addr() net.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.listeners[len(m.listeners)-1].Addr()
+}
 
 // Incarnation is the number of this process's life.
 func (m *Messenger) Incarnation() uint64 { return m.incarnation }
@@ -347,8 +379,11 @@ func (m *Messenger) Close(ctx context.Context) error {
 // the peers, whose last events are delivered; then the monitor and delivery.
 func (m *Messenger) shutDown() {
 	defer close(m.closed)
-	if m.listener != nil {
-		_ = m.listener.Close() // it makes the accepter return
+	m.mu.Lock()
+	lns := slices.Clone(m.listeners)
+	m.mu.Unlock()
+	for _, ln := range lns {
+		_ = ln.Close() // it makes the accepter return
 	}
 	m.accepting.Wait()
 	for _, p := range m.allPeers() {

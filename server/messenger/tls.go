@@ -15,11 +15,12 @@ import (
 // certificate needs no restart; sessions that exist go on. TLS 1.3 only, with
 // certificates on both sides; each must name its node as a DNS name.
 type TLSFiles struct {
-	ca, cert, key string
-
-	// mu guards what was read. Files are read while it is held, by connections
+	// mu guards what follows. Files are read while it is held, by connections
 	// that are being made and by nothing else.
 	mu     sync.Mutex
+	ca     string
+	cert   string
+	key    string
 	stamps [3]stamp
 	roots  *x509.CertPool
 	pair   tls.Certificate
@@ -36,6 +37,19 @@ func NewTLSFiles(ca, cert, key string) (*TLSFiles, error) {
 	f := &TLSFiles{ca: ca, cert: cert, key: key}
 	_, _, err := f.current()
 	return f, err
+}
+
+// Use has connections that are made from now on use three other files. It fails,
+// and changes nothing, where they do not fit.
+func (f *TLSFiles) Use(ca, cert, key string) error {
+	next, err := NewTLSFiles(ca, cert, key)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ca, f.cert, f.key, f.stamps, f.roots, f.pair = ca, cert, key, next.stamps, next.roots, next.pair
+	return nil
 }
 
 // current returns what the files hold. While they are unreadable or do not

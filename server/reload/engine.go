@@ -220,6 +220,14 @@ func (e *Engine) Show() []Shown {
 	return out
 }
 
+// Overrides lists the keys that a command set and whose value the file does not have.
+func (e *Engine) Overrides() []Shown {
+	if len(e.revision().overlay) == 0 {
+		return nil
+	}
+	return slices.DeleteFunc(e.Show(), func(s Shown) bool { return !s.Runtime })
+}
+
 // Check decodes and validates a file, by default the configuration file, as
 // the start and a reload do. Its error is config.Faults where it is wrong.
 func (e *Engine) Check(path string) error {

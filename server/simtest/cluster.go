@@ -124,6 +124,9 @@ func (n *Node) Config() device.Config {
 	if n.c.opts.FailIO {
 		cfg.OnNoQuorum = device.FailIO
 	}
+	if n.c.opts.Fence != nil {
+		cfg.FencePeer = []string{"fence"}
+	}
 	for _, m := range n.c.Nodes {
 		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
 	}
@@ -142,7 +145,7 @@ func (n *Node) Start() error {
 		},
 	}
 	if fence := n.c.opts.Fence; fence != nil {
-		o.Fence = func(_ context.Context, peer string) (int, error) { return fence(n.ID, peer), nil }
+		o.Fence = func(_ context.Context, _ []string, peer string) (int, error) { return fence(n.ID, peer), nil }
 	}
 	dev, err := n.open(o)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 )
 
@@ -54,6 +55,46 @@ func TestFencing(t *testing.T) {
 			}
 			c.settle(t)
 			c.mustEqual(t)
+		})
+	}
+}
+
+// TestFencePeerChangesWhileItRuns: a handler that is given while the device runs
+// is asked from then on; one that could not fence a peer is replaced by one that
+// can, or taken away, and the client that waits goes on.
+func TestFencePeerChangesWhileItRuns(t *testing.T) {
+	for name, mend := range map[string][]string{"replaced": {"good"}, "taken away": nil} {
+		t.Run(name, func(t *testing.T) {
+			o := three()
+			o.Nodes, o.Quorum = 2, replication.QuorumPolicy{}
+			status := 1
+			o.Fence = func(int, string) int { return status }
+			bubble(t, o, func(t *testing.T, c *Cluster) {
+				c.settle(t)
+				c.mustPromote(t, 0)
+				n := c.Nodes[0]
+				n.mustReconfigure(t, func(to *device.Config) { to.FencePeer = nil })
+				c.Nodes[1].Kill()
+				c.mustWrite(t, 0, 0, 'a', 4096) // nobody is asked
+				if err := c.Nodes[1].Start(); err != nil {
+					t.Fatal(err)
+				}
+				c.settle(t)
+				n.mustReconfigure(t, func(to *device.Config) { to.FencePeer = []string{"bad"} })
+				c.Nodes[1].Kill()
+				data := bytes.Repeat([]byte{'b'}, 4096)
+				if err := n.Do(timeout(t, 10*time.Second), block.Write, 0, 4096, data, 0); err != ErrUnanswered {
+					t.Fatalf("answered though the peer was not fenced: %v", err)
+				}
+				status = 4
+				n.mustReconfigure(t, func(to *device.Config) { to.FencePeer = mend })
+				c.mustWrite(t, 0, 8192, 'c', 4096)
+				if err := c.Nodes[1].Start(); err != nil {
+					t.Fatal(err)
+				}
+				c.settle(t)
+				c.mustEqual(t)
+			})
 		})
 	}
 }

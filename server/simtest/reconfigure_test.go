@@ -12,6 +12,7 @@ import (
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 // mustReconfigure changes a node's configuration while it runs.
@@ -221,5 +222,52 @@ func TestWhatNeedsAReopenIsRefused(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+	})
+}
+
+// TestDiskTimeoutChangesWhileItRuns: a limit that is taken away lets a disk
+// hang for as long as it likes, and one that is given bounds what begins then.
+func TestDiskTimeoutChangesWhileItRuns(t *testing.T) {
+	o := three()
+	o.DiskTimeout = 2 * time.Second
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustPromote(t, 0)
+		l := c.begin(t, 0)
+		l.moves(t, c)
+		n := c.Nodes[0]
+		n.mustReconfigure(t, func(to *device.Config) { to.DiskTimeout = 0 })
+		hang := n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+		time.Sleep(time.Minute)
+		if st := n.Dev.Status(); st.Disk != replication.UpToDate || hang.Hits() == 0 {
+			t.Fatalf("the disk is %v after %d operations that hang", st.Disk, hang.Hits())
+		}
+		n.Disk.Lift(hang)
+		hang.Release()
+		l.moves(t, c)
+		n.mustReconfigure(t, func(to *device.Config) { to.DiskTimeout = 5 * time.Second })
+		l.moves(t, c)
+		hang = n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+		c.until(t, 0, "detached", is(replication.Diskless))
+		l.moves(t, c)
+		n.Disk.Lift(hang)
+		hang.Release()
+		time.Sleep(time.Second)
+		// A disk that is attached has the limit that holds.
+		if err := n.Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustSync(t, 0)
+		l.moves(t, c)
+		hang = n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+		c.until(t, 0, "detached again", is(replication.Diskless))
+		n.Disk.Lift(hang)
+		hang.Release()
+		time.Sleep(time.Second)
+		if err := n.Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		l.moves(t, c)
+		l.finish(t, c)
 	})
 }
