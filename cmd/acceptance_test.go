@@ -2,11 +2,9 @@ package cmd_test
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,21 +33,7 @@ var acceptance = map[string][]string{
 
 // TestAcceptanceListIsCovered: the tests of the list exist.
 func TestAcceptanceListIsCovered(t *testing.T) {
-	have := map[string]bool{}
-	name := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		raw, err := os.ReadFile(path)
-		for _, m := range name.FindAllSubmatch(raw, -1) {
-			have[string(m[1])] = true
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	have := testsOfModule(t)
 	for what, tests := range acceptance {
 		for _, test := range tests {
 			if !have[test] {

@@ -258,6 +258,18 @@ func (c *Cluster) Rejoin(a int) {
 	}
 }
 
+// Stall lets nothing arrive any more that one node sends another on a link, as
+// long as their session lasts.
+func (c *Cluster) Stall(from, to int, link wire.Link) {
+	for _, s := range c.sessionsOf(from) {
+		if l := s.links[link]; s.to.ID == to {
+			l.mu.Lock()
+			l.stuck = true
+			l.mu.Unlock()
+		}
+	}
+}
+
 // connect makes a session between two nodes that are up and not cut.
 func (c *Cluster) connect(a, b *Node) {
 	c.mu.Lock()
@@ -340,6 +352,7 @@ type simLink struct {
 	cond   *sync.Cond
 	q      []simFrame
 	closed bool
+	stuck  bool // nothing arrives any more
 }
 
 func newSession(c *Cluster, from, to *Node) *session {
@@ -441,7 +454,7 @@ func (x *delivery) run(instead bool) {
 func (x *delivery) next() bool {
 	l := x.l
 	l.mu.Lock()
-	for len(l.q) == 0 && !l.closed {
+	for (len(l.q) == 0 || l.stuck) && !l.closed {
 		l.cond.Wait()
 	}
 	if l.closed {
