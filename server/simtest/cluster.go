@@ -188,6 +188,7 @@ func (n *Node) crash(how storetest.Crash) {
 	if n.Dev == nil {
 		return
 	}
+	n.c.dead.Store(n.Dev, true) // from before its disks are copied
 	n.PowerOff(how)
 	n.Bury()
 }
