@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ func CanReconfigure(from, to Config) bool { return reflect.DeepEqual(withLive(fr
 func withLive(c, live Config) Config {
 	c.Protocol, c.Quorum, c.OnNoQuorum = live.Protocol, live.Quorum, live.OnNoQuorum
 	c.AutoPromote, c.ResyncRate, c.Fingerprint = live.AutoPromote, live.ResyncRate, live.Fingerprint
+	c.Together = live.Together
 	c.OnIOError, c.AfterSplit = live.OnIOError, live.AfterSplit
 	return c
 }
@@ -79,6 +81,9 @@ func differences(from, to Config) (out []string) {
 	add("resync_rate", from.ResyncRate, to.ResyncRate)
 	add("on_io_error", from.OnIOError, to.OnIOError)
 	add("after split brain", from.AfterSplit, to.AfterSplit)
+	if !slices.Equal(from.Together, to.Together) {
+		out = append(out, fmt.Sprintf("devices of the group %v -> %v", from.Together, to.Together))
+	}
 	if len(out) == 0 && from.Fingerprint != to.Fingerprint {
 		out = append(out, "what nodes must agree on")
 	}

@@ -44,7 +44,10 @@ type Options struct {
 	// Extents sizes the activity log: small ones evict.
 	Extents     int
 	ExtentBytes int64
-	Log         *slog.Logger
+	// Beside is how many further devices there are, r1 and so on, which are of
+	// one consistency group with r0.
+	Beside int
+	Log    *slog.Logger
 }
 
 // Cluster is a device on several nodes.
@@ -70,12 +73,33 @@ type Node struct {
 	Dev  *device.Device
 	Disk *storetest.Image
 	Meta *storetest.Image
+	More []*Volume // the devices beside r0
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
 	sessions map[int]*session
 	fallen   *fallen // it was powered off
 	wrote    string  // part of the metadata that was written last
+}
+
+// Volume is a device beside r0 on one node.
+type Volume struct {
+	Dev    *device.Device
+	Disk   *storetest.Image
+	Meta   *storetest.Image
+	fallen fallen
+}
+
+// devs is all devices of the node; nil while it is down.
+func (n *Node) devs() (out []*device.Device) {
+	if n.Dev == nil {
+		return nil
+	}
+	out = append(out, n.Dev)
+	for _, v := range n.More {
+		out = append(out, v.Dev)
+	}
+	return out
 }
 
 // New makes a cluster whose nodes are down.
@@ -91,6 +115,9 @@ func New(o Options) *Cluster {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
 		if !o.Diskless.Has(i) {
 			n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		}
+		for range o.Beside {
+			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
 		}
 		c.Nodes = append(c.Nodes, n)
 	}
@@ -122,6 +149,12 @@ func (n *Node) Config() device.Config {
 	for _, m := range n.c.Nodes {
 		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
 	}
+	if n.c.opts.Beside > 0 {
+		cfg.Group, cfg.Together = "db", []string{"r0"}
+		for i := range n.c.opts.Beside {
+			cfg.Together = append(cfg.Together, fmt.Sprintf("r%d", i+1))
+		}
+	}
 	return cfg
 }
 
@@ -139,25 +172,37 @@ func (n *Node) Start() error {
 	if fence := n.c.opts.Fence; fence != nil {
 		o.Fence = func(_ context.Context, peer string) (int, error) { return fence(n.ID, peer), nil }
 	}
-	dev, err := n.open(o)
+	n.watchStorage()
+	dev, err := n.open(o, n.Disk, n.Meta)
 	if err != nil {
 		return err
 	}
 	dev.Start()
+	for i, v := range n.More {
+		o.Name, o.Handle = fmt.Sprintf("r%d", i+1), uint32(n.ID+1+100*(i+1))
+		if v.Dev, err = n.open(o, v.Disk, v.Meta); err != nil {
+			return err
+		}
+		v.Dev.Start()
+	}
 	n.Dev = dev
+	if len(n.More) > 0 {
+		g := device.NewGroup("db")
+		for _, d := range n.devs() {
+			g.Join(d)
+		}
+	}
 	for _, m := range n.c.Nodes {
 		n.c.connect(n, m)
 	}
 	return nil
 }
 
-func (n *Node) open(o device.Options) (*device.Device, error) {
-	if n.Disk == nil {
+func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
+	if disk == nil {
 		return device.New(o)
 	}
-	n.watchStorage()
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
-	disk, meta := n.Disk, n.Meta
 	return device.Assemble(o, bk,
 		func() (store.Disk, bool, error) {
 			size, err := meta.File().Size()
@@ -168,8 +213,10 @@ func (n *Node) open(o device.Options) (*device.Device, error) {
 
 // Stop ends a node in order.
 func (n *Node) Stop(ctx context.Context) error {
-	dev := n.Dev
-	err := dev.Close(ctx)
+	var err error
+	for _, dev := range n.devs() {
+		err = errors.Join(err, dev.Close(ctx))
+	}
 	n.Dev = nil
 	n.c.disconnect(n, "shut down")
 	return err
@@ -188,7 +235,9 @@ func (n *Node) crash(how storetest.Crash) {
 	if n.Dev == nil {
 		return
 	}
-	n.c.dead.Store(n.Dev, true) // from before its disks are copied
+	for _, dev := range n.devs() {
+		n.c.dead.Store(dev, true) // from before its disks are copied
+	}
 	n.PowerOff(how)
 	n.Bury()
 }
@@ -267,8 +316,12 @@ func (c *Cluster) connect(a, b *Node) {
 	}
 	sa.start()
 	sb.start()
-	a.Dev.SessionUp(sa)
-	b.Dev.SessionUp(sb)
+	for _, dev := range sb.devs {
+		dev.SessionUp(sa)
+	}
+	for _, dev := range sa.devs {
+		dev.SessionUp(sb)
+	}
 }
 
 // drop ends the session of two nodes; each learns of it on its own.
@@ -282,11 +335,11 @@ func (c *Cluster) drop(a, b *Node, reason string) {
 		if s == nil {
 			continue
 		}
-		dev := n[0].Dev
+		devs := n[0].devs()
 		s.end()
 		wg.Go(func() {
 			s.wait()
-			if dev != nil {
+			for _, dev := range devs {
 				dev.SessionDown(s, reason)
 			}
 		})
@@ -307,6 +360,7 @@ type session struct {
 	c        *Cluster
 	from, to *Node
 	dev      *device.Device // of to, when the session began
+	devs     []*device.Device
 	other    *session
 	links    [2]*simLink
 	wg       sync.WaitGroup
@@ -327,7 +381,7 @@ type simLink struct {
 }
 
 func newSession(c *Cluster, from, to *Node) *session {
-	s := &session{c: c, from: from, to: to, dev: to.Dev}
+	s := &session{c: c, from: from, to: to, dev: to.Dev, devs: to.devs()}
 	for i := range s.links {
 		l := &simLink{}
 		l.cond = sync.NewCond(&l.mu)
@@ -415,20 +469,23 @@ func (s *session) deliver(l *simLink) {
 }
 
 func (s *session) handle(f *simFrame, b *block.Batch) {
-	dev := s.dev
+	var facts wire.DeviceFacts
 	if f.h.Type == wire.DevHello {
-		var facts wire.DeviceFacts
 		if err := facts.Decode(f.payload); err != nil {
 			panic(err)
 		}
-		dev.HelloReceived(s.other, facts)
-		return
 	}
-	if f.h.Dev != dev.Handle() {
-		return
+	for _, dev := range s.devs {
+		switch {
+		case f.h.Type == wire.DevHello:
+			if dev.Name() == facts.Name {
+				dev.HelloReceived(s.other, facts)
+			}
+		case f.h.Dev == dev.Handle():
+			dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
+			b.Finish()
+		}
 	}
-	dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
-	b.Finish()
 }
 
 // ErrUnanswered means that a request was not answered in time.
@@ -486,15 +543,21 @@ func (c *Cluster) Describe() string {
 			fmt.Fprintf(&sb, "%s down\n", n.Name)
 			continue
 		}
-		st := n.Dev.Status()
-		fmt.Fprintf(&sb, "%s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, st.Role, st.Disk,
-			st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
-		for _, p := range st.Peers {
-			fmt.Fprintf(&sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
-		}
-		for line := range strings.Lines(n.Dev.Dump()) {
-			sb.WriteString("        " + line)
+		for _, dev := range n.devs() {
+			describe(&sb, n, dev)
 		}
 	}
 	return sb.String()
+}
+
+func describe(sb *strings.Builder, n *Node, dev *device.Device) {
+	st := dev.Status()
+	fmt.Fprintf(sb, "%s %s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, dev.Name(), st.Role, st.Disk,
+		st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
+	for _, p := range st.Peers {
+		fmt.Fprintf(sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
+	}
+	for line := range strings.Lines(dev.Dump()) {
+		sb.WriteString("        " + line)
+	}
 }

@@ -32,6 +32,7 @@ const (
 	Unordered       Fault = "unordered"                // overlapping changes do not wait for each other
 	PullOvertaken   Fault = "pull-overtaken"           // a piece of a resync lands on what is newer
 	ClearEarly      Fault = "clear-early"              // a resync's marks are taken off before the pieces are durable
+	PromoteApart    Fault = "promote-apart"            // a device is promoted without the others of its group
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 )
 
@@ -40,6 +41,6 @@ func All() []Fault {
 	return []Fault{
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
-		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 	}
 }
