@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help run test race sim soak torture bench fuzz lint docs fmt build install clean clients tidy
+.PHONY: help run test race mutants sim soak torture bench fuzz lint docs fmt build install clean clients tidy
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,7 @@ run: build ## the main job: three nodes, a device over NBD, a node killed and re
 
 test: clients lint ## lint, then every suite: unit, in-process clusters, real binaries and clients
 	$(GO) test -timeout 13m ./...
+	$(GO) test -tags mutate ./server/simtest -run 'Mutants/(none|unordered|drop-on-equal|forget-away|skip-reconcile|answer-before-generation|flush-unsynced)$$'
 
 race: ## the unit and in-process suites under the race detector
 	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v /cmd)
@@ -39,8 +40,11 @@ fmt: ## gofmt -w
 fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 	.ci/fuzz $(FUZZTIME)
 
+mutants: ## deliberate faults of the write path, each of which the simulator has to catch
+	$(GO) test -tags mutate ./server/simtest -run Mutants -v -timeout 60m
+
 sim: ## SEEDS (default 1000) random histories in virtual time in which faults pile up
-	$(GO) test ./server/simtest -run Torture -timeout 60m -wild -seeds $(or $(SEEDS),1000)
+	$(GO) test ./server/simtest -run 'Torture|Storm|Silently' -timeout 60m -wild -seeds $(or $(SEEDS),1000)
 
 soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds, and detection at longer tick times
 	$(GO) test ./server/messenger -run 'TestSoak|TestStopped' -timeout 60m -v -long -seeds $(or $(SEEDS),20)

@@ -146,6 +146,13 @@ func deviceOptions(l *config.Local, ld *config.LocalDevice) (device.Options, err
 	}
 	o.AfterSplit = replication.SplitPolicy{None: ld.AfterSB0Pri, One: ld.AfterSB1Pri, Two: ld.AfterSB2Pri}
 	o.DiskTimeout, o.FencePeer = ld.DiskTimeout, ld.FencePeer
+	if o.Group = ld.Group; o.Group != "" {
+		for _, other := range l.Devices {
+			if other.Group == o.Group {
+				o.Together = append(o.Together, other.Name)
+			}
+		}
+	}
 	if ld.ResyncRate != config.RateAuto {
 		o.ResyncRate = int64(ld.ResyncRate)
 	}

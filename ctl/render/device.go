@@ -61,6 +61,9 @@ func Device(o Options, d api.DeviceDetail) string {
 	p.addText("backing", d.Backing)
 	p.addText("protocol", d.Protocol)
 	p.add("quorum", deviceQuorum(d))
+	if d.Group != "" {
+		p.addText("group", d.Group)
+	}
 	if d.Suspended {
 		p.add("I/O", cell{"suspended", Bad})
 	}

@@ -92,6 +92,7 @@ type Device struct {
 	Suspended bool         `json:"suspended"`
 	Open      int          `json:"open"` // NBD connections
 	Peers     []DevicePeer `json:"peers"`
+	Group     string       `json:"group,omitempty"` // the consistency group
 }
 
 // DevicePeer is what the local node knows of a device on one peer.

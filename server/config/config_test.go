@@ -233,6 +233,8 @@ address = "127.0.0.1:7001"
 		{"override of a node is no table", dev, "on.beta = 3", []string{`device.r0.on.beta: the number 3; a table [device.r0.on.beta]`}},
 		{"all diskless", dev, "[device.on.beta]\ndiskless = true\n[device.on.alpha]\ndiskless = true", []string{`device.r0.on: every node is diskless; at least one node with a disk`}},
 		{"group on other nodes", dev, "group = \"g\"\n[[device]]\nname=\"r1\"\nsize=4096\ngroup=\"g\"\nnodes=[\"alpha\"]", []string{`device.r1.group: "r1" is on ["alpha"], "r0" on ["alpha", "beta"]; the devices of a group are on the same nodes`}},
+		{"group of protocol B", dev, "protocol = \"B\"\ngroup = \"g\"", []string{`device.r0.protocol: "B" in a group; "C"`}},
+		{"group with another quorum", dev, "group = \"g\"\n[[device]]\nname=\"r1\"\nsize=4096\ngroup=\"g\"\nquorum=\"all\"\non_no_quorum=\"io-error\"", []string{`device.r1.quorum: "r1" has "all", and "r0", of the same group, "majority"; the same for all devices of a group`, `device.r1.on_no_quorum: "r1" has "io-error"`}},
 		{"group name", dev, `group = "-"`, []string{`device.r0.group: "-"; 1 to 63`}},
 		{"io error", dev, `on_io_error = "call"`, []string{`one of "detach", "pass-on"`}},
 		{"disk timeout", dev, `disk_timeout = "1ms"`, []string{`device.r0.disk_timeout: 1ms; from 100ms to 1h`}},

@@ -170,12 +170,17 @@ func parseListener(s string) (Listener, string) {
 	return Listener{Network: "tcp", Address: addr}, ""
 }
 
-// groups checks that the devices of a consistency group live on the same nodes.
+// groups checks that the devices of a consistency group live on the same nodes,
+// lose and regain quorum alike, and acknowledge what is written everywhere.
 func (v *validator) groups() {
 	first := map[string]*Device{}
 	for i, d := range v.cfg.Devices {
 		if d.Group == "" {
 			continue
+		}
+		if d.Protocol != ProtocolC {
+			v.fault(&d.src, v.devicePath(i), "protocol", quote(string(d.Protocol))+" in a group",
+				`"C": under A and B a replica may have acknowledged for one device of a group what it has not written for another`)
 		}
 		f := first[d.Group]
 		if f == nil {
@@ -185,6 +190,15 @@ func (v *validator) groups() {
 		if !slices.Equal(sorted(f.Nodes), sorted(d.Nodes)) {
 			v.fault(&d.src, v.devicePath(i), "group", fmt.Sprintf("%s is on %s, %s on %s", quote(d.Name), formatList(d.Nodes), quote(f.Name), formatList(f.Nodes)),
 				"the devices of a group are on the same nodes")
+		}
+		for _, k := range []struct{ key, f, d string }{
+			{"quorum", f.Quorum.String(), d.Quorum.String()},
+			{"on_no_quorum", f.OnNoQuorum, d.OnNoQuorum},
+		} {
+			if k.f != k.d {
+				v.fault(&d.src, v.devicePath(i), k.key, fmt.Sprintf("%s has %s, and %s, of the same group, %s", quote(d.Name), quote(k.d), quote(f.Name), quote(k.f)),
+					"the same for all devices of a group")
+			}
 		}
 	}
 }

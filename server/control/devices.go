@@ -14,7 +14,7 @@ import (
 func deviceOf(st *device.Status) api.Device {
 	d := api.Device{
 		Name: st.Name, Size: st.Size, Role: st.Role.String(), Disk: st.Disk.String(), Quorum: st.Quorum.Quorate,
-		Suspended: st.Suspended, Open: st.Open, Peers: []api.DevicePeer{},
+		Suspended: st.Suspended, Open: st.Open, Peers: []api.DevicePeer{}, Group: st.Group,
 	}
 	for i := range st.Peers {
 		p := &st.Peers[i]

@@ -16,7 +16,7 @@ import (
 func TestLatencyIsOfTheLastMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slow, fast = 40, 12 // buckets
-		var mu sync.Mutex // guards x
+		var mu sync.Mutex         // guards x
 		x := nbd.ExportStats{Export: "r0"}
 		answer := func(c *nbd.CommandStats, bucket int, n uint64) {
 			mu.Lock()

@@ -127,6 +127,9 @@ func deviceText(d api.DeviceDetail) string {
 		{"read latency", latencyText(d.ReadP50US, d.ReadP99US)}, {"write latency", latencyText(d.WriteP50US, d.WriteP99US)},
 		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, block.Amount(d.ALExtentBytes), block.Amount(d.CrashCostBytes))},
 	}
+	if d.Group != "" {
+		rows = append(rows, []string{"group", d.Group})
+	}
 	for _, u := range d.NBD {
 		rows = append(rows, []string{"nbd", u})
 	}

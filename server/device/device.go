@@ -82,6 +82,10 @@ type Config struct {
 	AfterSplit  replication.SplitPolicy
 	ResyncRate  int64  // bytes per second; 0: as fast as the application allows
 	Fingerprint uint64 // of what must agree between nodes
+	// Group is the consistency group, "" for none, and Together the names of all
+	// devices in it.
+	Group    string
+	Together []string
 	// FlushEvery bounds how much an abrupt loss of a peer's cache costs in
 	// resync; 0 means two seconds.
 	FlushEvery time.Duration
@@ -225,7 +229,8 @@ type Device struct {
 	strays  int // see strayLocked
 	al      alQueue
 	bulk    bulkQueue
-	watch   chan struct{} // closed and replaced whenever state changes
+	group   atomic.Pointer[Group] // nil: none
+	watch   chan struct{}         // closed and replaced whenever state changes
 	since   map[string]time.Time
 	stats   Stats
 	lastErr string
@@ -461,7 +466,7 @@ func (d *Device) quiesce(ctx context.Context) error {
 			return errHeld
 		}
 		if idle && primary {
-			return d.demote(ctx, true)
+			return d.demoteAlone(ctx)
 		}
 		if idle {
 			return nil

@@ -4,7 +4,6 @@ import (
 	"math/rand/v2"
 
 	"github.com/lockstepd/lockstep/server/block"
-	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -185,7 +184,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 	d.gens.Noted = next
 	d.genNoted, d.genNotedNo, d.genAway = next, g.No, replication.NodeSet(g.Away)
 	if d.genAway.Has(d.cfg.Self) {
-		if d.dstat > replication.Outdated && !mutate.Is(mutate.KeepBehind) {
+		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
 		if d.dstat == replication.Inconsistent && d.gens.Current != next {

@@ -67,72 +67,18 @@ func (d *Device) Promote(ctx context.Context, force bool) error {
 	}
 }
 
-func (d *Device) promoteOnce(ctx context.Context, force bool) error {
-	b := &block.Batch{}
-	d.mu.Lock()
-	if d.role == replication.Primary {
-		d.mu.Unlock()
-		return nil
-	}
-	if err := d.mayPromoteLocked(force); err != nil {
-		d.mu.Unlock()
-		return err
-	}
-	tx := randomID()
-	d.change = changeState{tx: tx}
-	c := wire.Change{Tx: tx, Kind: wire.ChangePromote, Node: uint8(d.cfg.Self), Force: force}
+// ballotLocked tells those who vote of a step of our promotion, and with the
+// first notes whose votes are awaited.
+func (d *Device) ballotLocked(t wire.Type, c wire.Change, b *block.Batch) {
 	for _, p := range d.peers {
-		if p != nil && p.agreed && !mutate.Is(mutate.PromoteUnasked) {
+		if p == nil || !p.agreed || mutate.Is(mutate.PromoteUnasked) && t == wire.Prepare {
+			continue
+		}
+		if t == wire.Prepare {
 			d.change.wait = d.change.wait.With(p.id)
-			p.send(wire.Header{Type: wire.Prepare}, c.Append(nil), nil, b)
 		}
+		p.send(wire.Header{Type: t}, c.Append(nil), nil, b)
 	}
-	d.mu.Unlock()
-	b.Finish()
-
-	vctx, cancel := context.WithTimeout(ctx, voteTimeout)
-	defer cancel()
-	err := d.wait(vctx, func() bool { return d.change.tx != tx || d.change.wait == 0 || d.change.no != "" })
-	return d.concludePromotion(tx, force, err)
-}
-
-// concludePromotion commits or aborts after the votes.
-func (d *Device) concludePromotion(tx uint64, force bool, waited error) error {
-	b := &block.Batch{}
-	d.mu.Lock()
-	defer func() {
-		d.mu.Unlock()
-		b.Finish()
-	}()
-	ch := d.change
-	c := wire.Change{Tx: tx, Kind: wire.ChangePromote, Node: uint8(d.cfg.Self)}
-	if ch.tx == tx {
-		d.change.tx, d.change.wait, d.change.no = 0, 0, ""
-	}
-	var err error
-	switch {
-	case ch.tx != tx:
-		err = d.refuse("promote", "another promotion came in between", "", true)
-	case ch.no != "":
-		err = d.refuse("promote", ch.no, "", ch.again)
-	case waited != nil:
-		err = d.refuse("promote", "not everybody in reach has voted in time", "see: lockstepctl node list", true)
-	default:
-		err = d.mayPromoteLocked(force)
-	}
-	typ := wire.Commit
-	if err != nil {
-		typ = wire.Abort
-	}
-	for _, p := range d.peers {
-		if p != nil && p.agreed {
-			p.send(wire.Header{Type: typ}, c.Append(nil), nil, b)
-		}
-	}
-	if err == nil {
-		d.becomePrimaryLocked(force, b)
-	}
-	return err
 }
 
 func (d *Device) refuse(what, why, do string, again bool) *RefusedError {
@@ -352,34 +298,57 @@ func (d *Device) tickChangeLocked(now time.Time) {
 	}
 }
 
-// Demote makes this node a secondary. It is refused while clients have the
-// device open.
-func (d *Device) Demote(ctx context.Context) error { return d.demote(ctx, false) }
+// Demote makes this node a secondary, for all devices of the group. It is
+// refused while clients have one of them open.
+func (d *Device) Demote(ctx context.Context) error { return d.demoteTogether(ctx) }
 
-func (d *Device) demote(ctx context.Context, open bool) error {
+// demoteAlone is for a device that closes: its group's others close too, or go
+// on without it.
+func (d *Device) demoteAlone(ctx context.Context) error {
+	if err := d.calm(ctx); err != nil {
+		return err
+	}
+	b := &block.Batch{}
 	d.mu.Lock()
-	if d.role != replication.Primary {
+	if err := d.quietLocked(); err != nil {
 		d.mu.Unlock()
+		return err
+	}
+	d.becomeSecondaryLocked(b)
+	d.mu.Unlock()
+	b.Finish()
+	return d.noteDemotion()
+}
+
+// mayDemote refuses while clients have the device open.
+func (d *Device) mayDemote() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.opens == 0 {
 		return nil
 	}
-	if d.opens > 0 && !open {
-		n := d.opens
-		d.mu.Unlock()
-		return d.refuse("demote", fmt.Sprintf("%d NBD connections have it open", n), "disconnect the clients first", false)
-	}
-	d.mu.Unlock()
+	return d.refuse("demote", fmt.Sprintf("%d NBD connections have it open", d.opens), "disconnect the clients first", false)
+}
+
+// calm waits until no change is in flight, and makes all durable.
+func (d *Device) calm(ctx context.Context) error {
 	if err := d.wait(ctx, func() bool { return len(d.window.ops) == 0 || d.window.floor == d.window.head }); err != nil {
 		return fmt.Errorf("cannot demote %s: changes are still in flight: %w", d.opts.Name, err)
 	}
 	if err := d.flushAll(ctx); err != nil {
 		return fmt.Errorf("cannot demote %s: %w", d.opts.Name, err)
 	}
-	b := &block.Batch{}
-	d.mu.Lock()
+	return nil
+}
+
+func (d *Device) quietLocked() error {
 	if d.window.floor != d.window.head {
-		d.mu.Unlock()
 		return d.refuse("demote", "changes came in meanwhile", "try again", true)
 	}
+	return nil
+}
+
+func (d *Device) becomeSecondaryLocked(b *block.Batch) {
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
 	d.needGen, d.genOwed, d.hold = false, false, 0
@@ -388,9 +357,13 @@ func (d *Device) demote(ctx context.Context, open bool) error {
 	d.newEpochLocked()
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+}
+
+// noteDemotion makes durable that this node was demoted in order.
+func (d *Device) noteDemotion() error {
+	d.mu.Lock()
 	meta := d.meta
 	d.mu.Unlock()
-	b.Finish()
 	if meta != nil {
 		if err := meta.WriteBitmaps(); err != nil {
 			return fmt.Errorf("demoted %s, but its bitmaps could not be written: %w", d.opts.Name, err)

@@ -24,6 +24,7 @@ func CanReconfigure(from, to Config) bool { return reflect.DeepEqual(withLive(fr
 func withLive(c, live Config) Config {
 	c.Protocol, c.Quorum, c.OnNoQuorum = live.Protocol, live.Quorum, live.OnNoQuorum
 	c.AutoPromote, c.ResyncRate, c.Fingerprint = live.AutoPromote, live.ResyncRate, live.Fingerprint
+	c.Together = live.Together
 	c.OnIOError, c.AfterSplit = live.OnIOError, live.AfterSplit
 	c.DiskTimeout, c.FencePeer = live.DiskTimeout, live.FencePeer
 	return c
@@ -89,6 +90,9 @@ func differences(from, to Config) (out []string) {
 	add("after split brain", from.AfterSplit, to.AfterSplit)
 	add("disk_timeout", from.DiskTimeout, to.DiskTimeout)
 	add("fence_peer", fmt.Sprintf("%q", from.FencePeer), fmt.Sprintf("%q", to.FencePeer))
+	if !slices.Equal(from.Together, to.Together) {
+		out = append(out, fmt.Sprintf("devices of the group %v -> %v", from.Together, to.Together))
+	}
 	if len(out) == 0 && from.Fingerprint != to.Fingerprint {
 		out = append(out, "what nodes must agree on")
 	}

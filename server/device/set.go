@@ -22,6 +22,7 @@ type Set struct {
 
 	mu       sync.Mutex // guards what follows; held while sessions are handed on
 	byName   map[string]*Device
+	groups   map[string]*Group
 	sessions map[int]Session
 	// strange is the hellos of devices that this node has not, by peer and name:
 	// it may be about to have them.
@@ -31,7 +32,7 @@ type Set struct {
 
 // NewSet returns an empty set.
 func NewSet(log *slog.Logger) *Set {
-	s := &Set{log: log, byName: map[string]*Device{}, sessions: map[int]Session{}, strange: map[int]map[string]wire.DeviceFacts{}}
+	s := &Set{log: log, byName: map[string]*Device{}, groups: map[string]*Group{}, sessions: map[int]Session{}, strange: map[int]map[string]wire.DeviceFacts{}}
 	s.byHandle.Store(&map[uint32]*Device{})
 	return s
 }
@@ -54,6 +55,12 @@ func (s *Set) Add(d *Device) error {
 	}
 	s.byName[d.Name()] = d
 	s.publishLocked()
+	if name := d.opts.Group; name != "" {
+		if s.groups[name] == nil {
+			s.groups[name] = NewGroup(name)
+		}
+		s.groups[name].Join(d)
+	}
 	for id, sess := range s.sessions {
 		d.SessionUp(sess)
 		if f, told := s.strange[id][d.Name()]; told {
@@ -71,6 +78,9 @@ func (s *Set) Remove(d *Device) {
 	if s.byName[d.Name()] == d {
 		delete(s.byName, d.Name())
 		s.publishLocked()
+		if g := d.group.Load(); g != nil {
+			g.Leave(d)
+		}
 	}
 }
 

@@ -290,6 +290,12 @@ func (d *Device) gateLocked() {
 	default:
 		g = gateSuspend
 	}
+	if other := d.stallLocked(g == gateSuspend && d.frozen == 0 || g == gateFail); other != "" && g == gateOpen {
+		g = gateSuspend
+		if d.cfg.OnNoQuorum == FailIO {
+			g = gateFail
+		}
+	}
 	if g != d.gate {
 		d.gate = g
 		d.touchLocked()
@@ -447,6 +453,9 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 			d.receives = d.receives.Without(p.id)
 			d.excludeLocked(p, was == replication.UpToDate, "its disk is "+s.String(), b)
 			d.flush.lostLocked(d, p, b)
+		}
+		if d.genBusy {
+			d.work.do(d.settleGen) // it confirms nothing any more
 		}
 	}
 	if s == replication.UpToDate && d.dstat == replication.Consistent && !d.pullingLocked() && p.repl == replication.Established && p.decision.Action == replication.InSync && d.abreastLocked(p) {

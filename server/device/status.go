@@ -39,6 +39,8 @@ type Status struct {
 	LastError   string
 	Since       map[string]time.Time
 	Differs     []string // peers whose configuration differs in what must agree
+	Group       string   // the consistency group; "" for none
+	Stalled     string   // a device of the group for whose sake I/O is suspended
 	HotExtents  int
 	ExtentBytes int64
 }
@@ -86,6 +88,7 @@ func (d *Device) Status() Status {
 	if d.disk != nil {
 		st.Backing = d.disk.Path()
 	}
+	st.Group, st.Stalled = d.cfg.Group, d.stalledByLocked()
 	st.Grown = d.cfg.Size > d.opts.Size
 	st.Detached = d.disk == nil && d.source != nil
 	if d.primary >= 0 {
@@ -200,10 +203,9 @@ func (d *Device) open(ctx context.Context, promote bool) error {
 		d.Released(context.WithoutCancel(ctx))
 		return err
 	}
-	d.mu.Lock()
-	d.autoPromoted = d.autoPromoted || auto
-	d.touchLocked()
-	d.mu.Unlock()
+	if auto {
+		d.markAuto(true)
+	}
 	return nil
 }
 
@@ -216,7 +218,7 @@ func (d *Device) Released(ctx context.Context) {
 	last := d.opens == 0 && d.autoPromoted && d.role == replication.Primary && !d.closing
 	d.touchLocked()
 	d.mu.Unlock()
-	if !last {
+	if !last || !d.groupUnused() {
 		return
 	}
 	if err := d.Demote(ctx); err != nil {
@@ -225,9 +227,7 @@ func (d *Device) Released(ctx context.Context) {
 		}
 		return
 	}
-	d.mu.Lock()
-	d.autoPromoted = false
-	d.mu.Unlock()
+	d.markAuto(false)
 }
 
 // WaitFor blocks until the device is in a state that a script waits for:
@@ -284,6 +284,13 @@ func (d *Device) Why() Why {
 	if st.InDoubt {
 		w.Because = append(w.Because, "answers wait: this node was paused, or hears nothing, and too few peers are certain to take it for alive still")
 		w.Next = append(w.Next, "they answer within a moment, or are found to be down within the tick time")
+	}
+	if st.Group != "" {
+		w.Because = append(w.Because, fmt.Sprintf("of group %q: it is promoted, demoted and suspended together with the group's other devices", st.Group))
+	}
+	if st.Stalled != "" {
+		w.Because = append(w.Because, "its I/O waits because that of "+st.Stalled+", of the same group, does")
+		w.Next = append(w.Next, "see: lockstepctl device why "+st.Stalled)
 	}
 	if !st.Quorum.Quorate {
 		w.Next = append(w.Next, "quorum returns when enough of the device's nodes are up: lockstepctl node list")

@@ -47,7 +47,10 @@ type Options struct {
 	// Extents sizes the activity log: small ones evict.
 	Extents     int
 	ExtentBytes int64
-	Log         *slog.Logger
+	// Beside is how many further devices there are, r1 and so on, which are of
+	// one consistency group with r0.
+	Beside int
+	Log    *slog.Logger
 }
 
 // Cluster is a device on several nodes.
@@ -73,6 +76,7 @@ type Node struct {
 	Dev  *device.Device
 	Disk *storetest.Image
 	Meta *storetest.Image
+	More []*Volume // the devices beside r0
 
 	slowed *storetest.Image // the one that DiskDelay is in force on
 
@@ -81,6 +85,26 @@ type Node struct {
 	sessions map[int]*session
 	fallen   *fallen // it was powered off
 	wrote    string  // part of the metadata that was written last
+}
+
+// Volume is a device beside r0 on one node.
+type Volume struct {
+	Dev    *device.Device
+	Disk   *storetest.Image
+	Meta   *storetest.Image
+	fallen fallen
+}
+
+// devs is all devices of the node; nil while it is down.
+func (n *Node) devs() (out []*device.Device) {
+	if n.Dev == nil {
+		return nil
+	}
+	out = append(out, n.Dev)
+	for _, v := range n.More {
+		out = append(out, v.Dev)
+	}
+	return out
 }
 
 // New makes a cluster whose nodes are down.
@@ -96,6 +120,9 @@ func New(o Options) *Cluster {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
 		if !o.Diskless.Has(i) {
 			n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		}
+		for range o.Beside {
+			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
 		}
 		c.Nodes = append(c.Nodes, n)
 	}
@@ -130,6 +157,12 @@ func (n *Node) Config() device.Config {
 	for _, m := range n.c.Nodes {
 		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
 	}
+	if n.c.opts.Beside > 0 {
+		cfg.Group, cfg.Together = "db", []string{"r0"}
+		for i := range n.c.opts.Beside {
+			cfg.Together = append(cfg.Together, fmt.Sprintf("r%d", i+1))
+		}
+	}
 	return cfg
 }
 
@@ -147,29 +180,41 @@ func (n *Node) Start() error {
 	if fence := n.c.opts.Fence; fence != nil {
 		o.Fence = func(_ context.Context, _ []string, peer string) (int, error) { return fence(n.ID, peer), nil }
 	}
-	dev, err := n.open(o)
+	n.watchStorage()
+	dev, err := n.open(o, n.Disk, n.Meta)
 	if err != nil {
 		return err
 	}
 	dev.Start()
+	for i, v := range n.More {
+		o.Name, o.Handle = fmt.Sprintf("r%d", i+1), uint32(n.ID+1+100*(i+1))
+		if v.Dev, err = n.open(o, v.Disk, v.Meta); err != nil {
+			return err
+		}
+		v.Dev.Start()
+	}
 	n.Dev = dev
+	if len(n.More) > 0 {
+		g := device.NewGroup("db")
+		for _, d := range n.devs() {
+			g.Join(d)
+		}
+	}
 	for _, m := range n.c.Nodes {
 		n.c.connect(n, m)
 	}
 	return nil
 }
 
-func (n *Node) open(o device.Options) (*device.Device, error) {
-	if n.Disk == nil {
+func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
+	if disk == nil {
 		return device.New(o)
 	}
-	n.watchStorage()
-	if most := n.c.opts.DiskDelay; most > 0 && n.slowed != n.Disk {
+	if most := n.c.opts.DiskDelay; most > 0 && disk == n.Disk && n.slowed != n.Disk {
 		n.slowed = n.Disk
 		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpPunch, DelayFunc: func(storetest.Record) time.Duration { return n.c.upTo(most) }})
 	}
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
-	disk, meta := n.Disk, n.Meta
 	return device.Assemble(o, bk,
 		func() (store.Disk, bool, error) {
 			size, err := meta.File().Size()
@@ -180,8 +225,10 @@ func (n *Node) open(o device.Options) (*device.Device, error) {
 
 // Stop ends a node in order.
 func (n *Node) Stop(ctx context.Context) error {
-	dev := n.Dev
-	err := dev.Close(ctx)
+	var err error
+	for _, dev := range n.devs() {
+		err = errors.Join(err, dev.Close(ctx))
+	}
 	n.Dev = nil
 	n.c.disconnect(n, "shut down")
 	return err
@@ -199,6 +246,9 @@ func (n *Node) PowerCut(lost float64) {
 func (n *Node) crash(how storetest.Crash) {
 	if n.Dev == nil {
 		return
+	}
+	for _, dev := range n.devs() {
+		n.c.dead.Store(dev, true) // from before its disks are copied
 	}
 	n.PowerOff(how)
 	n.Bury()
@@ -293,8 +343,12 @@ func (c *Cluster) connect(a, b *Node) {
 	}
 	sa.start()
 	sb.start()
-	a.Dev.SessionUp(sa)
-	b.Dev.SessionUp(sb)
+	for _, dev := range sb.devs {
+		dev.SessionUp(sa)
+	}
+	for _, dev := range sa.devs {
+		dev.SessionUp(sb)
+	}
 }
 
 // drop ends the session of two nodes; each learns of it on its own.
@@ -308,11 +362,11 @@ func (c *Cluster) drop(a, b *Node, reason string) {
 		if s == nil {
 			continue
 		}
-		dev := n[0].Dev
+		devs := n[0].devs()
 		s.end()
 		wg.Go(func() {
 			s.wait()
-			if dev != nil {
+			for _, dev := range devs {
 				dev.SessionDown(s, reason)
 			}
 		})
@@ -333,6 +387,7 @@ type session struct {
 	c        *Cluster
 	from, to *Node
 	dev      *device.Device // of to, when the session began
+	devs     []*device.Device
 	other    *session
 	links    [2]*simLink
 	wg       sync.WaitGroup
@@ -356,7 +411,7 @@ type simLink struct {
 }
 
 func newSession(c *Cluster, from, to *Node) *session {
-	s := &session{c: c, from: from, to: to, dev: to.Dev}
+	s := &session{c: c, from: from, to: to, dev: to.Dev, devs: to.devs()}
 	for i := range s.links {
 		l := &simLink{}
 		l.cond = sync.NewCond(&l.mu)
@@ -479,19 +534,22 @@ func (x *delivery) next() bool {
 }
 
 func (s *session) handle(f *simFrame, b *block.Batch) {
-	dev := s.dev
+	var facts wire.DeviceFacts
 	if f.h.Type == wire.DevHello {
-		var facts wire.DeviceFacts
 		if err := facts.Decode(f.payload); err != nil {
 			panic(err)
 		}
-		dev.HelloReceived(s.other, facts)
-		return
 	}
-	if f.h.Dev != dev.Handle() {
-		return
+	for _, dev := range s.devs {
+		switch {
+		case f.h.Type == wire.DevHello:
+			if dev.Name() == facts.Name {
+				dev.HelloReceived(s.other, facts)
+			}
+		case f.h.Dev == dev.Handle():
+			dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
+		}
 	}
-	dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
 }
 
 // ErrUnanswered means that a request was not answered in time.
@@ -549,15 +607,21 @@ func (c *Cluster) Describe() string {
 			fmt.Fprintf(&sb, "%s down\n", n.Name)
 			continue
 		}
-		st := n.Dev.Status()
-		fmt.Fprintf(&sb, "%s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, st.Role, st.Disk,
-			st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
-		for _, p := range st.Peers {
-			fmt.Fprintf(&sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
-		}
-		for line := range strings.Lines(n.Dev.Dump()) {
-			sb.WriteString("        " + line)
+		for _, dev := range n.devs() {
+			describe(&sb, n, dev)
 		}
 	}
 	return sb.String()
+}
+
+func describe(sb *strings.Builder, n *Node, dev *device.Device) {
+	st := dev.Status()
+	fmt.Fprintf(sb, "%s %s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, dev.Name(), st.Role, st.Disk,
+		st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
+	for _, p := range st.Peers {
+		fmt.Fprintf(sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
+	}
+	for line := range strings.Lines(dev.Dump()) {
+		sb.WriteString("        " + line)
+	}
 }

@@ -46,7 +46,9 @@ func (c *Cluster) GiveUp(a int) {
 		other.from.mu.Unlock()
 		wg.Go(func() {
 			other.wait()
-			s.dev.SessionDown(other, "given up")
+			for _, dev := range s.devs {
+				dev.SessionDown(other, "given up")
+			}
 		})
 	}
 	wg.Wait()
@@ -60,7 +62,9 @@ func (c *Cluster) Learn(a int) {
 		delete(n.sessions, s.to.ID)
 		n.mu.Unlock()
 		s.wait()
-		n.Dev.SessionDown(s, "it gave this node up")
+		for _, dev := range n.devs() {
+			dev.SessionDown(s, "it gave this node up")
+		}
 	}
 	c.Rejoin(a)
 }

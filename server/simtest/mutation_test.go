@@ -59,7 +59,11 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, self, "-test.run=^(TestTorture|TestStorm|TestNothingIsMergedSilently)$", "-test.failfast", "-test.timeout=3m",
+	kind := -1
+	if f == mutate.ClearEarly {
+		kind = 8 // it shows only where power is lost right after a resync
+	}
+	cmd := exec.CommandContext(ctx, self, "-strike", fmt.Sprint(kind), "-test.run=^(TestTorture|TestStorm|TestNothingIsMergedSilently|TestGroupIsAPrefix)$", "-test.failfast", "-test.timeout=3m",
 		"-fault", string(f), "-seeds", fmt.Sprint(histories))
 	raw, err := cmd.CombinedOutput()
 	return string(raw), err

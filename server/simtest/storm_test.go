@@ -3,6 +3,7 @@ package simtest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -35,6 +36,10 @@ func TestStorm(t *testing.T) {
 
 const stormClients = 3
 
+// strike makes every fault of a storm of one kind, on nodes that lose their
+// power, with clients that do not flush: it narrows a search.
+var strike = flag.Int("strike", -1, "the only fault of a storm, by its number")
+
 // storm is one history. Faults are the test's own doing; clients run beside it.
 type storm struct {
 	*history
@@ -54,6 +59,9 @@ func stormy(t *testing.T, seed uint64) {
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
 	s := &storm{history: &history{t: t, c: c, rng: rng, l: newLedger()}, zombie: -1, flushes: rng.IntN(3), power: rng.IntN(2) == 0, devs: make([]*device.Device, len(c.Nodes))}
+	if *strike >= 0 {
+		s.power, s.flushes = true, 0
+	}
 	slow := rng.IntN(2) == 0
 	for _, n := range c.Nodes {
 		if slow {
@@ -176,6 +184,9 @@ func (s *storm) strike() {
 		n = s.primary()
 	}
 	k := s.rng.IntN(13)
+	if *strike >= 0 {
+		k = *strike
+	}
 	s.t.Logf("strike %d at %s, power cuts %v", k, n.Name, s.power)
 	switch k {
 	case 0:

@@ -137,8 +137,15 @@ func (n *Node) PowerOff(how storetest.Crash) {
 		n.Disk.Crash()
 		n.Meta.Crash()
 	}
+	for _, v := range n.More {
+		v.Disk.Crash()
+		v.Meta.Crash()
+	}
 	for _, s := range n.c.sessionsOf(n.ID) {
 		s.end()
+	}
+	for _, v := range n.More {
+		v.fallen = fallen{v.Disk.CrashClone(how), v.Meta.CrashClone(how)}
 	}
 	f := &fallen{}
 	if n.Disk != nil {
@@ -159,7 +166,7 @@ func (n *Node) Fallen() bool {
 
 // Bury lets the peers of a node that was powered off notice. It can start again.
 func (n *Node) Bury() {
-	dev := n.Dev
+	devs := n.devs()
 	n.mu.Lock()
 	f := n.fallen
 	n.fallen, n.wrote = nil, ""
@@ -168,12 +175,15 @@ func (n *Node) Bury() {
 		return
 	}
 	n.Disk, n.Meta = f.disk, f.meta
-	if dev != nil {
+	for _, v := range n.More {
+		v.Disk, v.Meta = v.fallen.disk, v.fallen.meta
+	}
+	for _, dev := range devs {
 		n.c.dead.Store(dev, true)
 	}
 	n.Dev = nil
 	n.c.disconnect(n, "killed")
-	if dev != nil {
+	for _, dev := range devs {
 		dev.Abandon()
 	}
 }

@@ -32,8 +32,8 @@ const (
 	Unordered       Fault = "unordered"                // overlapping changes do not wait for each other
 	PullOvertaken   Fault = "pull-overtaken"           // a piece of a resync lands on what is newer
 	ClearEarly      Fault = "clear-early"              // a resync's marks are taken off before the pieces are durable
+	PromoteApart    Fault = "promote-apart"            // a device is promoted without the others of its group
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
-	KeepBehind      Fault = "keep-behind"              // replicas in reach that are left out do not note that they are outdated
 )
 
 // All is every fault.
@@ -41,6 +41,6 @@ func All() []Fault {
 	return []Fault{
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
-		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, KeepBehind,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 	}
 }
