@@ -120,14 +120,14 @@ func footprint(t *testing.T, n *cluster.Node) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kinds := map[string]int{}
+	kinds, names := map[string]int{}, socketNames(t)
 	for _, e := range entries {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
 		}
-		kind, _, _ := strings.Cut(to, "[") // of sockets and pipes, without the number
-		kinds[kind]++
+		kind, inode, _ := strings.Cut(to, "[") // of sockets and pipes
+		kinds[kind+names[strings.TrimSuffix(inode, "]")]]++
 	}
 	files, err := filepath.Glob(filepath.Join(n.Run, "*"))
 	if err != nil {
@@ -135,6 +135,24 @@ func footprint(t *testing.T, n *cluster.Node) string {
 	}
 	return fmt.Sprintf("%d processes, %d of them the monitor's children\nopen: %v\nfiles: %v",
 		len(processesOf(t, n)), len(childrenOf(t, n.Pid())), kinds, files)
+}
+
+// socketNames are the paths of Unix sockets and the addresses of TCP sockets, by inode.
+func socketNames(t *testing.T) map[string]string {
+	t.Helper()
+	names := map[string]string{}
+	for file, columns := range map[string][2]int{"unix": {6, 7}, "tcp": {9, 1}} {
+		text, err := os.ReadFile("/proc/net/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) > max(columns[0], columns[1]) {
+				names[f[columns[0]]] = f[columns[1]]
+			}
+		}
+	}
+	return names
 }
 
 // processesOf lists the processes whose command line names a node's state dir.

@@ -10,8 +10,11 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -174,6 +177,7 @@ func TestSecuredLinks(t *testing.T) {
 				} else {
 					conn.Close()
 				}
+				otherFiles(t, c)
 			}
 			for range 3 {
 				if _, err := beta.Lockstepctl(within(t, patience), "node", "reconnect"); err != nil {
@@ -198,4 +202,129 @@ func TestSecuredLinks(t *testing.T) {
 			converged(t, c)
 		})
 	}
+}
+
+// otherFiles has all nodes use files of other names, by saving the configuration.
+func otherFiles(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	dir := filepath.Join(c.Dir, "next")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, n := range c.Nodes {
+		names = append(names, n.Name)
+	}
+	roots := identities(t, dir, names...)
+	raw, err := os.ReadFile(c.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer(`"ca.pem"`, `"next/ca.pem"`, `"node.pem"`, `"next/node.pem"`, `"node.key"`, `"next/node.key"`).Replace(string(raw))
+	if err := os.WriteFile(c.Config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		conf := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: n.Name}
+		var last error
+		if !poll(within(t, patience), func() bool {
+			conn, err := tls.Dial("tcp", n.Address, conf)
+			if last = err; err == nil {
+				conn.Close()
+			}
+			return err == nil
+		}) {
+			t.Fatalf("%s does not show the other certificate: %v", n.Name, last)
+		}
+	}
+}
+
+// TestNodesMove gives nodes other addresses by saving the file: clients do not
+// notice, no node is taken for down, and a daemon that comes back is at the new
+// address alone. An address that includes the present one waits for a restart.
+func TestNodesMove(t *testing.T) {
+	t.Parallel()
+	s, _ := seed(t)
+	c := layOut(t, quick(), nil)
+	for _, n := range c.Nodes {
+		n.Flags = []string{"--monitor"}
+	}
+	if err := c.Start(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, c, "r0")
+	alpha, gamma := c.Node("alpha"), c.Node("gamma")
+	raw, err := os.ReadFile(c.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := &configured{alpha, c, string(raw)}
+	book := ledger.New(s, faultSize)
+	tr := load(t, book, alpha, 0)
+	tr.moves(t)
+	for i, n := range []*cluster.Node{gamma, alpha} {
+		old, next := n.Address, fmt.Sprintf("%s:%d", c.IP(20+n.ID), 7801+i) // on one host nobody else has gamma's port
+		at.edit(t, fmt.Sprintf("address = %q\nbind = %q", old, old), fmt.Sprintf("address = %q\nbind = %q", next, next))
+		for _, m := range c.Nodes {
+			(&configured{m, c, ""}).untilKey(t, "runtime.config.revision", fmt.Sprint(i+2))
+			if m == n {
+				continue
+			}
+			until(t, m, n.Name+" is up at "+next, func(s cluster.Status) bool {
+				p := s.Peer(n.Name)
+				return p.State == "up" && p.Address == next && p.Data == "connected" && p.Meta == "connected"
+			})
+		}
+		conn, err := net.Dial("tcp", next)
+		if err != nil {
+			t.Fatalf("%s does not listen at %s: %v", n.Name, next, err)
+		}
+		conn.Close()
+		tr.moves(t)
+		inSync(t, c, "r0")
+	}
+	tr.flawless(t)
+	for _, n := range c.Nodes {
+		for _, p := range c.Nodes {
+			if key := fmt.Sprintf("stats.nodes.%s.connects", p.Name); p != n && stat(t, n, key) != "1" {
+				t.Errorf("%s: %s is %s: there was a nodedown", n.Name, key, stat(t, n, key))
+			}
+		}
+	}
+	pid, err := gamma.DaemonPid()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSEGV); err != nil {
+		t.Fatal(err)
+	}
+	until(t, gamma, "another daemon serves", func(cluster.Status) bool { now, err := gamma.DaemonPid(); return err == nil && now != pid })
+	inSync(t, c, "r0")
+	if conn, err := net.Dial("tcp", gamma.Address); err == nil {
+		conn.Close()
+		t.Errorf("gamma still listens at %s", gamma.Address)
+	}
+
+	// All addresses: not beside the one that is part of them.
+	moved := fmt.Sprintf("%s:7801", c.IP(20+gamma.ID))
+	at.edit(t, fmt.Sprintf("bind = %q", moved), `bind = "0.0.0.0:7801"`)
+	of := &configured{gamma, c, ""}
+	of.must(t, []string{"node.gamma.bind", "needs-restart", "at once it cannot"}, "config", "diff")
+	before := lives(t, gamma)
+	restartByCommand(t, gamma)
+	if !poll(within(t, patience), func() bool { return lives(t, gamma) > before }) {
+		t.Fatal("gamma does not restart")
+	}
+	inSync(t, c, "r0")
+	conn, err := net.Dial("tcp", fmt.Sprintf("%s:7801", c.IP(200)))
+	if err != nil {
+		t.Fatalf("gamma does not listen everywhere: %v", err)
+	}
+	conn.Close()
+	r0 := open(t, alpha)
+	verify(t, book, r0, 0)
+	if err := r0.Close(); err != nil {
+		t.Error(err)
+	}
+	converged(t, c)
 }

@@ -320,6 +320,16 @@ func TestEditorsSaves(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		{"sed -i", func(text string) {
+			if now, err := os.ReadFile(path); err != nil || len(now) == 0 {
+				t.Fatal(err)
+			}
+			_, to, _ := strings.Cut(text, "max_ping_count = ")
+			to, _, _ = strings.Cut(to, "\n")
+			if out, err := exec.Command("sed", "-i", "s/^max_ping_count = .*/max_ping_count = "+to+"/", path).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}},
 		{"link swap", func(text string) {
 			write(path+".v2", text)
 			_ = os.Remove(path + ".link")
@@ -341,7 +351,7 @@ func TestEditorsSaves(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.key(t, "runtime.config.revision"); got != "7" {
+	if got := n.key(t, "runtime.config.revision"); got != "8" {
 		t.Errorf("revision %s holds", got)
 	}
 }

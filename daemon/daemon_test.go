@@ -378,19 +378,33 @@ func TestFatalErrorWithoutMonitor(t *testing.T) {
 	d.logs("an earlier daemon crashed: fatal error in sync.(*Mutex).Unlock")
 }
 
+// TestFailedRestartIsRetried: whatever keeps a restart from serving, it is tried
+// again, and the title says what the last one died of.
 func TestFailedRestartIsRetried(t *testing.T) {
-	d := newTestd(t)
-	d.detach("--monitor", "--restart-delay=1ms")
-	pid := d.pid()
-	if err := os.WriteFile(d.path("start"), []byte("fail"), 0o644); err != nil {
-		t.Fatal(err)
+	for how, title := range map[string]string{
+		"fail":  "died, exit status 1 before it served)",
+		"exit7": "died, exit status 7 before it served)",
+		"segv":  "died, exit status 2, SIGSEGV: segmentation violation)",
+		"panic": "died, exit status 2, panic: startup went wrong)",
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			d := newTestd(t)
+			d.detach("--monitor", "--restart-delay=1ms")
+			pid := d.pid()
+			mon := parentOf(pid)
+			if err := os.WriteFile(d.path("start"), []byte(how), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			d.say("crash kill")
+			d.until("two failed restarts", func() bool { return strings.Count(d.file("starts"), how) >= 2 })
+			d.titled(mon, title)
+			if err := os.Remove(d.path("start")); err != nil {
+				t.Fatal(err)
+			}
+			d.restarted(pid)
+		})
 	}
-	d.say("crash segv")
-	d.until("two failed restarts", func() bool { return strings.Count(d.file("starts"), "fail") >= 2 })
-	if err := os.Remove(d.path("start")); err != nil {
-		t.Fatal(err)
-	}
-	d.restarted(pid)
 }
 
 func TestThrottleIsSaid(t *testing.T) {

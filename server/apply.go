@@ -55,11 +55,12 @@ func (e *engine) appliers() []reload.Applier {
 	return []reload.Applier{
 		&applier{"log", e.wantsLog, nil, e.applyLog},
 		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups},
-		&applier{"control", keys("control.listen"), nil, e.applyRemotes},
 		&applier{"handlers", below("handler."), nil, e.applyHandlers},
 		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret},
-		&applier{"messenger", below("cluster.tls."), e.planTLS, nothing},
-		&applier{"cluster", below("node."), e.planNodes, e.applyNodes},
+		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS},
+		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes},
+		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress},
+		&applier{"cluster", below("node."), nil, e.applyNodes},
 		&applier{"device", below("device."), e.planDevices, e.applyDevices},
 		&applier{"cluster", below("node."), nil, e.dropNodes},
 		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics},
@@ -74,8 +75,6 @@ func keys(names ...string) func(string) bool {
 func below(prefix string) func(string) bool {
 	return func(key string) bool { return strings.HasPrefix(key, prefix) }
 }
-
-func nothing(context.Context, *config.Local) error { return nil }
 
 func (e *engine) wantsLog(key string) bool {
 	return e.opts.Log != nil && strings.HasPrefix(key, "log.")
@@ -137,16 +136,29 @@ func (e *engine) applySecret(_ context.Context, to *config.Local) error {
 	return e.secrets.to(to.Cluster.Secret.Reveal())
 }
 
-// planTLS lets new content of the same files pass: they are read anew for
-// each connection. Other files are taken by a restart.
+// planTLS says that links in the clear become encrypted, or the other way
+// round, by a restart. Other files, and new content of the same, are read for
+// the next connection.
 func (e *engine) planTLS(tx reload.Tx) ([]reload.Verdict, error) {
+	if tx.Old.Cluster.TLS.Enabled() == tx.New.Cluster.TLS.Enabled() {
+		return nil, nil
+	}
 	var out []reload.Verdict
 	for _, c := range tx.Changes {
-		if a, b := tx.Old.Cluster.TLS, tx.New.Cluster.TLS; a.CA != b.CA || a.Cert != b.Cert || a.Key != b.Key {
-			out = append(out, reload.Verdict{Key: c.Key, How: config.Daemon, Why: "the links read other files after a restart only"})
-		}
+		out = append(out, reload.Verdict{Key: c.Key, How: config.Daemon, Why: "links begin or cease to be encrypted when all nodes have restarted"})
 	}
 	return out, nil
+}
+
+func (e *engine) applyTLS(_ context.Context, to *config.Local) error {
+	t := &to.Cluster.TLS
+	if e.tls == nil || !t.Enabled() {
+		return nil
+	}
+	if err := e.tls.Use(to.Resolve(t.CA), to.Resolve(t.Cert), to.Resolve(t.Key)); err != nil {
+		return &reload.KeyError{Key: "cluster.tls.cert", Err: err}
+	}
+	return nil
 }
 
 func (e *engine) planTick(tx reload.Tx) ([]reload.Verdict, error) {
@@ -187,14 +199,21 @@ func (e *engine) applyTick(_ context.Context, to *config.Local) error {
 	return nil
 }
 
-// planNodes says that this node's own address is taken by a restart.
-func (e *engine) planNodes(tx reload.Tx) ([]reload.Verdict, error) {
-	own := "node." + tx.Node + "."
+// planAddress says that an address which is part of the present one, or has it
+// as a part, is taken by a restart: the two cannot be listened at side by side.
+func (e *engine) planAddress(tx reload.Tx) ([]reload.Verdict, error) {
+	to, err := tx.New.Local(tx.Node)
+	if err != nil {
+		return nil, err
+	}
+	at := to.Node.ListenAddress()
+	if listensAt(e.msgr.Addr(), at) || !overlap(e.msgr.Addr(), at) {
+		return nil, nil
+	}
 	var out []reload.Verdict
 	for _, c := range tx.Changes {
-		if strings.HasPrefix(c.Key, own) {
-			out = append(out, reload.Verdict{Key: c.Key, How: config.Daemon, Why: "this node listens at another address after a restart only"})
-		}
+		out = append(out, reload.Verdict{Key: c.Key, How: config.Daemon,
+			Why: fmt.Sprintf("this node listens at %s, and at that and %s at once it cannot", e.msgr.Addr(), at)})
 	}
 	return out, nil
 }

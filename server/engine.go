@@ -157,6 +157,7 @@ type engine struct {
 	secrets  *rotation
 	devices  *device.Set
 	msgr     *messenger.Messenger
+	tls      *messenger.TLSFiles // of the links; nil where they are in the clear
 	nbd      *nbd.Server
 	control  *control.Control
 
@@ -168,6 +169,7 @@ type engine struct {
 	remotes   map[string]*remote
 	scrapes   *metricsService // nil where nobody listens
 	figures   *metrics.Metrics
+	formers   []former
 
 	// ending is set once the engine stops: listeners then stay with those who
 	// hold them for the next process.

@@ -15,9 +15,10 @@ import (
 
 // remote is one address where commands come in from other hosts.
 type remote struct {
-	e  *engine
-	at string
-	l  net.Listener
+	e     *engine
+	at    string
+	files control.Certificates
+	l     net.Listener
 }
 
 func remoteName(at string) string { return "control/" + cmap.Name(at) }
@@ -25,8 +26,8 @@ func remoteName(at string) string { return "control/" + cmap.Name(at) }
 func (r *remote) holdName() string { return "control:" + r.at }
 
 // remoteSpec keeps a remote's service and returns its registration.
-func (e *engine) remoteSpec(at string) service.Spec {
-	r := &remote{e: e, at: at}
+func (e *engine) remoteSpec(at string, files control.Certificates) service.Spec {
+	r := &remote{e: e, at: at, files: files}
 	e.remotes[at] = r
 	return service.Spec{ID: id(remoteName(at)), Service: r, Needs: ids("control"), Stoppable: true, Policy: service.Policy{Restart: true}}
 }
@@ -45,13 +46,17 @@ func (r *remote) Stop(context.Context) error { return nil }
 
 // Run answers until ctx ends.
 func (r *remote) Run(ctx context.Context) error {
-	local := r.e.local()
-	t := &local.Cluster.TLS
-	err := r.e.control.ServeRemote(ctx, r.l, control.Certificates{CA: local.Resolve(t.CA), Cert: local.Resolve(t.Cert), Key: local.Resolve(t.Key)})
+	err := r.e.control.ServeRemote(ctx, r.l, r.files)
 	if !r.e.ending.Load() && r.e.opts.Release != nil {
 		r.e.opts.Release(r.holdName())
 	}
 	return err
+}
+
+// certificates are the files by which remote sessions are secured.
+func certificates(l *config.Local) control.Certificates {
+	t := &l.Cluster.TLS
+	return control.Certificates{CA: l.Resolve(t.CA), Cert: l.Resolve(t.Cert), Key: l.Resolve(t.Key)}
 }
 
 // applyRemotes listens for remote administration where the configuration says
@@ -60,9 +65,9 @@ func (e *engine) applyRemotes(ctx context.Context, to *config.Local) error {
 	if e.control == nil {
 		return nil
 	}
-	want := to.Control.Addresses()
-	for at := range e.remotes {
-		if slices.Contains(want, at) {
+	want, files := to.Control.Addresses(), certificates(to)
+	for at, r := range e.remotes {
+		if slices.Contains(want, at) && r.files == files {
 			continue
 		}
 		if err := e.end(ctx, remoteName(at)); err != nil {
@@ -74,7 +79,7 @@ func (e *engine) applyRemotes(ctx context.Context, to *config.Local) error {
 		if e.remotes[at] != nil {
 			continue
 		}
-		if err := e.begin(ctx, e.remoteSpec(at)); err != nil {
+		if err := e.begin(ctx, e.remoteSpec(at, files)); err != nil {
 			delete(e.remotes, at)
 			return &reload.KeyError{Key: "control.listen", Err: err}
 		}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/cmap"
@@ -279,9 +278,7 @@ func (e *engine) linkStage() ([]service.Spec, error) {
 func (e *engine) openMessenger(ctx context.Context) error {
 	local := e.local()
 	c := &local.Cluster
-	l, err := e.opts.Listen("peers", func() (net.Listener, error) {
-		return messenger.Bind(ctx, messenger.Binding{Address: local.Node.ListenAddress(), Retries: 3, Delay: 200 * time.Millisecond})
-	})
+	l, err := e.listenForPeers(ctx, local.Node.ListenAddress())
 	if err != nil {
 		return fmt.Errorf("cannot listen for peers on %s: %w", local.Node.ListenAddress(), err)
 	}
@@ -293,9 +290,10 @@ func (e *engine) openMessenger(ctx context.Context) error {
 		Store: disconnects{filepath.Join(e.opts.StateDir, "disconnected")},
 	}
 	if c.TLS.Enabled() {
-		if o.TLS, err = messenger.NewTLSFiles(local.Resolve(c.TLS.CA), local.Resolve(c.TLS.Cert), local.Resolve(c.TLS.Key)); err != nil {
+		if e.tls, err = messenger.NewTLSFiles(local.Resolve(c.TLS.CA), local.Resolve(c.TLS.Cert), local.Resolve(c.TLS.Key)); err != nil {
 			return errors.Join(&ConfigError{err}, l.Close())
 		}
+		o.TLS = e.tls
 	}
 	for _, n := range local.Peers {
 		o.Peers = append(o.Peers, peerOf(local.Node, n))
@@ -472,7 +470,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 		},
 	}}
 	for _, at := range local.Control.Addresses() {
-		specs = append(specs, e.remoteSpec(at))
+		specs = append(specs, e.remoteSpec(at, certificates(local)))
 	}
 	return e.metricsStage(specs)
 }
@@ -513,7 +511,7 @@ func (e *engine) lastStage() ([]service.Spec, error) {
 			}
 			return nil
 		}, vitals: e.clusterVitals()}},
-		{ID: id("config"), Needs: ids("messenger", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
+		{ID: id("config"), Needs: ids("cluster", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
 			Service: runner{plain{vitals: e.configVitals()}, e.followConfig}},
 	}, nil
 }

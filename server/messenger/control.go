@@ -181,9 +181,40 @@ func (m *Messenger) ChangeNode(ctx context.Context, n Peer) error {
 		return nil
 	}
 	return p.do(ctx, func() {
-		p.cfg.Store(&n)
-		p.reconnect()
+		before := p.cfg.Swap(&n)
+		if p.s == nil || !p.s.up || before.Address == n.Address {
+			p.reconnect()
+			return
+		}
+		p.moved = true
+		p.helpers.Go(func() { p.follow(n) })
 	})
+}
+
+// followPause is the pace at which a peer is looked for at its new address.
+const followPause = 300 * time.Millisecond
+
+// follow has the links made anew when the peer is at its new address. Nodes
+// learn of a move at their own pace: the session is not put at risk before.
+func (p *peer) follow(to Peer) {
+	tick := time.NewTicker(followPause)
+	defer tick.Stop()
+	for *p.cfg.Load() == to {
+		if p.m.probe(p.ctx, to) == nil {
+			p.post(func() {
+				if *p.cfg.Load() == to {
+					p.moved = false
+					p.reconnect()
+				}
+			})
+			return
+		}
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // SetTick begins a change of the tick time: here, and, unless local is set, on

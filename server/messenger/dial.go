@@ -148,7 +148,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 	}
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
 	p.m.log.Debug("cannot restore a link yet", "node", p.name(), "link", l.kind.String(), "because", err)
-	if r, over := overBecause(err); over && (r.Code != ReasonClosed || s.silenced()) {
+	if r, over := overBecause(err); over && !(p.moved && refused(err)) && (r.Code != ReasonClosed || s.silenced()) {
 		p.endSession(s, r)
 		return
 	}
@@ -193,7 +193,7 @@ func (p *peer) probe(s *Session) {
 		err := p.m.probe(s.ctx, *p.cfg.Load())
 		p.post(func() {
 			p.probing = false
-			if p.s == s && s.up && refused(err) && s.silenced() {
+			if p.s == s && s.up && refused(err) && s.silenced() && !p.moved {
 				r, _ := overBecause(err)
 				p.endSession(s, r)
 			}

@@ -53,6 +53,7 @@ type peer struct {
 	probing   bool
 	probes    retry
 	probeAt   time.Time
+	moved     bool // it has not been seen at its new address yet: that nobody listens there proves nothing
 	altSecret bool // the next dial tries the old secret
 	waiters   []chan error
 	reason    *Reason // with which to end when ctx ends

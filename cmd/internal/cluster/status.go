@@ -22,6 +22,9 @@ type Status struct {
 type Peer struct {
 	Name        string `json:"name"`
 	State       string `json:"state"`
+	Address     string `json:"address"`
+	Data        string `json:"data"`
+	Meta        string `json:"meta"`
 	LastError   string `json:"last_error"`
 	MissedPings int    `json:"missed_pings"`
 }
