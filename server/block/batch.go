@@ -1,5 +1,7 @@
 package block
 
+import "slices"
+
 // Flusher is something that gathers output and sends it when flushed: a link
 // to a peer, the replies of an NBD connection, a run of acks. Flush must not
 // block on a slow receiver; what the receiver does not take at once is the
@@ -12,8 +14,8 @@ type Flusher interface {
 // write goes on while peers already receive theirs.
 type Deferred interface {
 	// TakenOver reports whether somebody else does the work: then nothing more
-	// is called. It may wait until somebody can.
-	TakenOver() bool
+	// is called. Whoever has enough now says so by b.Full.
+	TakenOver(b *Batch) bool
 	// Perform does the work, which may take long.
 	Perform()
 	// Performed goes on with what follows from it. It must not block.
@@ -38,6 +40,14 @@ type Batch struct {
 	deferred []Deferred
 	next     int // touched[:next] were flushed already
 	begun    int // deferred[:begun] were begun already
+	full     []Room
+}
+
+// Room is where work is taken over, as far as there is room.
+type Room interface {
+	// Await waits until there is room again, and reports false if stop was
+	// closed first.
+	Await(stop <-chan struct{}) bool
 }
 
 // Touch asks for f to be flushed when the batch finishes. Touching twice is
@@ -53,6 +63,28 @@ func (b *Batch) Touch(f Flusher) {
 
 // Defer runs d after everything touched so far was flushed.
 func (b *Batch) Defer(d Deferred) { b.deferred = append(b.deferred, d) }
+
+// Full says that whoever reads for the batch should wait for r before it reads
+// on: what it has read already is taken in all the same.
+func (b *Batch) Full(r Room) {
+	if !slices.Contains(b.full, r) {
+		b.full = append(b.full, r)
+	}
+}
+
+// AwaitRoom waits for all that is full, and reports false if stop was closed
+// first. waits is called before it does.
+func (b *Batch) AwaitRoom(stop <-chan struct{}, waits func()) bool {
+	for len(b.full) > 0 {
+		waits()
+		last := len(b.full) - 1
+		if !b.full[last].Await(stop) {
+			return false
+		}
+		b.full = b.full[:last]
+	}
+	return true
+}
 
 // Finish flushes what was touched, runs what was deferred, and again, until
 // there is nothing left.
@@ -86,7 +118,7 @@ func (b *Batch) FinishOn(p *Post) bool {
 
 // perform performs d, and reports whether the caller still holds the post.
 func (b *Batch) perform(d Deferred, p *Post) bool {
-	if d.TakenOver() {
+	if d.TakenOver(b) {
 		return true
 	}
 	if p == nil {

@@ -14,7 +14,7 @@ type step struct {
 	during func() // within Perform
 }
 
-func (s *step) TakenOver() bool { return false }
+func (s *step) TakenOver(*Batch) bool { return false }
 func (s *step) Perform() {
 	if s.during != nil {
 		s.during()
@@ -57,11 +57,11 @@ func TestARelievedHolderLeavesTheRest(t *testing.T) {
 
 type nothing struct{}
 
-func (nothing) TakenOver() bool  { return false }
-func (nothing) Perform()         {}
-func (nothing) Performed(*Batch) {}
-func (nothing) Late()            {}
-func (nothing) Flush(*Batch)     {}
+func (nothing) TakenOver(*Batch) bool { return false }
+func (nothing) Perform()              {}
+func (nothing) Performed(*Batch)      {}
+func (nothing) Late()                 {}
+func (nothing) Flush(*Batch)          {}
 
 // TestABatchAllocatesNothing, on a post or not, once its memory is there.
 func TestABatchAllocatesNothing(t *testing.T) {

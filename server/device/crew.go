@@ -22,9 +22,9 @@ type crew struct {
 	// with mu held, and read without.
 	delay atomic.Int32
 
-	mu      sync.Mutex // guards what is below; Device.mu may be held, and is not taken
-	room    *sync.Cond // there is room again
-	queue   []*op      // queue[head:] waits
+	mu      sync.Mutex    // guards what is below; Device.mu may be held, and is not taken
+	freed   chan struct{} // closed when there is room again; nil: nobody waits
+	queue   []*op         // queue[head:] waits
 	head    int
 	working int
 	ops     int   // that wait or are being carried out
@@ -35,8 +35,8 @@ type crew struct {
 // flight, and a resync eight pieces of 512 KiB: what a disk that hangs leaves
 // unanswered fits, so that the links go on. More than that comes of several
 // connections, or of protocols A and B, which answer before the disk does; then
-// whoever brings it waits, and a link is not read from there on: its other end
-// queues, up to its own limit. Short payloads are copied; long ones stay in the
+// a link that brings some is not read on when what one read brought, up to 1 MiB,
+// is taken in: its other end queues, up to its own limit. Short payloads are copied; long ones stay in the
 // link's slabs, which messenger.Options.MaxHeld bounds.
 const (
 	crewWorkers = 16 // system calls at a time; disks gain little beyond that
@@ -57,8 +57,6 @@ const (
 	mostDelay = 256
 )
 
-func (c *crew) init() { c.room = sync.NewCond(&c.mu) }
-
 // late puts the crew in charge.
 func (c *crew) late() {
 	c.mu.Lock()
@@ -66,26 +64,48 @@ func (c *crew) late() {
 	c.delay.Store(min(c.delay.Load()+lateCosts, mostDelay))
 }
 
-// take takes over an op, if the crew is in charge, as soon as there is room.
-func (c *crew) take(o *op) bool {
+// take takes over an op, if the crew is in charge.
+func (c *crew) take(o *op, b *block.Batch) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := int64(len(o.data))
-	for c.ops >= crewOps || c.bytes > 0 && c.bytes+n > crewBytes {
-		c.room.Wait()
-	}
 	if c.delay.Load() == 0 {
 		return false
 	}
 	o.unpin()
 	c.ops++
-	c.bytes += n
+	c.bytes += int64(len(o.data))
+	if c.fullLocked() {
+		b.Full(c)
+	}
 	c.putLocked(o)
 	if c.working < crewWorkers {
 		c.working++
 		go c.work()
 	}
 	return true
+}
+
+func (c *crew) fullLocked() bool { return c.ops >= crewOps || c.bytes >= crewBytes }
+
+// Await implements block.Room.
+func (c *crew) Await(stop <-chan struct{}) bool {
+	for {
+		c.mu.Lock()
+		if !c.fullLocked() {
+			c.mu.Unlock()
+			return true
+		}
+		if c.freed == nil {
+			c.freed = make(chan struct{})
+		}
+		freed := c.freed
+		c.mu.Unlock()
+		select {
+		case <-freed:
+		case <-stop:
+			return false
+		}
+	}
 }
 
 func (c *crew) putLocked(o *op) {
@@ -136,7 +156,10 @@ func (c *crew) done(n int64, took time.Duration) {
 	} else {
 		c.delay.Store(min(c.delay.Load()+lateCosts, mostDelay))
 	}
-	c.room.Broadcast()
+	if c.freed != nil && !c.fullLocked() {
+		close(c.freed)
+		c.freed = nil
+	}
 }
 
 // inHand is how many changes wait for the crew, or are being carried out by it.
@@ -158,9 +181,9 @@ func (o *op) unpin() {
 }
 
 // TakenOver implements block.Deferred.
-func (o *op) TakenOver() bool {
+func (o *op) TakenOver(b *block.Batch) bool {
 	c := &o.d.crew
-	return c.delay.Load() > 0 && c.take(o)
+	return c.delay.Load() > 0 && c.take(o, b)
 }
 
 // Perform implements block.Deferred: the op's local I/O, without the mutex.

@@ -285,7 +285,6 @@ func New(o Options) (*Device, error) {
 		remote: map[uint64]*remoteRead{}, buffers: block.NewPool(wire.MaxPayload), watch: make(chan struct{}), since: map[string]time.Time{},
 	}
 	d.work.init()
-	d.crew.init()
 	d.al.init()
 	d.bulk.init()
 	d.flush.init()

@@ -83,7 +83,7 @@ func (fl *flushState) run(ctx context.Context, d *Device) {
 }
 
 // TakenOver implements block.Deferred.
-func (j *flushJob) TakenOver() bool { return false }
+func (j *flushJob) TakenOver(*block.Batch) bool { return false }
 
 // Perform implements block.Deferred.
 func (j *flushJob) Perform() {

@@ -17,9 +17,9 @@ type hung struct {
 	end chan struct{}
 }
 
-func (h *hung) TakenOver() bool { return false }
-func (h *hung) Perform()        { <-h.end }
-func (h *hung) Late()           {}
+func (h *hung) TakenOver(*block.Batch) bool { return false }
+func (h *hung) Perform()                    { <-h.end }
+func (h *hung) Late()                       {}
 func (h *hung) Performed(b *block.Batch) {
 	h.s.Send(&wire.Header{Type: wire.WriteAck, Arg: [3]uint64{h.no}}, nil, nil, b)
 }

@@ -383,6 +383,9 @@ func (r *reading) loop(instead bool) error {
 // receive reads what there is and hands on the frames that are complete.
 func (r *reading) receive(spin time.Duration) error {
 	s := r.l.s
+	if !r.batch.AwaitRoom(r.st.closed, func() { r.l.throttled.Add(1) }) {
+		return errStopped
+	}
 	p, err := r.space()
 	if err != nil {
 		return err
@@ -433,8 +436,8 @@ func (g *spinning) ended(parked bool) {
 	g.skip = g.penalty
 }
 
-// errStopped ends a reader that waits for memory when its connection is closed.
-var errStopped = errors.New("the connection was closed while the reader waited for memory")
+// errStopped ends a reader that waits when its connection is closed.
+var errStopped = errors.New("the connection was closed while the reader waited until more could be taken in")
 
 // space is where to read to. While handlers hold as much as they may of what
 // this peer sent, the link is not read, and so the peer not heard on it: it

@@ -83,7 +83,7 @@ type work struct {
 	next  []*work
 }
 
-func (w *work) TakenOver() bool { return w.taken }
+func (w *work) TakenOver(*block.Batch) bool { return w.taken }
 func (w *work) Perform() {
 	if w.takes > 0 {
 		<-time.After(w.takes)
