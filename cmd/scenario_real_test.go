@@ -2,7 +2,9 @@ package cmd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,14 +29,9 @@ type cachedDisk struct {
 
 func newCachedDisk(t *testing.T, host *proc.Host, dir string, size int64) *cachedDisk {
 	t.Helper()
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	d := &cachedDisk{host: host, dir: dir, file: filepath.Join(dir, "mnt", "disk")}
+	d := &cachedDisk{host: host, dir: dir, file: filepath.Join(dir, "disk")}
 	for _, err := range []error{
-		os.Mkdir(filepath.Dir(d.file), 0o700),
-		os.WriteFile(filepath.Join(dir, "img"), nil, 0o600),
-		os.Truncate(filepath.Join(dir, "img"), size),
+		os.Mkdir(dir, 0o700), os.WriteFile(d.path("img"), nil, 0o600), os.Truncate(d.path("img"), size),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -45,29 +42,50 @@ func newCachedDisk(t *testing.T, host *proc.Host, dir string, size int64) *cache
 	return d
 }
 
+func (d *cachedDisk) path(name string) string { return filepath.Join(d.dir, name) }
+
+// mount is where this life of the disk is mounted: not where one was that may
+// be still on its way out.
+func (d *cachedDisk) mount() string { return d.path(fmt.Sprintf("mnt%d", d.lives)) }
+
 // power turns the disk on.
 func (d *cachedDisk) power(t *testing.T) {
 	t.Helper()
-	start := func(what string, argv ...string) *proc.Process {
+	start := func(argv ...string) *proc.Process {
 		t.Helper()
-		p, err := d.host.Start(proc.Spec{Argv: argv, Log: filepath.Join(d.dir, what+".log")})
+		p, err := d.host.Start(proc.Spec{Argv: argv, Log: d.path(argv[0] + ".log")})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p
 	}
-	await := func(path string) {
+	await := func(p *proc.Process, what string, cond func() bool) {
 		t.Helper()
-		if !poll(within(t, patience), func() bool { _, err := os.Stat(path); return err == nil }) {
-			t.Fatalf("there is no %s", path)
+		if !poll(within(t, patience), cond) {
+			t.Fatalf("there is no %s:\n%s", what, p.LogTail(10))
 		}
 	}
 	d.lives++
-	sock := filepath.Join(d.dir, fmt.Sprintf("sock%d", d.lives))
-	d.nbdkit = start("nbdkit", "nbdkit", "-f", "-U", sock, "--filter=cache", "file", filepath.Join(d.dir, "img"), "cache=writeback", "cache-on-read=false")
-	await(sock)
-	d.nbdfuse = start("nbdfuse", "nbdfuse", d.file, "nbd+unix:///?socket="+sock)
-	await(d.file)
+	if err := os.Mkdir(d.mount(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	sock, disk := d.path(fmt.Sprintf("sock%d", d.lives)), filepath.Join(d.mount(), "disk")
+	d.nbdkit = start("nbdkit", "-f", "-U", sock, "--filter=cache", "file", d.path("img"), "cache=writeback", "cache-on-read=false")
+	await(d.nbdkit, sock, func() bool {
+		conn, err := net.Dial("unix", sock) // that it is there does not mean that it listens
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	d.nbdfuse = start("nbdfuse", disk, "nbd+unix:///?socket="+sock)
+	await(d.nbdfuse, disk, func() bool { _, err := os.Stat(disk); return err == nil })
+	if err := os.Remove(d.file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(disk, d.file); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // cut turns it off: what it was not told to flush is lost.
@@ -78,14 +96,18 @@ func (d *cachedDisk) cut(t *testing.T) {
 	}
 	d.nbdkit.Kill()
 	<-d.nbdkit.Done()
+	d.nbdkit = nil
+	if d.nbdfuse == nil {
+		return
+	}
 	d.nbdfuse.Kill()
 	<-d.nbdfuse.Done()
-	d.nbdkit = nil
+	d.nbdfuse = nil
 	// Lazily: a daemon that was killed may still be let go of. Not under the
 	// test's context: that has ended when this cleans up.
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := d.host.Run(ctx, "fusermount3", "-u", "-z", filepath.Dir(d.file)); err != nil {
+	if _, err := d.host.Run(ctx, "fusermount3", "-u", "-z", d.mount()); err != nil {
 		t.Error(err)
 	}
 }

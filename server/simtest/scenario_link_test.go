@@ -92,16 +92,31 @@ func loseLinkAt(t *testing.T, c *Cluster, point string, skip int) {
 	c.mustAllSync(t)
 	c.mustPromote(t, 0)
 	c.mustWrite(t, 0, 0, 'a', mib)
-	var lost [2]*Node
-	trap := c.SetTrap(point, skip, func(at, with *Node) {
-		c.Sever(at, with)
-		lost = [2]*Node{at, with}
-	})
+	trap := c.SetTrap(point, skip, func(at, with *Node) { c.Sever(at, with) })
+	mended := false
+	mend := func() { // tells two nodes that their link was lost, and gives them another
+		a, b := trap.Pair()
+		if a == nil || mended {
+			return
+		}
+		mended = true
+		c.Cut(a.ID, b.ID)
+		time.Sleep(100 * time.Millisecond)
+		c.Heal(a.ID, b.ID)
+	}
+	// If a link is lost meanwhile, a write is answered when that is noticed.
+	write := func(n int, off int64) {
+		t.Helper()
+		a := c.Nodes[n].ask(block.Write, 0, off, bytes.Repeat([]byte{'w'}, 256<<10), 0)
+		time.Sleep(2 * time.Second)
+		mend()
+		c.mustAnswer(t, []asked{a})
+	}
 	c.Isolate(2)
-	c.mustWriteOrCut(t, 0, mib, trap, &lost)
+	write(0, mib)
 	c.Rejoin(2)
 	time.Sleep(time.Second)
-	mend(c, trap, &lost)
+	mend()
 	if err := c.Nodes[0].Dev.Demote(timeout(t, time.Minute)); err != nil {
 		t.Fatalf("%v\n%s", err, c.Describe())
 	}
@@ -109,40 +124,18 @@ func loseLinkAt(t *testing.T, c *Cluster, point string, skip int) {
 	promoted := make(chan error, 1)
 	go func() { promoted <- c.Nodes[1].Dev.Promote(timeout(t, time.Minute), false) }()
 	time.Sleep(time.Second)
-	mend(c, trap, &lost)
+	mend()
 	if err := <-promoted; err != nil {
 		t.Fatalf("%v\n%s", err, c.Describe())
 	}
-	c.mustWriteOrCut(t, 1, 2*mib, trap, &lost)
-	mend(c, trap, &lost)
+	write(1, 2*mib)
+	mend()
 	c.mustAllSync(t)
 	c.mustEqual(t)
 	c.mustHold(t, 2*mib, 'w')
 	if trap.Sprung() == nil && skip == 0 {
 		t.Fatal("nobody came to the point")
 	}
-}
-
-// mend tells two nodes that their link was lost, and gives them another.
-func mend(c *Cluster, trap *Trap, lost *[2]*Node) {
-	if trap.Sprung() == nil || lost[0] == nil {
-		return
-	}
-	a, b := lost[0].ID, lost[1].ID
-	lost[0] = nil
-	c.Cut(a, b)
-	time.Sleep(100 * time.Millisecond)
-	c.Heal(a, b)
-}
-
-// mustWriteOrCut writes; if a link was lost meanwhile, the write is answered
-// when that is noticed.
-func (c *Cluster) mustWriteOrCut(t *testing.T, n int, off int64, trap *Trap, lost *[2]*Node) {
-	t.Helper()
-	a := c.Nodes[n].ask(block.Write, 0, off, bytes.Repeat([]byte{'w'}, 256<<10), 0)
-	time.Sleep(2 * time.Second)
-	mend(c, trap, lost)
-	c.mustAnswer(t, []asked{a})
 }
 
 // TestScenario23AResyncInterruptedAgainAndAgain at random moments, by cuts and

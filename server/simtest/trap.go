@@ -70,10 +70,11 @@ type Trap struct {
 	point  string
 	spring func(at *Node, with *Node)
 
-	mu     sync.Mutex // guards what is below
-	skip   int
-	passed int
-	at     *Node
+	mu       sync.Mutex // guards what is below
+	skip     int
+	passed   int
+	fired    bool
+	at, with *Node // when spring has run
 }
 
 // SetTrap has spring called once, when the point is come to for the time after
@@ -95,9 +96,15 @@ func (t *Trap) Now() {
 
 // Sprung is the node at which the trap sprang, or nil.
 func (t *Trap) Sprung() *Node {
+	at, _ := t.Pair()
+	return at
+}
+
+// Pair is the node at which the trap sprang, and the peer of the frame.
+func (t *Trap) Pair() (at, with *Node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.at
+	return t.at, t.with
 }
 
 func (c *Cluster) pass(point string, at, with *Node) {
@@ -107,13 +114,14 @@ func (c *Cluster) pass(point string, at, with *Node) {
 	}
 	t.mu.Lock()
 	t.passed++
-	hit := t.at == nil && t.passed > t.skip
-	if hit {
-		t.at = at
-	}
+	hit := !t.fired && t.passed > t.skip
+	t.fired = t.fired || hit
 	t.mu.Unlock()
 	if hit {
 		t.spring(at, with)
+		t.mu.Lock()
+		t.at, t.with = at, with
+		t.mu.Unlock()
 	}
 }
 
