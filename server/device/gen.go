@@ -28,6 +28,9 @@ func (d *Device) startGenLocked() {
 	if !d.quorum.Quorate || d.role != replication.Primary {
 		return // never by a minority; evaluateLocked comes back to it
 	}
+	if d.receives == 0 && (d.disk == nil || d.dstat != replication.UpToDate) {
+		return // likewise: it would leave the only current disk behind that is about to return
+	}
 	b := &block.Batch{}
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++

@@ -22,7 +22,10 @@ import (
 //   - They are promoted together on one node, or not at all: each is then
 //     current, its last primary's changes have been applied, and none is about
 //     to be resynced from a peer that has more; so none is ahead of another.
-//   - While I/O of one is suspended it is suspended for all.
+//   - While I/O of one is suspended it is suspended for all; and so it is until
+//     the generation of each is in force. Else a node that was away could have
+//     one device resynced from it, on which this primary has only read, and not
+//     another, on which it has written since.
 //
 // They are of protocol C: under A and B a replica that stops, or is resynced,
 // may have acknowledged for one device what it has not written for another.
@@ -148,6 +151,12 @@ func (d *Device) groupUnused() bool {
 		}
 	}
 	return true
+}
+
+// genEagerLocked reports whether a generation is wanted that does not wait for
+// the next change: where there is current data for it, and only of a group.
+func (d *Device) genEagerLocked() bool {
+	return d.needGen && d.group.Load() != nil && (d.disk != nil && d.dstat == replication.UpToDate || d.remoteDataLocked())
 }
 
 // comrades is the devices that change their role together with d, by name.

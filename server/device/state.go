@@ -29,7 +29,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.gateLocked()
 	d.renewLeasesLocked()
 	d.announceLocked(b)
-	if (d.hold&holdGeneration != 0 || d.genOwed) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
+	if (d.hold&holdGeneration != 0 || d.genOwed || d.genEagerLocked()) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
 		d.startGenLocked()
 	}
 	d.releaseHeldLocked(b)
@@ -282,7 +282,7 @@ func (d *Device) gateLocked() {
 	switch {
 	case d.role != replication.Primary || d.closing:
 		g = gateShut
-	case d.frozen > 0:
+	case d.frozen > 0 || d.genEagerLocked() && d.quorum.Quorate:
 		g = gateSuspend
 	case d.quorum.Quorate && data:
 	case d.cfg.OnNoQuorum == FailIO:
