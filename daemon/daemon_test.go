@@ -418,7 +418,7 @@ func TestThrottleIsSaid(t *testing.T) {
 	d.logs(fmt.Sprintf("2 crashes: pid %d died, killed (Killed), waiting until 1h0m0s since last restart", pid))
 	// HUP: try now.
 	syscall.Kill(mon, syscall.SIGHUP)
-	pid = d.restarted(pid)
+	d.restarted(pid)
 	d.say("crash kill")
 	d.logs("|ERR|3 crashes")
 	syscall.Kill(mon, syscall.SIGTERM)
