@@ -284,39 +284,39 @@ func TestAFullPeerIsCutAndOthersGoOn(t *testing.T) {
 // TestHeldMemoryStopsThatPeersDataLinkAndNothingElse: a handler keeps what it
 // is given.
 func TestHeldMemoryStopsThatPeersDataLinkAndNothingElse(t *testing.T) {
-	held := make(chan *block.Buf, 10_000)
-	a, b := pair(t, func(_ int, o *Options) { o.MaxHeld, o.Tick = 4*dataSlab, 400*time.Millisecond })
-	b.mu.Lock()
-	b.frame = func(_ *Session, f *wire.Frame, _ *block.Batch) {
-		if f.Type == wire.Write {
-			f.Buf.Retain()
-			held <- f.Buf
+	simPair(t, func(_ int, o *Options) { o.MaxHeld = 4 * dataSlab }, func(t *testing.T, a, b *node, _ *simNet) {
+		held := make(chan *block.Buf, 10_000)
+		b.mu.Lock()
+		b.frame = func(_ *Session, f *wire.Frame, _ *block.Batch) {
+			if f.Type == wire.Write {
+				f.Buf.Retain()
+				held <- f.Buf
+			}
 		}
-	}
-	b.mu.Unlock()
-	s := a.waitUp(1)
-	const n = 200
-	for i := range uint64(n) {
-		sendNumber(s, wire.Write, i+1, pattern(500_000), nil)
-	}
-	sendNumber(s, wire.WriteAck, 1, nil, nil)
-	b.wait("the meta link", func() bool { return len(b.got[wire.Meta]) == 1 })
-	waitFor(t, "the throttle", func() bool { i, _ := b.Node("alpha"); return i.Data.Throttled > 0 })
-	if i, _ := b.Node("alpha"); i.Data.HeldBytes > 4*dataSlab {
-		t.Errorf("%d bytes are held, over the limit", i.Data.HeldBytes)
-	}
-	// Pings go on while the link is stopped.
-	up := time.Now()
-	waitFor(t, "several tick times", func() bool { return time.Since(up) > time.Second })
-	for len(b.frames(wire.Data)) < n {
-		(<-held).Release()
-	}
-	checkOrder(t, b.frames(wire.Data), n)
-	for len(held) > 0 {
-		(<-held).Release()
-	}
-	a.waitLog("up 1")
-	b.waitLog("up 0")
+		b.mu.Unlock()
+		s := a.waitUp(1)
+		const n = 200
+		for i := range uint64(n) {
+			sendNumber(s, wire.Write, i+1, pattern(500_000), nil)
+		}
+		sendNumber(s, wire.WriteAck, 1, nil, nil)
+		b.wait("the meta link", func() bool { return len(b.got[wire.Meta]) == 1 })
+		waitFor(t, "the throttle", func() bool { i, _ := b.Node("alpha"); return i.Data.Throttled > 0 })
+		if i, _ := b.Node("alpha"); i.Data.HeldBytes > 4*dataSlab {
+			t.Errorf("%d bytes are held, over the limit", i.Data.HeldBytes)
+		}
+		// Pings go on while the link is stopped.
+		time.Sleep(time.Minute) // many tick times
+		for len(b.frames(wire.Data)) < n {
+			(<-held).Release()
+		}
+		checkOrder(t, b.frames(wire.Data), n)
+		for len(held) > 0 {
+			(<-held).Release()
+		}
+		a.waitLog("up 1")
+		b.waitLog("up 0")
+	})
 }
 
 // TestWhatAllPeersHoldIsBounded: each link may hold an equal part, down to what

@@ -35,19 +35,6 @@ func (n *node) hangs(end chan struct{}, on func(no uint64) bool) {
 	})
 }
 
-// reliefBed is two nodes in virtual time that talk.
-func reliefBed(t *testing.T, f func(t *testing.T, sn *simNet, a, b *node)) {
-	synctest.Test(t, func(t *testing.T) {
-		bed, sn := simBed(t, 2, nil)
-		a, b := bed.start(0), bed.start(1)
-		a.waitUp(1)
-		b.waitUp(1)
-		f(t, sn, a, b)
-		a.stop()
-		b.stop()
-	})
-}
-
 func (n *node) received(k wire.Link, want int) {
 	n.t.Helper()
 	n.wait("frames", func() bool { return len(n.got[k]) == want })
@@ -57,7 +44,7 @@ func (n *node) received(k wire.Link, want int) {
 // handed on, in order, and acked; a cut is mended, and loses nothing; and in
 // the end the late work's answer arrives.
 func TestADiskThatHangsKeepsNoLink(t *testing.T) {
-	reliefBed(t, func(t *testing.T, sn *simNet, a, b *node) {
+	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
 		end := make(chan struct{})
 		b.hangs(end, func(no uint64) bool { return no == 1 || no == 150 })
 		s := a.waitUp(1)
@@ -91,7 +78,7 @@ func TestADiskThatHangsKeepsNoLink(t *testing.T) {
 
 // TestASessionEndsThoughADiskHangs, and so does the messenger.
 func TestASessionEndsThoughADiskHangs(t *testing.T) {
-	reliefBed(t, func(t *testing.T, _ *simNet, a, b *node) {
+	simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
 		end := make(chan struct{})
 		b.hangs(end, func(uint64) bool { return true })
 		for range 3 {
@@ -119,7 +106,7 @@ func TestASessionEndsThoughADiskHangs(t *testing.T) {
 // TestReadersThatDisksKeepAreBounded: at the limit the link is not read until
 // one is back; the meta link goes on, and the peer is heard.
 func TestReadersThatDisksKeepAreBounded(t *testing.T) {
-	reliefBed(t, func(t *testing.T, _ *simNet, a, b *node) {
+	simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
 		end := make(chan struct{})
 		b.hangs(end, func(uint64) bool { return true })
 		s := a.waitUp(1)
