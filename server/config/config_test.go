@@ -239,6 +239,7 @@ address = "127.0.0.1:7001"
 		{"io error", dev, `on_io_error = "call"`, []string{`one of "detach", "pass-on"`}},
 		{"disk timeout", dev, `disk_timeout = "1ms"`, []string{`device.r0.disk_timeout: 1ms; from 100ms to 1h`}},
 		{"al extents", dev, `al_extents = 6`, []string{`device.r0.al_extents: 6; from 7 to 65534`}},
+		{"al extents for a short change", dev, "al_extents = 1024\nal_extent_size = \"64KiB\"", []string{`device.r0.al_extents: 1024; at least 1025 of 64KiB, so that the activity log covers 64MiB`}},
 		{"al extent size", dev, `al_extent_size = "3MiB"`, []string{`device.r0.al_extent_size: 3MiB; a power of two from 64KiB to 1GiB`}},
 		{"after split brain", dev, "after_sb_0pri = \"x\"\nafter_sb_1pri = \"x\"\nafter_sb_2pri = \"x\"", []string{`after_sb_0pri: "x"; one of "disconnect"`, `after_sb_1pri: "x"; one of`, `after_sb_2pri: "x"; one of`}},
 		{"fence peer", dev, `fence_peer = "x y"`, []string{`device.r0.fence_peer: the string "x y"; an array of strings: the program, then its arguments; there is no shell`}},

@@ -50,9 +50,15 @@ func (v *validator) device(path string, d *Device) {
 	v.number(&d.src, path, "al_extents", d.ALExtents, 7, 65534)
 	if d.ALExtent < 64<<10 || d.ALExtent > 1<<30 || bits.OnesCount64(uint64(d.ALExtent)) != 1 {
 		v.fault(&d.src, path, "al_extent_size", d.ALExtent.String(), "a power of two from 64KiB to 1GiB")
+	} else if need := leastLog/int64(d.ALExtent) + 1; d.ALExtents >= 7 && int64(d.ALExtents) < need {
+		v.fault(&d.src, path, "al_extents", strconv.Itoa(d.ALExtents), fmt.Sprintf("at least %d of %v, so that the activity log covers 64MiB, the longest change", need, d.ALExtent))
 	}
 	v.command(&d.src, path, "fence_peer", d.FencePeer, d.src.has("fence_peer"))
 }
+
+// leastLog is what the activity log has to cover: a peer's longest change,
+// wherever it begins, finds room in it.
+const leastLog = 64 << 20
 
 func (v *validator) size(path string, d *Device) {
 	const allowed = "a multiple of 4KiB, from 4KiB to 16TiB"

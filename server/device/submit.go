@@ -109,18 +109,32 @@ func (d *Device) admitLocked(r *block.Request, b *block.Batch) bool {
 
 // changeLocked starts an admitted change.
 func (d *Device) changeLocked(r *block.Request, b *block.Batch) {
-	switch {
-	case r.Len == 0:
+	if r.Len == 0 {
 		finish(r, nil, b)
-	case r.Op == block.Write && r.Len > wire.MaxPayload:
-		d.splitLocked(r, wire.MaxPayload, b)
-	case r.Len > maxZero:
-		d.splitLocked(r, maxZero, b)
-	default:
-		o := d.appOpLocked(r, r.Off, r.Len, r.Data)
-		d.beginLocked(o, b)
+		return
 	}
+	if piece := d.pieceLocked(r); r.Len > piece {
+		d.splitLocked(r, piece, b)
+		return
+	}
+	d.beginLocked(d.appOpLocked(r, r.Off, r.Len, r.Data), b)
 }
+
+// pieceLocked is the longest change that is made in one piece: a frame, and
+// the smallest activity log, can take it.
+func (d *Device) pieceLocked(r *block.Request) int64 {
+	piece := int64(maxZero)
+	if r.Op == block.Write {
+		piece = wire.MaxPayload
+	}
+	if r.Len > fitsAnyLog && d.meta != nil {
+		piece = min(piece, d.meta.AL().MaxSpan())
+	}
+	return piece
+}
+
+// fitsAnyLog is what seven extents of 64 KiB take, wherever it begins.
+const fitsAnyLog = 256 << 10
 
 func (d *Device) appOpLocked(r *block.Request, off, length int64, data []byte) *op {
 	o := d.newOpLocked()

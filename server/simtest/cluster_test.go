@@ -201,3 +201,24 @@ func TestAWholeClusterComesBackFromAPowerCut(t *testing.T) {
 		}
 	})
 }
+
+// A change that is longer than a small activity log can take at once is made in
+// parts, and no disk is given up for it.
+func TestChangesLongerThanTheActivityLog(t *testing.T) {
+	o := three()
+	o.Extents, o.ExtentBytes = 8, 64<<10
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 4096, 'x', 2*mib)
+		if err := c.Nodes[0].Do(timeout(t, time.Minute), block.WriteZeroes, 0, 8192, nil, 3*mib); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range c.Nodes {
+			if st := n.Dev.Status(); st.Disk != replication.UpToDate {
+				t.Errorf("the disk of %s is %v: %s", n.Name, st.Disk, st.LastError)
+			}
+		}
+		c.mustEqual(t)
+	})
+}
