@@ -394,12 +394,7 @@ func (d *Device) Close(ctx context.Context) error {
 		att.partLocked()
 	}
 	d.mu.Unlock()
-	if d.cancel != nil {
-		d.cancel()
-		d.work.close()
-		d.bulk.close()
-		d.done.Wait()
-	}
+	d.endWorkers()
 	if att != nil {
 		<-att.idle
 	}
@@ -415,15 +410,21 @@ func (d *Device) Abandon() {
 	meta := d.meta
 	d.setReadableLocked(false)
 	d.mu.Unlock()
-	if d.cancel != nil {
-		d.cancel()
-		d.work.close()
-		d.bulk.close()
-		d.done.Wait()
-	}
+	d.endWorkers()
 	if meta != nil {
 		_ = meta.Abandon()
 	}
+}
+
+// endWorkers ends what Start started, and waits for it.
+func (d *Device) endWorkers() {
+	if d.cancel == nil {
+		return
+	}
+	d.cancel()
+	d.work.close()
+	d.bulk.close()
+	d.done.Wait()
 }
 
 func (d *Device) closeStore(clean bool) error {

@@ -142,18 +142,13 @@ func (fl *flushState) startJobLocked(j *flushJob, b *block.Batch) {
 
 // admitFlushLocked takes an application's flush.
 func (d *Device) admitFlushLocked(r *block.Request, b *block.Batch) {
-	switch d.gate {
-	case gateOpen:
-		d.stats.Flushes++
-		d.flush.next = append(d.flush.next, flushWaiter{req: r})
-		d.flush.startLocked(d, b)
-	case gateSuspend:
-		d.parked = append(d.parked, r)
-	case gateFail:
-		finish(r, block.ErrIO, b)
-	default:
-		finish(r, block.ErrDropped, b)
+	if d.gate != gateOpen {
+		d.turnAwayLocked(r, b)
+		return
 	}
+	d.stats.Flushes++
+	d.flush.next = append(d.flush.next, flushWaiter{req: r})
+	d.flush.startLocked(d, b)
 }
 
 // behindLocked makes an FUA change durable before it is answered.

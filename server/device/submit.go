@@ -87,15 +87,23 @@ func (d *Device) check(r *block.Request) error {
 
 // admitLocked lets a change in, parks it, or refuses it.
 func (d *Device) admitLocked(r *block.Request, b *block.Batch) bool {
+	if d.gate != gateOpen {
+		d.turnAwayLocked(r, b)
+		return false
+	}
+	if !d.needGen {
+		return true
+	}
+	d.parked = append(d.parked, r)
+	if !d.genBusy {
+		d.startGenLocked()
+	}
+	return false
+}
+
+// turnAwayLocked parks or refuses what the gate does not let in.
+func (d *Device) turnAwayLocked(r *block.Request, b *block.Batch) {
 	switch d.gate {
-	case gateOpen:
-		if !d.needGen {
-			return true
-		}
-		d.parked = append(d.parked, r)
-		if !d.genBusy {
-			d.startGenLocked()
-		}
 	case gateSuspend:
 		d.parked = append(d.parked, r)
 	case gateFail:
@@ -104,7 +112,6 @@ func (d *Device) admitLocked(r *block.Request, b *block.Batch) bool {
 		// The client was let in as the primary's; it is no longer that.
 		finish(r, block.ErrDropped, b)
 	}
-	return false
 }
 
 // changeLocked starts an admitted change.

@@ -1,0 +1,172 @@
+package device
+
+import (
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// syncDoneReceivedLocked ends a resync: first at the source, which may have
+// more by now, then at the target, which takes over what the source's
+// generations have become.
+func (d *Device) syncDoneReceivedLocked(p *peer, b *block.Batch) {
+	switch {
+	case p.repl == replication.SyncSource:
+		d.sourceDoneLocked(p)
+	case p.sync.pulling:
+		d.targetDoneLocked(p)
+	}
+	_ = b
+}
+
+func (d *Device) sourceDoneLocked(p *peer) {
+	s := p.session
+	if d.meta == nil {
+		return
+	}
+	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
+		d.work.do(func() { d.sendBits(p, s, fromSource) })
+		return
+	}
+	d.gens = d.gens.FinishSync(p.id)
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err != nil || p.session != s || p.repl != replication.SyncSource {
+			return
+		}
+		facts := d.factsLocked(p)
+		f := wireFacts(&facts)
+		f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
+		p.sync, p.found = syncState{}, nil
+		p.inSync = true
+		d.crashed = false
+		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
+		d.setReplLocked(p, replication.Established)
+		d.eventLocked("resync", p, "resync of %s is complete", p.name)
+		d.evaluateLocked(b)
+	})
+}
+
+func (d *Device) targetDoneLocked(p *peer) {
+	f := p.doneFacts
+	if f == nil {
+		return
+	}
+	p.doneFacts = nil
+	src := factsOf(p.id, f)
+	// That is what the source knew when it finished: a generation that the
+	// primary has announced since is newer. And a primary makes its own.
+	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
+		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
+	}
+	d.gens = d.gens.FinishSync(p.id)
+	d.inheritMarksLocked(p)
+	d.crashed = false
+	from := p.sync
+	p.sync, p.found = syncState{}, nil
+	d.pulls = d.pullingLocked()
+	p.inSync = true
+	d.setReplLocked(p, replication.Established)
+	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
+	d.eventLocked("resync", p, "resync from %s is complete: %s in %v", p.name, block.Amount(from.done), time.Since(from.began).Round(time.Millisecond))
+	s := p.session
+	d.saveLocked(func(err error, b *block.Batch) {
+		if err != nil || p.session != s {
+			return
+		}
+		d.evaluateLocked(b)
+		d.regardOthersLocked(p, b)
+		d.chooseSourceLocked(b)
+	})
+}
+
+// inheritMarksLocked: this disk is now what its source's is, so it differs from
+// no disk from which that does not differ. Without this two sources would have
+// it resynced from each in turn.
+func (d *Device) inheritMarksLocked(p *peer) {
+	if d.primary >= 0 && d.primary != p.id {
+		return // a third node orders the writes
+	}
+	for id := range replication.NodeSet(p.state.InSync).All() {
+		if id != d.cfg.Self && id != p.id && d.disks.Has(id) {
+			d.meta.Bitmap(id).ClearAll()
+		}
+	}
+}
+
+// regardOthersLocked: what was agreed with other peers was agreed on data that
+// this disk no longer holds.
+func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
+	d.settleLocked(p, b)
+	var again replication.NodeSet
+	for _, q := range d.peers {
+		if q != nil && q != p && q.agreed && !q.inSync && !q.diskless {
+			again = again.With(q.id)
+		}
+	}
+	if again != 0 {
+		d.rehelloLocked(again, b)
+	}
+}
+
+// giveUpLocked tells a source that this node no longer pulls from it.
+func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
+	d.syncPartLocked(p)
+	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
+}
+
+// targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
+func (d *Device) targetGaveUpLocked(p *peer) {
+	if p.repl == replication.SyncSource {
+		d.syncPartLocked(p)
+		d.setReplLocked(p, replication.PausedSyncS)
+	}
+}
+
+// syncPartLocked ends a resync that has not completed. What was not confirmed
+// is marked again.
+func (d *Device) syncPartLocked(p *peer) {
+	sy := p.sync
+	p.sync = syncState{full: sy.full}
+	for _, e := range sy.sent {
+		if d.meta != nil {
+			d.meta.Bitmap(p.id).Set(e)
+		}
+	}
+	for _, o := range sy.ops {
+		if !o.granted {
+			d.freeOpLocked(o)
+		}
+	}
+	d.pulls = d.pullingLocked()
+}
+
+// renegotiateLocked gives a pair that is neither in sync nor on its way there
+// another handshake: whatever happened in the meantime, it decides anew. The
+// pauses between such attempts grow; many a pair waits for good reason.
+func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
+	behind := p.role == replication.Primary && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
+	calm := p.inSync && !behind || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	p.sync.seen = p.sync.done
+	if calm {
+		p.restless, p.patience = time.Time{}, 0
+		return
+	}
+	if p.restless.IsZero() {
+		p.restless = now
+		p.patience = max(p.patience, firstPatience)
+	}
+	if now.Sub(p.restless) < p.patience {
+		return
+	}
+	p.restless = time.Time{}
+	p.patience = min(2*p.patience, mostPatience)
+	d.log.Debug("another handshake: neither in sync nor on the way", "peer", p.name)
+	d.helloLocked(p, b)
+}
+
+const (
+	firstPatience = 3 * time.Second
+	mostPatience  = time.Minute
+)

@@ -1,0 +1,95 @@
+package device
+
+import (
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// chooseSourceLocked begins to pull from the best peer that has what this disk
+// lacks.
+func (d *Device) chooseSourceLocked(b *block.Batch) {
+	if d.disk == nil || d.closing {
+		return
+	}
+	var now, best *peer
+	for _, p := range d.peers {
+		switch {
+		case p == nil:
+		case p.sync.pulling:
+			now = p
+		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p) && betterSource(p, best):
+			best = p
+		}
+	}
+	if best == nil || now != nil && (best.role != replication.Primary || now.role == replication.Primary) {
+		return
+	}
+	if now != nil {
+		// The primary is back: it orders its own writes against the resync.
+		d.giveUpLocked(now, b)
+		d.setReplLocked(now, replication.PausedSyncT)
+	}
+	f := d.factsLocked(best)
+	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
+	if !sameFacts(&f, &best.hs.mine, true) {
+		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
+		return
+	}
+	d.beginPullLocked(best)
+}
+
+// syncingLocked reports whether p's disk is itself being resynced, which makes
+// it no source, complete or not. A primary's own writes make it one.
+func (p *peer) syncingLocked() bool {
+	return p.state.Flags&wire.DevFlagSyncing != 0 && p.role != replication.Primary
+}
+
+func betterSource(p, best *peer) bool {
+	return best == nil || p.role == replication.Primary || best.role != replication.Primary && p.disk > best.disk
+}
+
+// sourceLocked reports whether p will do as a source: the primary; or, where
+// its own disk cannot, or there is none, any other. A node that hears of a
+// primary only from others waits for contact with it.
+func (d *Device) sourceLocked(p *peer) bool {
+	if p.role == replication.Primary || d.role == replication.Primary {
+		return true
+	}
+	if d.primary >= 0 {
+		q := d.peers[d.primary]
+		return q != nil && q.disk != replication.UpToDate && p.disk == replication.UpToDate
+	}
+	return !d.primaryAboutLocked() && p.disk >= replication.Consistent
+}
+
+// wholeLocked reports whether this disk stays complete while it is resynced
+// from p: the two differ only in changes that were not answered, each of which
+// may be there or not, and nobody makes new ones. Were it a mixture, all
+// survivors of a lost primary could come to hang on one.
+func (d *Device) wholeLocked(p *peer) bool {
+	theirs := &p.hs.theirs
+	return p.decision.Even && theirs.Gens.Current == d.gens.Current && theirs.Live && d.live && !d.primaryAboutLocked()
+}
+
+// primaryAboutLocked reports whether this node knows of a primary.
+func (d *Device) primaryAboutLocked() bool {
+	if d.primary >= 0 || d.role == replication.Primary {
+		return true
+	}
+	for _, q := range d.peers {
+		if q != nil && q.agreed && q.state.Primary != wire.NoNode {
+			return true
+		}
+	}
+	return false
+}
+
+// mixLocked: with a primary, the source has changes that this disk gets only
+// in part.
+func (d *Device) mixLocked() {
+	if d.dstat > replication.Inconsistent && d.pullingLocked() && d.primaryAboutLocked() {
+		d.setDiskLocked(replication.Inconsistent, "there is a primary, and the resync is not complete")
+		d.saveLocked(nil)
+	}
+}
