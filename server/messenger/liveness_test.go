@@ -185,6 +185,35 @@ func TestAFlappingPathIsNoNodedown(t *testing.T) {
 	}
 }
 
+// TestALinkThatIsCutIsAlwaysBeingDialled: on a path that works for moments
+// only, one of them would be missed between two attempts, and a few in a row are
+// a nodedown.
+func TestALinkThatIsCutIsAlwaysBeingDialled(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, _, b *node, sn *simNet) {
+		sn.delay.Store(int64(time.Millisecond))
+		s := b.waitUp(1)
+		for cut := range 100 {
+			sn.stop("beta", "alpha")
+			sn.reset("alpha", "beta")
+			time.Sleep(s.p.redialTime()) // the longest pause after a cut
+			for at := range 25 {
+				time.Sleep(20 * time.Millisecond)
+				synctest.Wait()
+				var dialling [2]bool
+				if err := s.p.do(t.Context(), func() { dialling = [2]bool{s.links[0].dialing, s.links[1].dialing} }); err != nil {
+					t.Fatal(err)
+				}
+				if dialling != [2]bool{true, true} {
+					t.Errorf("cut %d, sample %d: dialling the links: %v", cut, at, dialling)
+				}
+			}
+			sn.heal("beta", "alpha")
+			time.Sleep(20 * time.Millisecond)
+		}
+		b.waitLog("up 0")
+	})
+}
+
 // TestMissedPingsShowBeforeTheTimeout: the peer goes silent for less than T.
 func TestMissedPingsShowBeforeTheTimeout(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {

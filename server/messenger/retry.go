@@ -23,8 +23,9 @@ type retry struct {
 func (r *retry) next() time.Duration { return r.between(minBackoff, maxBackoff) }
 
 // between is next where the waits grow from least to most. They are jittered
-// by a quarter either way, so that the peers of a node which comes back do not
-// all dial it in the same instant.
+// by a quarter, so that the peers of a node which comes back do not all dial it
+// in the same instant; never upwards, for no wait may outlast an attempt: a path
+// that works for a moment must find one under way.
 func (r *retry) between(least, most time.Duration) time.Duration {
 	r.failed++
 	switch {
@@ -39,7 +40,7 @@ func (r *retry) between(least, most time.Duration) time.Duration {
 	if r.wait == 0 {
 		return 0
 	}
-	return r.wait*3/4 + rand.N(r.wait/2)
+	return r.wait - rand.N(r.wait/4)
 }
 
 // reset makes the next retry immediate.
