@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// The defaults of a new FSM, and the least that backoff and probe interval
-// may be.
+// The defaults of a new FSM, and the least that backoff (but see SetFloor) and
+// probe interval may be.
 const (
 	DefaultMinBackoff    = 1 * time.Second
 	DefaultMaxBackoff    = 8 * time.Second
@@ -93,6 +93,7 @@ func (a Action) String() string {
 // FSM is the state machine of one connection. It is not safe for concurrent
 // use: it belongs to the goroutine that keeps the connection.
 type FSM struct {
+	floor                  time.Duration // of the two
 	minBackoff, maxBackoff time.Duration
 	probeInterval          time.Duration // 0: no probes
 	passive                bool
@@ -121,7 +122,7 @@ type FSM struct {
 // New returns an FSM that is disabled.
 func New(now time.Time) *FSM {
 	return &FSM{
-		minBackoff: DefaultMinBackoff, maxBackoff: DefaultMaxBackoff, probeInterval: DefaultProbeInterval,
+		floor: leastBackoff, minBackoff: DefaultMinBackoff, maxBackoff: DefaultMaxBackoff, probeInterval: DefaultProbeInterval,
 		maxTries:     Forever,
 		stateEntered: now, created: now, lastActivity: now, lastReceive: now,
 	}
@@ -150,19 +151,25 @@ func (f *FSM) SetMaxTries(n int) { f.maxTries = max(n, Forever) }
 // addresses each is tried once before any waiting.
 func (f *FSM) SetFreeTries(n int) { f.freeTries = max(n, 0) }
 
-// SetBackoff sets the bounds of the backoff. Neither is ever under a second;
-// a max of 0 is the default; a max under min becomes min.
+// SetBackoff sets the bounds of the backoff. Neither is ever under the floor,
+// which is a second; a max of 0 is the default; a max under min becomes min.
 func (f *FSM) SetBackoff(least, most time.Duration) {
-	f.minBackoff = max(least, leastBackoff)
+	f.minBackoff = max(least, f.floor)
 	f.maxBackoff = DefaultMaxBackoff
 	if most > 0 {
-		f.maxBackoff = max(most, leastBackoff)
+		f.maxBackoff = max(most, f.floor)
 	}
 	f.maxBackoff = max(f.maxBackoff, f.minBackoff)
 	if f.state == Backoff && f.backoff > f.maxBackoff {
 		f.setBackoff(f.maxBackoff)
 	}
 }
+
+// SetFloor sets what the bounds given to SetBackoff from now on are raised to,
+// for peers on a fast network to which a second is long. It is an addition of
+// ours: Open vSwitch's floor is a second, and so is that of a new FSM. Nothing
+// else goes by it; an attempt is given a second whatever the floor.
+func (f *FSM) SetFloor(d time.Duration) { f.floor = max(d, time.Millisecond) }
 
 // SetProbeInterval sets after how much silence a probe is sent, and after how
 // much more the connection is given up. 0 turns probes off; any other interval

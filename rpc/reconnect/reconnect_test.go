@@ -666,6 +666,39 @@ func TestJitterShortensWaitsAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestTheFloorIsASecondUnlessItIsSet(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct{ floor, least, most, wantLeast, wantMost time.Duration }{
+		{0, 100 * ms, 500 * ms, time.Second, time.Second},
+		{0, 0, 0, time.Second, 8 * time.Second},
+		{100 * ms, 100 * ms, 400 * ms, 100 * ms, 400 * ms},
+		{100 * ms, 10 * ms, 50 * ms, 100 * ms, 100 * ms},
+		{100 * ms, 0, 0, 100 * ms, 8 * time.Second},
+		{-1, 0, time.Second, time.Millisecond, time.Second},
+	} {
+		f := New(epoch)
+		if c.floor != 0 {
+			f.SetFloor(c.floor)
+		}
+		f.SetBackoff(c.least, c.most)
+		f.Enable(epoch)
+		f.ConnectFailed(epoch)
+		if got := f.Stats(epoch).Backoff; got != c.wantLeast {
+			t.Errorf("%+v: the least backoff is %v", c, got)
+		}
+		for range 20 {
+			f.ConnectFailed(epoch)
+		}
+		if got := f.Stats(epoch).Backoff; got != c.wantMost {
+			t.Errorf("%+v: the most backoff is %v", c, got)
+		}
+		f.Connecting(epoch)
+		if d, _ := f.Timeout(epoch); d < time.Second {
+			t.Errorf("%+v: an attempt is given %v", c, d)
+		}
+	}
+}
+
 func TestNamesAreOpenVSwitchs(t *testing.T) {
 	for s, want := range []string{"VOID", "BACKOFF", "CONNECTING", "ACTIVE", "IDLE", "RECONNECT", "LISTENING", "State(7)"} {
 		if got := State(s).String(); got != want {
