@@ -59,7 +59,7 @@ func (c *Control) nodeShow(_ context.Context, _ rpc.Actor, p api.NodeParams) (ap
 		SentBytes: n.Data.SentBytes + n.Meta.SentBytes, RecvBytes: n.Data.RecvBytes + n.Meta.RecvBytes,
 		SentFrames: n.Data.SentFrames + n.Meta.SentFrames, RecvFrames: n.Data.RecvFrames + n.Meta.RecvFrames,
 		QueuedBytes: n.Data.QueuedBytes + n.Meta.QueuedBytes, Connects: n.Connects,
-		BackoffMS: n.Backoff.Milliseconds(), RetryInMS: -1,
+		BackoffMS: n.Dialling.Backoff.Milliseconds(), RetryInMS: -1,
 	}
 	if n.Incarnation != 0 {
 		d.Incarnation = strconv.FormatUint(n.Incarnation, 16)
@@ -228,14 +228,17 @@ func (c *Control) messengerShow(_ context.Context, _ rpc.Actor, p api.NodeParams
 
 // ReconnectRow is one peer of "reconnect/show".
 type ReconnectRow struct {
-	Node      string `json:"node"`
-	State     string `json:"state"`
-	Dials     bool   `json:"dials"` // this node dials; else it waits for the peer
-	Attempts  int    `json:"attempts"`
-	Connects  uint64 `json:"connects"`
-	BackoffMS int64  `json:"backoff_ms"`
-	RetryInMS int64  `json:"retry_in_ms"`
-	LastError string `json:"last_error"`
+	Node        string `json:"node"`
+	State       string `json:"state"` // of the state machine: VOID, BACKOFF, CONNECTING, ACTIVE or LISTENING
+	StateForMS  int64  `json:"state_for_ms"`
+	Dials       bool   `json:"dials"` // this node dials; else it waits for the peer
+	Attempts    uint64 `json:"attempts"`
+	Connects    uint64 `json:"connects"`
+	Failures    int    `json:"failures"`     // attempts since it was connected last
+	ConnectedMS int64  `json:"connected_ms"` // in all
+	BackoffMS   int64  `json:"backoff_ms"`
+	RetryInMS   int64  `json:"retry_in_ms"`
+	LastError   string `json:"last_error"`
 }
 
 func (c *Control) reconnectShow(_ context.Context, _ rpc.Actor, p api.NodeParams) ([]ReconnectRow, error) {
@@ -245,9 +248,13 @@ func (c *Control) reconnectShow(_ context.Context, _ rpc.Actor, p api.NodeParams
 	}
 	rows := make([]ReconnectRow, len(nodes))
 	for i := range nodes {
-		n := &nodes[i]
-		rows[i] = ReconnectRow{Node: n.Name, State: n.State, Dials: n.Dials, Attempts: n.Attempts, Connects: n.Connects,
-			BackoffMS: n.Backoff.Milliseconds(), RetryInMS: max(-1, n.RetryIn.Milliseconds()), LastError: n.LastError}
+		n, s := &nodes[i], &nodes[i].Dialling
+		rows[i] = ReconnectRow{Node: n.Name, State: s.State.String(), StateForMS: s.StateFor.Milliseconds(), Dials: n.Dials,
+			Attempts: s.AttemptedConnections, Connects: s.SuccessfulConns, Failures: n.Attempts, ConnectedMS: s.TotalConnected.Milliseconds(),
+			BackoffMS: s.Backoff.Milliseconds(), RetryInMS: -1, LastError: n.LastError}
+		if n.RetryIn >= 0 {
+			rows[i].RetryInMS = n.RetryIn.Milliseconds()
+		}
 	}
 	return rows, nil
 }

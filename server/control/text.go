@@ -215,14 +215,14 @@ func messengerText(links []LinkRow) string {
 }
 
 func reconnectText(peers []ReconnectRow) string {
-	rows := [][]string{{"NODE", "STATE", "DIALS", "ATTEMPTS", "CONNECTS", "BACKOFF", "NEXT-TRY", "LAST-ERROR"}}
+	rows := [][]string{{"NODE", "STATE", "FOR", "DIALS", "ATTEMPTS", "CONNECTS", "FAILURES", "CONNECTED", "BACKOFF", "NEXT-TRY", "LAST-ERROR"}}
 	for _, p := range peers {
 		next := "-"
 		if p.RetryInMS >= 0 {
 			next = fmt.Sprintf("%d ms", p.RetryInMS)
 		}
-		rows = append(rows, []string{p.Node, p.State, fmt.Sprint(p.Dials), fmt.Sprint(p.Attempts), fmt.Sprint(p.Connects),
-			fmt.Sprintf("%d ms", p.BackoffMS), next, p.LastError})
+		rows = append(rows, []string{p.Node, p.State, (time.Duration(p.StateForMS) * time.Millisecond).String(), fmt.Sprint(p.Dials), fmt.Sprint(p.Attempts), fmt.Sprint(p.Connects),
+			fmt.Sprint(p.Failures), (time.Duration(p.ConnectedMS) * time.Millisecond).String(), fmt.Sprintf("%d ms", p.BackoffMS), next, p.LastError})
 	}
 	return table(rows...)
 }

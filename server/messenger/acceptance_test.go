@@ -60,7 +60,7 @@ var criteria = []struct{ id, what, tests string }{
 	{"C8", "a restart is told once, with what was not acked, before anything new", "TestUnackedFramesAreToldBeforeTheNewSession TestARestartedPeerIsANewSession"},
 	{"C9", "one session whatever is lost of the handshake", "TestOneSessionWhateverTheOrderOfStarts TestResetsAtEveryByteOfTheHandshakeEndInOneSession"},
 	{"C10", "a stale dial never replaces a live session", "TestAStaleDialNeverReplacesALiveSession"},
-	{"C11", "backoff grows, has jitter and is reset", "TestBackoffGrowsAndIsResetOnRequest TestWhyExplainsEachState"},
+	{"C11", "backoff grows, has jitter and is reset", "TestBackoffGrowsAndIsResetOnRequest TestWaitsDoubleAndAreJitteredDownwards TestWhyExplainsEachState"},
 	{"C12", "what is urgent overtakes a full queue; order within a link", "TestUrgentFramesOvertakeAFullQueue TestQueueSendsEveryFrameOnceInOrder"},
 	{"C13", "a throttle stops one peer's data link and nothing else", "TestHeldMemoryStopsThatPeersDataLinkAndNothingElse TestAFullPeerIsCutAndOthersGoOn"},
 	// Ending a session is told to its owner always, once.
@@ -87,7 +87,7 @@ var promises = []struct{ what, tests string }{
 	{"checksums before use", "TestADamagedByteAnywhereCutsTheLinkAndNothingElse server/wire/TestEveryBitOfAHeaderIsGuarded cmd/TestFlippedBitsBetweenNodes"},
 	{"TLS with names, renewed while it runs; signed frames", "TestTLSSessionsCarryEverythingAcrossCuts TestACertificateMustNameItsNode TestARenewedCertificateIsTakenWithoutARestart TestSignedSessionsCarryEverythingAcrossCuts cmd/TestSecuredLinks"},
 	{"finished links leave nothing behind; ends from within callbacks", "TestManyCutsLeaveNothingBehind TestCallbacksMayDoAnything TestCloseWhileEverythingHangs"},
-	{"backoff with jitter, reset by hand, shown", "TestBackoffGrowsAndIsResetOnRequest cmd/TestEveryCommandByOvsAppctl"},
+	{"backoff with jitter, reset by hand, shown", "TestBackoffGrowsAndIsResetOnRequest TestTheStateMachineOfSessionsIsShown cmd/TestEveryCommandByOvsAppctl"},
 	{"node table: connect, disconnect (to stay), why", "server/cluster/TestTableTransitions TestDisconnectKeepsTheNodeAwayUntilConnect TestAPersistentDisconnectOutlivesARestart TestWhyExplainsEachState TestDisconnectAnswersAllWhoWait"},
 	{"nodeup and nodedown in order, with reasons", "TestEventsOfANodeAlternate TestShutdownIsToldWithAGoodbye TestUnackedFramesAreToldBeforeTheNewSession"},
 	{"missed pings show before the timeout; pings are spread", "TestMissedPingsShowBeforeTheTimeout server/cluster/TestMissedPingsAreToldOneByOneBeforeTheEnd server/cluster/TestPingsAreSpreadAndRegular"},

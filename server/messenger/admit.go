@@ -35,8 +35,7 @@ func (p *peer) knocked(o *offer) {
 	_ = o.welcome(0, 0) // best effort: the dial that follows is the answer
 	_ = o.c.Close()
 	if p.s == nil {
-		p.retry.reset()
-		p.retryAt = time.Time{}
+		atOnce(p.fsm, time.Now())
 	}
 }
 

@@ -89,7 +89,7 @@ func (m *Messenger) probe(ctx context.Context, cfg Peer) error {
 // accept runs the accepter until the listener is closed.
 func (m *Messenger) accept(ln net.Listener) {
 	defer m.accepted(ln)
-	var wait retry
+	fsm := newFSM(minBackoff, maxBackoff)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
@@ -101,11 +101,11 @@ func (m *Messenger) accept(ln net.Listener) {
 			select {
 			case <-m.ctx.Done():
 				return
-			case <-time.After(max(minBackoff, wait.next())):
+			case <-time.After(max(minBackoff, time.Until(failed(fsm, time.Now())))):
 			}
 			continue
 		}
-		wait.reset()
+		fsm.SetFreeTries(freeTries)
 		host := hostOf(c)
 		if !m.unproven.enter(host) {
 			_ = c.Close()

@@ -43,13 +43,13 @@ func (m *Messenger) Connect(ctx context.Context, node string) error {
 func (p *peer) connect() {
 	p.m.note(func(t *cluster.Table) { t.Connect(p.id, time.Now()) })
 	p.wanted = true
+	p.fsm.Enable(time.Now())
 	p.hasten()
 }
 
 // hasten dials now, or asks the peer to.
 func (p *peer) hasten() {
-	p.retry.reset()
-	p.retryAt = time.Time{}
+	atOnce(p.fsm, time.Now())
 	if p.s == nil && !p.dials() {
 		p.knock()
 	}
@@ -73,6 +73,7 @@ func (p *peer) disconnect() {
 	if s := p.s; s != nil {
 		p.endSession(s, Reason{ReasonDisconnect, "disconnect was asked for on node " + p.m.opt.NodeName})
 	}
+	p.fsm.Disable(time.Now())
 	p.m.note(func(t *cluster.Table) { t.Disconnect(p.id, time.Now(), "disconnect was asked for on this node") })
 	p.answer(errDisconnected)
 }

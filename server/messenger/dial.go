@@ -13,6 +13,7 @@ func (p *peer) begin() {
 	s := p.newSession(newCookie())
 	s.dialer, s.globalSeq = true, p.m.lastGlobal.Add(1)
 	p.s = s
+	p.fsm.Connecting(time.Now())
 	p.m.note(func(t *cluster.Table) { t.Attempt(p.id, time.Now(), "dialling "+p.cfg.Load().Address) })
 	for _, l := range s.links {
 		p.dial(s, l)
@@ -52,6 +53,12 @@ const (
 	// leastAttempt is what a busy host may need for a handshake.
 	leastAttempt = 250 * time.Millisecond
 )
+
+// redialLater plans the next dial of a link of a session that is up.
+func (p *peer) redialLater(l *link, from time.Time) {
+	l.fsm.SetBackoff(minRedial, p.redialTime())
+	l.retryAt = failed(l.fsm, from)
+}
 
 // attemptTime bounds an attempt to restore a link. On a path that lost its
 // first packet TCP tries again later and later; a new attempt tries at once.
@@ -152,7 +159,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		p.endSession(s, r)
 		return
 	}
-	l.retryAt = l.dialledAt.Add(l.retry.between(minRedial, p.redialTime()))
+	p.redialLater(l, l.dialledAt)
 }
 
 // overBecause says whether the outcome of a redial proves that the session is
@@ -178,7 +185,9 @@ func (p *peer) abandon(err error) {
 	s := p.s
 	p.s = nil
 	p.release(s, true)
-	p.retryAt = time.Now().Add(p.retry.next())
+	if s.dialer {
+		failed(p.fsm, time.Now())
+	}
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
 	p.m.complain(p.name(), "cannot connect to node "+p.name(), err)
 	p.answer(err)
@@ -188,7 +197,7 @@ func (p *peer) abandon(err error) {
 // it listens. It is for the side that does not dial: the other one redials.
 func (p *peer) probe(s *Session) {
 	p.probing = true
-	p.probeAt = time.Now().Add(p.probes.next())
+	p.probeAt = failed(p.probes, time.Now())
 	p.helpers.Go(func() {
 		err := p.m.probe(s.ctx, *p.cfg.Load())
 		p.post(func() {

@@ -18,6 +18,11 @@
 // makes new connections as soon as the peer has missed a ping, and the links
 // move to them when they come about.
 //
+// When to dial is decided by state machines of rpc/reconnect: one of each peer's
+// sessions, whose states and statistics "reconnect/show" prints (it is passive
+// where the peer dials), and one of each link, for the quicker tries while a
+// session waits to be resumed (backoff.go).
+//
 // Session.LeaseLeft is for how much longer the peer is certain to take this
 // node for alive (see the cluster package).
 //

@@ -47,10 +47,13 @@ func (p *peer) endSession(s *Session, r Reason) {
 	}
 	// A peer with which sessions come up and end at once is left in peace for
 	// longer and longer.
-	if s.up && time.Since(s.upAt) > maxBackoff {
-		p.retry.reset()
+	now := time.Now()
+	if s.up && now.Sub(s.upAt) > maxBackoff {
+		p.fsm.SetFreeTries(freeTries)
 	}
-	p.retryAt = time.Now().Add(p.retry.next())
+	if s.up || s.dialer {
+		failed(p.fsm, now)
+	}
 }
 
 // farewell tells the peer that this node ends the session, where it does.

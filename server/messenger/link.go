@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockstepd/lockstep/rpc/reconnect"
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -58,10 +59,10 @@ type link struct {
 	held       *stream // admitted, waiting for the other link
 	heldFrom   uint64  // what the peer had received, for held
 	downSince  time.Time
-	hungUp     bool // the last connection ended as that of a dying process does
-	retry      retry
-	retryAt    time.Time
-	dialledAt  time.Time // the last dial began
+	hungUp     bool           // the last connection ended as that of a dying process does
+	fsm        *reconnect.FSM // counts the failures since the link last worked for a while
+	retryAt    time.Time      // when a dial is due, if the link is cut or doubted
+	dialledAt  time.Time      // the last dial began
 	attachedAt time.Time
 	progress   uint64 // received at the last attach
 	barren     int    // connections in a row that ended on a protocol fault without progress
@@ -83,7 +84,7 @@ func (u *urgent) any() bool {
 }
 
 func newLink(s *Session, kind wire.Link) *link {
-	l := &link{s: s, kind: kind}
+	l := &link{s: s, kind: kind, fsm: newFSM(minRedial, maxBackoff)}
 	l.idle.L = &l.mu
 	return l
 }
@@ -337,6 +338,7 @@ func (l *link) attach(st *stream, received uint64) error {
 	l.queued.Store(l.q.bytes)
 	l.mu.Unlock()
 	l.hungUp, l.downSince, l.progress, l.attachedAt = false, time.Time{}, l.received.Load(), time.Now()
+	l.fsm.ConnectSucceeded(l.attachedAt)
 	st.done.Go(func() { l.writer(st) })
 	st.done.Add(1) // until the last of those who read it is done
 	go l.newReading(st, l.connectSeq).run(false)

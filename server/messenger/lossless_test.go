@@ -478,8 +478,8 @@ func TestBackoffGrowsAndIsResetOnRequest(t *testing.T) {
 			t.Errorf("%d dials in a minute", early)
 		}
 		info, _ := b.Node("alpha")
-		if info.Backoff != maxBackoff || info.RetryIn < 0 || info.RetryIn > 2*maxBackoff {
-			t.Errorf("backoff %v, next in %v", info.Backoff, info.RetryIn)
+		if info.Dialling.Backoff != maxBackoff || info.RetryIn < 0 || info.RetryIn > maxBackoff {
+			t.Errorf("backoff %v, next in %v", info.Dialling.Backoff, info.RetryIn)
 		}
 		must(t, b.Reconnect(t.Context(), "alpha"))
 		synctest.Wait()

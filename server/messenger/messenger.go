@@ -348,6 +348,11 @@ func (m *Messenger) Incarnation() uint64 { return m.incarnation }
 // the name or id is taken.
 func (m *Messenger) addPeer(cfg Peer, wanted bool) error {
 	p := &peer{m: m, id: cfg.ID, box: newMailbox(), done: make(chan struct{}), wanted: wanted}
+	p.fsm, p.probes = newFSM(minBackoff, maxBackoff), newFSM(minBackoff, maxBackoff)
+	p.fsm.SetPassive(!p.dials(), time.Now())
+	if wanted {
+		p.fsm.Enable(time.Now())
+	}
 	p.in = [2]*block.Pool{wire.Data: block.NewPool(dataSlab), wire.Meta: block.NewPool(metaSlab)}
 	p.cfg.Store(&cfg)
 	p.publish()

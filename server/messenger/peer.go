@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockstepd/lockstep/rpc/reconnect"
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -44,14 +45,14 @@ type peer struct {
 	view atomic.Pointer[view]
 
 	// Of the peer's goroutine.
-	s         *Session // nil, establishing, or up
-	wanted    bool     // false: disconnected by an administrator
-	retry     retry
-	retryAt   time.Time
-	lastFrom  uint64 // incarnation of the peer's process that lastSeq belongs to
-	lastSeq   uint64 // the newest session it began with us
+	s         *Session       // nil, establishing, or up
+	wanted    bool           // false: disconnected by an administrator
+	fsm       *reconnect.FSM // of sessions: void unless wanted, passive where the peer dials
+	upTries   uint64         // attempts made when it was up last
+	lastFrom  uint64         // incarnation of the peer's process that lastSeq belongs to
+	lastSeq   uint64         // the newest session it began with us
 	probing   bool
-	probes    retry
+	probes    *reconnect.FSM
 	probeAt   time.Time
 	moved     bool // it has not been seen at its new address yet: that nobody listens there proves nothing
 	altSecret bool // the next dial tries the old secret
@@ -61,9 +62,9 @@ type peer struct {
 
 // view is the part of the goroutine's state that snapshots show.
 type view struct {
-	wanted   bool
-	backoff  time.Duration
-	retryAt  time.Time
+	at       time.Time
+	stats    reconnect.Stats // as of then
+	retryAt  time.Time       // zero: no dial is planned
 	links    [2]string
 	relinks  [2]uint64
 	failures int
@@ -150,15 +151,26 @@ func (p *peer) act() {
 	switch {
 	case p.ctx.Err() != nil:
 	case s == nil:
-		if p.wanted && p.dials() && !now.Before(p.retryAt) {
-			p.begin()
-		}
+		p.actDown(now)
 	case !s.up:
 		if !s.dialer && now.Sub(s.began) >= p.m.opt.HandshakeTimeout {
 			p.abandon(errors.New("the peer dialled one link and not the other"))
 		}
 	default:
 		p.actUp(s, now)
+	}
+}
+
+// actDown begins to connect, where it is time to: it dials, or waits to be
+// dialled. How long an attempt may take is not for the FSM to say.
+func (p *peer) actDown(now time.Time) {
+	if p.fsm.Run(now) != reconnect.Connect {
+		return
+	}
+	if p.dials() {
+		p.begin()
+	} else {
+		p.fsm.Listening(now)
 	}
 }
 
@@ -212,8 +224,8 @@ func (p *peer) untilDue() time.Duration {
 	s := p.s
 	switch {
 	case s == nil:
-		if p.wanted && p.dials() {
-			due(p.retryAt)
+		if at, ok := p.fsm.Deadline(now); ok {
+			due(at)
 		}
 	case !s.up:
 		if !s.dialer {
@@ -249,15 +261,17 @@ func (p *peer) answer(err error) {
 
 // publish brings what snapshots show up to date.
 func (p *peer) publish() {
-	v := &view{wanted: p.wanted, backoff: p.retry.wait, retryAt: p.retryAt, failures: p.retry.failed}
+	now := time.Now()
+	v := &view{at: now, stats: p.fsm.Stats(now)}
+	if v.stats.State == reconnect.Backoff && p.s == nil {
+		v.retryAt, _ = p.fsm.Deadline(now)
+	}
+	v.failures = int(v.stats.AttemptedConnections - p.upTries)
 	for k := range v.links {
 		v.links[k] = p.linkState(wire.Link(k))
 		if p.s != nil {
 			v.relinks[k] = p.s.links[k].connectSeq
 		}
-	}
-	if p.s != nil {
-		v.retryAt = time.Time{}
 	}
 	p.view.Store(v)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/lockstepd/lockstep/rpc/reconnect"
 	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -49,9 +50,9 @@ type NodeInfo struct {
 	Promise     cluster.Promise
 	Limit       time.Duration // silence after which it is down
 	Data, Meta  LinkInfo
-	Backoff     time.Duration
-	RetryIn     time.Duration // -1: no dial is planned
-	Attempts    int           // failed in a row
+	Dialling    reconnect.Stats // of sessions; of a node that dials us, it is waited for
+	RetryIn     time.Duration   // -1: no dial is planned
+	Attempts    int             // failed in a row
 }
 
 // Nodes returns a snapshot of every peer, by id.
@@ -97,18 +98,35 @@ func (p *peer) info() NodeInfo {
 		State: row.State.String(), Since: row.Since, Because: row.Because,
 		LastError: row.LastError, LastErrorAt: row.LastErrorAt, LastUp: row.LastUp,
 		Connects: row.Connects, Incarnation: row.Incarnation, Session: row.Session,
-		LastFrame: -1, Backoff: v.backoff, RetryIn: -1, Attempts: v.failures,
+		LastFrame: -1, Dialling: v.statsNow(), RetryIn: -1, Attempts: v.failures,
 	}
 	n.Data.State, n.Meta.State = v.links[wire.Data], v.links[wire.Meta]
 	n.Data.Connections, n.Meta.Connections = v.relinks[wire.Data], v.relinks[wire.Meta]
 	n.Limit, n.Promise, n.MissedPings = m.mon.Limit(p.id)
-	if v.wanted && n.Dials && !v.retryAt.IsZero() && row.State != cluster.Up {
+	if n.Dials && !v.retryAt.IsZero() && row.State != cluster.Up {
 		n.RetryIn = max(0, time.Until(v.retryAt))
 	}
 	if s := p.sess.Load(); s != nil {
 		s.fill(&n)
 	}
 	return n
+}
+
+// statsNow returns the statistics as of now: since the view was published
+// nothing has happened, but time has passed.
+func (v *view) statsNow() reconnect.Stats {
+	s, d := v.stats, time.Since(v.at)
+	s.StateFor += d
+	if s.SinceConnect >= 0 {
+		s.SinceConnect += d
+	}
+	if s.SinceDisconnect >= 0 {
+		s.SinceDisconnect += d
+	}
+	if s.Connected {
+		s.TotalConnected += d
+	}
+	return s
 }
 
 // fill adds what a session that is up knows.

@@ -19,6 +19,8 @@ func (p *peer) upIfComplete(s *Session) {
 	s.heard.Store(int64(now))
 	s.sentMeta.Store(int64(now))
 	s.upAt = time.Now()
+	p.fsm.ConnectSucceeded(s.upAt)
+	p.upTries = p.fsm.Stats(s.upAt).AttemptedConnections
 	p.sess.Store(s)
 	p.m.nodeUp(p, s)
 	p.m.mon.Watch(p.id, s.id, s.promise, s)
@@ -43,9 +45,9 @@ func (p *peer) relinked(s *Session, l *link, st *stream, received uint64) {
 		p.endSession(s, Reason{ReasonProtocol, err.Error()})
 		return
 	}
-	l.retryAt = time.Now().Add(p.redialTime()) // time for the peer to be heard on it
+	l.retryAt = l.attachedAt.Add(p.redialTime()) // time for the peer to be heard on it
 	if !s.cut() {
-		p.probes.reset()
+		p.probes.SetFreeTries(freeTries)
 		p.probeAt = time.Time{}
 		s.relinking = false
 	}
@@ -60,7 +62,7 @@ func (p *peer) linkDown(l *link, st *stream, err error) {
 	}
 	l.detach(true)
 	p.markDown(s, l, err)
-	p.probes.reset()
+	p.probes.SetFreeTries(freeTries)
 	p.probeAt = time.Time{}
 	if s.relinking {
 		return
@@ -105,10 +107,9 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 		l.downSince = time.Now()
 	}
 	if l.received.Load() > l.progress || time.Since(l.attachedAt) > calmTime {
-		l.retry.reset()
+		l.fsm.SetFreeTries(freeTries)
 	}
-	wait := l.retry.between(minRedial, p.redialTime())
-	l.retryAt = time.Now().Add(wait)
+	p.redialLater(l, time.Now())
 	p.m.note(func(t *cluster.Table) {
 		t.Failed(p.id, time.Now(), fmt.Sprintf("the %v link was cut: %v", l.kind, err))
 	})
@@ -118,7 +119,7 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 func (p *peer) relink(s *Session, why error) {
 	s.relinking = true
 	for _, l := range s.links {
-		l.retry.reset()
+		l.fsm.SetFreeTries(freeTries)
 		l.detach(false)
 		p.markDown(s, l, why)
 	}
