@@ -53,9 +53,7 @@ func TestCrashLoop(t *testing.T) {
 				t.Fatalf("after %d crashes the load stands still; its failures: %v", i, tr.Failures())
 			}
 		}
-		if err := syscall.Kill(pid, signals[rng.IntN(len(signals))]); err != nil {
-			t.Fatal(err)
-		}
+		strike(t, pid, signals[rng.IntN(len(signals))])
 		if !poll(within(t, patience), func() bool { now, err := alpha.DaemonPid(); return err == nil && now != pid }) {
 			t.Fatalf("after crash %d no other daemon was started", i)
 		}
