@@ -1,12 +1,19 @@
 package cmd_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,6 +65,7 @@ func TestEveryCommandByOvsAppctl(t *testing.T) {
 		if low := strings.ToLower(out); strings.Contains(low, "internal error") || strings.Contains(low, "panic") {
 			t.Errorf("%s: %s", name, out)
 		}
+		later(t, alpha, name)
 	}
 	if out, err := appctl("node/connect"); err != nil { // node/disconnect was one of them
 		t.Errorf("node/connect: %v\n%s", err, out)
@@ -68,6 +76,40 @@ func TestEveryCommandByOvsAppctl(t *testing.T) {
 	}
 	if st, err := alpha.Proc().Wait(within(t, patience)); err != nil || !st.Success() {
 		t.Errorf("after exit: %v, %v", st, err)
+	}
+}
+
+// later calls a command without arguments as the ovs-appctl of 3.4 and later
+// does that is asked for JSON, byte by byte, and checks that it can take the
+// replies: exactly its members, an error that is a string, and no zero byte.
+func later(t *testing.T, n *cluster.Node, name string) {
+	t.Helper()
+	nc, err := net.Dial("unix", n.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	ctx := within(t, patience)
+	defer context.AfterFunc(ctx, func() { nc.Close() })()
+	replies := json.NewDecoder(nc)
+	for id, request := range []string{`{"id":0,"method":"set-options","params":["--format","json"]}`, fmt.Sprintf(`{"id":1,"method":%q,"params":[]}`, name)} {
+		if _, err := io.WriteString(nc, request); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var raw json.RawMessage
+		var reply map[string]json.RawMessage
+		for reply["id"] == nil || string(reply["id"]) == "null" { // it passes over notifications
+			reply = nil
+			if err := errors.Join(replies.Decode(&raw), json.Unmarshal(raw, &reply)); err != nil {
+				t.Fatalf("%s: %v (%v)", name, err, context.Cause(ctx))
+			}
+		}
+		members := strings.Join(slices.Sorted(maps.Keys(reply)), " ")
+		succeeded := members == "error id result" && string(reply["error"]) == "null" && string(reply["result"]) != "null"
+		failed := members == "error id" && reply["error"][0] == '"'
+		if string(reply["id"]) != strconv.Itoa(id) || !succeeded && (!failed || id == 0) || bytes.Contains(raw, []byte(`\u0000`)) {
+			t.Errorf("the later ovs-appctl cannot take the reply to %s: %.2000s", request, raw)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package cmd_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,7 +39,10 @@ func TestCrashLoop(t *testing.T) {
 	book := ledger.New(s, faultSize)
 	tr := load(t, book, alpha, 0)
 	tr.moves(t)
-	before := footprint(t, alpha)
+	before, after := "", ""
+	if !poll(within(t, patience), func() bool { before = footprint(t, alpha); return strings.Count(before, "socket:") == 4 }) {
+		t.Fatalf("the monitor has other sockets than its link to the daemon, and those for the control, clients and peers:\n%s", before)
+	}
 
 	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT, syscall.SIGBUS, syscall.SIGFPE, syscall.SIGILL}
 	for i := range crashes {
@@ -49,16 +53,14 @@ func TestCrashLoop(t *testing.T) {
 				t.Fatalf("after %d crashes the load stands still; its failures: %v", i, tr.Failures())
 			}
 		}
-		if err := syscall.Kill(pid, signals[rng.IntN(len(signals))]); err != nil {
-			t.Fatal(err)
-		}
+		strike(t, pid, signals[rng.IntN(len(signals))])
 		if !poll(within(t, patience), func() bool { now, err := alpha.DaemonPid(); return err == nil && now != pid }) {
 			t.Fatalf("after crash %d no other daemon was started", i)
 		}
 	}
 	tr.moves(t)
 	until(t, alpha, "all disks are in sync with the primary's", cluster.InSync("r0"))
-	if after := footprint(t, alpha); after != before {
+	if !poll(within(t, patience), func() bool { after = footprint(t, alpha); return after == before }) {
 		t.Errorf("before the crashes:\n%s\nafter them:\n%s", before, after)
 	}
 	tr.neverRefused(t)
@@ -111,7 +113,8 @@ func childrenOf(t *testing.T, pid int) []int {
 // footprint is what a monitored node takes of the system beyond its work: how
 // many processes, the monitor's open files by their kind, the files in the
 // rundir. The daemon's own files come and go with its clients and peers, and
-// with the daemon; what it inherits, the monitor has.
+// with the daemon; what it inherits, the monitor has, once it has read what the
+// daemon told it: the daemon does not wait for that.
 func footprint(t *testing.T, n *cluster.Node) string {
 	t.Helper()
 	daemonOf(t, n)
@@ -123,6 +126,9 @@ func footprint(t *testing.T, n *cluster.Node) string {
 	kinds, names := map[string]int{}, socketNames(t)
 	for _, e := range entries {
 		to, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // closed since it was listed
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -222,6 +223,25 @@ func poll(ctx context.Context, cond func() bool) bool {
 		}
 	}
 	return true
+}
+
+// strike sends a signal to a process of lockstepd that this process did not
+// start itself. A pid may come to be another's at any time, a parent's pid the
+// tests' own: so the process is held by a descriptor while it is looked at.
+func strike(t testing.TB, pid int, sig syscall.Signal) {
+	t.Helper()
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || !strings.HasPrefix(string(name), "lockstepd") {
+		t.Fatalf("process %d is %q and not lockstepd (%v): it gets no %v", pid, name, err, sig)
+	}
+	if err := p.Signal(sig); err != nil {
+		t.Fatalf("process %d: %v", pid, err)
+	}
 }
 
 // traffic is a load on r0 of one node that runs beside the test.

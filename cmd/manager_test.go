@@ -116,9 +116,7 @@ func TestUnderAServiceManager(t *testing.T) {
 			launch(t, beta)
 			m.await("all is well")
 
-			if err := syscall.Kill(alpha.Pid(), syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
+			alpha.Proc().Signal(syscall.SIGHUP)
 			m.await("RELOADING=1")
 			m.await("READY=1")
 
@@ -135,9 +133,7 @@ func TestUnderAServiceManager(t *testing.T) {
 // dumped has a daemon write its state to the log.
 func dumped(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	if err := syscall.Kill(n.Pid(), syscall.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
+	n.Proc().Signal(syscall.SIGUSR1)
 	var text string
 	if !poll(within(t, patience), func() bool {
 		b, err := os.ReadFile(filepath.Join(n.Run, "log"))

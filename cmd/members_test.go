@@ -295,9 +295,7 @@ func TestNodesMove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(pid, syscall.SIGSEGV); err != nil {
-		t.Fatal(err)
-	}
+	strike(t, pid, syscall.SIGSEGV)
 	until(t, gamma, "another daemon serves", func(cluster.Status) bool { now, err := gamma.DaemonPid(); return err == nil && now != pid })
 	inSync(t, c, "r0")
 	if conn, err := net.Dial("tcp", gamma.Address); err == nil {

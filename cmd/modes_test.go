@@ -81,16 +81,12 @@ func (m *mode) run() {
 	m.belongs(pid)
 	m.background(pid)
 	if m.monitored {
-		if err := syscall.Kill(pid, syscall.SIGSEGV); err != nil {
-			m.Fatal(err)
-		}
+		strike(m.T, pid, syscall.SIGSEGV)
 		died := pid
 		pid = m.serves(died)
 		m.tells(died, pid)
 	} else {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			m.Fatal(err)
-		}
+		strike(m.T, pid, syscall.SIGKILL)
 		m.gone(pid)
 		m.start() // over all that the other has left behind
 		pid = m.serves(pid)
@@ -99,9 +95,7 @@ func (m *mode) run() {
 	if m.monitored {
 		main = parentOf(m.T, pid)
 	}
-	if err := syscall.Kill(main, syscall.SIGTERM); err != nil {
-		m.Fatal(err)
-	}
+	strike(m.T, main, syscall.SIGTERM)
 	m.gone(main)
 	m.gone(pid)
 	left, err := filepath.Glob(filepath.Join(m.n.Run, "*"))

@@ -32,9 +32,7 @@ func TestMonitorRestartsThePrimaryUnderLoad(t *testing.T) {
 			t.Fatal("the daemon and its monitor are one process")
 		}
 		// The monitor is this test's child, the daemon the monitor's.
-		if err := syscall.Kill(before, sig); err != nil {
-			t.Fatal(err)
-		}
+		strike(t, before, sig)
 		if !poll(within(t, patience), func() bool {
 			pid, err := alpha.DaemonPid()
 			return err == nil && pid != before

@@ -56,9 +56,7 @@ func BenchmarkCrashToServing(b *testing.B) {
 		}
 		b.StartTimer()
 		began := time.Now()
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			b.Fatal(err)
-		}
+		strike(b, pid, syscall.SIGKILL)
 		answered(b, alpha)
 		b.StopTimer()
 		written.Close()

@@ -111,9 +111,7 @@ func replaceProgram(t *testing.T, n *cluster.Node) {
 	if err := os.Rename(exe+".new", exe); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(n.Pid(), syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
+	n.Proc().Signal(syscall.SIGHUP)
 }
 
 func copyFile(t *testing.T, from, to string) {

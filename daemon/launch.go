@@ -35,10 +35,10 @@ func (p *process) launch() (int, error) {
 	case v := <-c.verdict:
 		return p.launched(c, v)
 	case sig := <-signals:
-		kill(c.cmd.Process.Pid, c.ended, killPatience)
+		kill(c.cmd.Process, c.ended, killPatience)
 		return 128 + int(sig.(syscall.Signal)), fmt.Errorf("interrupted (%v) before the daemon served", sig)
 	case <-t.C:
-		kill(c.cmd.Process.Pid, c.ended, killPatience)
+		kill(c.cmd.Process, c.ended, killPatience)
 		return ExitFailed, fmt.Errorf("the daemon did not serve within %v and was stopped", p.opts.StartTimeout)
 	}
 }
@@ -51,7 +51,7 @@ func (p *process) launched(c *child, v readiness) (int, error) {
 	if v.err == nil {
 		return v.status, errors.New(v.text)
 	}
-	kill(c.cmd.Process.Pid, c.ended, killPatience)
+	kill(c.cmd.Process, c.ended, killPatience)
 	end := children.ExitOf(c.cmd.ProcessState)
 	status := end.Status()
 	if status == 0 {

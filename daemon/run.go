@@ -289,9 +289,10 @@ func leaveTerminal(noChdir bool, stderr int) error {
 	return nil
 }
 
-// kill ends a child that did not do as it should: first with a request, then surely.
-func kill(pid int, ended <-chan struct{}, patience time.Duration) {
-	_ = syscall.Kill(pid, syscall.SIGTERM) // fails only if it has ended
+// kill ends a child that did not do as it should: first with a request, then
+// surely. One that has been waited for gets nothing: its pid may be another's.
+func kill(p *os.Process, ended <-chan struct{}, patience time.Duration) {
+	_ = p.Signal(syscall.SIGTERM) // fails only if it has ended
 	t := time.NewTimer(patience)
 	defer t.Stop()
 	select {
@@ -299,6 +300,6 @@ func kill(pid int, ended <-chan struct{}, patience time.Duration) {
 		return
 	case <-t.C:
 	}
-	_ = syscall.Kill(pid, syscall.SIGKILL)
+	_ = p.Kill()
 	<-ended
 }
