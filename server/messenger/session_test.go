@@ -118,6 +118,10 @@ func TestCutLinksComeBackWithNothingLost(t *testing.T) {
 func TestAPeerIsDialledFromTheAddressItBindsTo(t *testing.T) {
 	const own = "127.0.0.3"
 	a, b := pair(t, func(_ int, o *Options) { o.Peers[0].Bind = own })
+	s := a.waitUp(1)
+	sendNumber(s, wire.Write, 1, pattern(10), nil)
+	sendNumber(s, wire.WriteAck, 1, nil, nil)
+	b.wait("a frame on each link", func() bool { return len(b.got[wire.Data]) == 1 && len(b.got[wire.Meta]) == 1 })
 	i, _ := a.Node("beta") // which dials
 	j, _ := b.Node("alpha")
 	for _, addr := range []string{i.Data.Remote, i.Meta.Remote, j.Data.Local, j.Meta.Local} {
