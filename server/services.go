@@ -313,7 +313,7 @@ func (e *engine) nodeEvent(ev cluster.Event) {
 
 // serveStage is what serves clients, without any listener yet.
 func (e *engine) serveStage() ([]service.Spec, error) {
-	e.nbd = nbd.NewServer(nbd.Options{Backend: exports{e.devices, e.opts.Logger("nbd")}, Logger: e.opts.Logger("nbd")})
+	e.nbd = nbd.NewServer(nbd.Options{Backend: exports{e.devices, e.opts.Logger("nbd")}, Helper: e.msgr, Logger: e.opts.Logger("nbd")})
 	specs := []service.Spec{
 		{ID: id("roles"), Needs: ids("messenger"), Service: plain{stop: e.demoteAll}},
 		{ID: id("nbd"), Needs: ids("roles"), Service: &nbdService{e: e}},

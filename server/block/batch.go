@@ -95,12 +95,7 @@ func (b *Batch) Finish() { b.FinishOn(nil) }
 // and the post and the batch are the successor's, who goes on with FinishOn.
 func (b *Batch) FinishOn(p *Post) bool {
 	for {
-		for b.next < len(b.touched) {
-			f := b.touched[b.next]
-			b.next++
-			f.Flush(b)
-		}
-		b.resetTouched()
+		b.flush()
 		for b.begun < len(b.deferred) {
 			d := b.deferred[b.begun]
 			b.deferred[b.begun] = nil
@@ -114,6 +109,22 @@ func (b *Batch) FinishOn(p *Post) bool {
 			return true
 		}
 	}
+}
+
+// Flush flushes what was touched, and reports whether that was all: if not,
+// Finish has something to perform.
+func (b *Batch) Flush() bool {
+	b.flush()
+	return b.begun == len(b.deferred)
+}
+
+func (b *Batch) flush() {
+	for b.next < len(b.touched) {
+		f := b.touched[b.next]
+		b.next++
+		f.Flush(b)
+	}
+	b.resetTouched()
 }
 
 // perform performs d, and reports whether the caller still holds the post.

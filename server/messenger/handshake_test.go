@@ -177,6 +177,7 @@ func TestARecordedProofIsWorthNothing(t *testing.T) {
 		if r, ok := errors.AsType[*refuseFrame](err); !ok || r.msg.Code != wire.RefuseSecret {
 			t.Errorf("the replayed proof is answered with %v", err)
 		}
+		synctest.Wait() // it is noted after it is said
 		if r := a.Refusals(); len(r) != 1 || r[0].Code != "secret" {
 			t.Errorf("refusals: %+v", r)
 		}

@@ -189,6 +189,7 @@ type Messenger struct {
 	metaPool    *block.Pool
 	unproven    gate
 	watch       *relief.Watch
+	helped      helped
 	complaints  *limiter
 
 	lastSession atomic.Uint64

@@ -301,6 +301,9 @@ func (l *link) newReading(st *stream, epoch uint64) *reading {
 	pool := l.s.p.in[l.kind]
 	r := &reading{l: l, st: st, epoch: epoch, in: receiver{pool: pool}, most: l.s.p.m.mostHeld(pool.Size())}
 	l.s.p.m.watch.Add(&r.post, r)
+	if l.kind == wire.Meta && st.raw != nil {
+		l.s.p.m.helped.add(r)
+	}
 	return r
 }
 
@@ -326,6 +329,7 @@ func (r *reading) run(instead bool) {
 		p.away[l.kind].Add(-1)
 		return
 	}
+	p.m.helped.remove(r)
 	p.m.watch.Remove(&r.post)
 	l.busy.Store(false)
 	r.in.close()
@@ -382,7 +386,6 @@ func (r *reading) loop(instead bool) error {
 
 // receive reads what there is and hands on the frames that are complete.
 func (r *reading) receive(spin time.Duration) error {
-	s := r.l.s
 	if !r.batch.AwaitRoom(r.st.closed, func() { r.l.throttled.Add(1) }) {
 		return errStopped
 	}
@@ -398,13 +401,21 @@ func (r *reading) receive(spin time.Duration) error {
 	if spin > 0 {
 		r.spin.ended(r.st.rd.parked)
 	}
+	if r.n, r.frames = 0, 0; n > 0 && r.fault == nil {
+		r.took(n)
+	}
+	return nil
+}
+
+// took handles what n bytes that were read have made complete.
+func (r *reading) took(n int) {
+	s := r.l.s
 	r.l.busy.Store(true)
 	r.l.waiting.Store(0)
 	r.in.w += n
 	s.heard.Store(int64(s.p.m.clock()))
 	r.n = n
 	r.frames, r.fault = r.handle()
-	return nil
 }
 
 // spinning tells whether it is worth to spin. Where a spin ended in parking

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -14,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errAgain tells that the socket is full.
-var errAgain = errors.New("the socket takes no more at present")
+// errAgain tells that the socket takes, or has, nothing at present.
+var errAgain = errors.New("the socket takes, or has, no more at present")
 
 // stream is one connection of a link. Sockets are read and written by system
 // calls of our own on their non-blocking descriptors: so a read may spin for a
@@ -47,13 +49,26 @@ type stream struct {
 }
 
 type rawRead struct {
+	// mu is the right to read. The reader goroutine holds it, but for as long
+	// as it is parked; it guards all that is read into, and the fields below.
+	mu   sync.Mutex
 	fn   func(fd uintptr) bool
 	p    []byte
 	n    int
 	err  error
 	spin time.Duration
-	// parked tells that the last spin was in vain.
-	parked bool
+	// again asks the reader to return without having read: p is p no longer,
+	// or there is something else to do.
+	again bool
+	try   func(fd uintptr) // for Messenger.Help; its outcome is in n and err
+
+	// missed is set by the reader goroutine when it was woken up, maybe in vain
+	// since somebody else has the right to read: he looks again before he goes.
+	missed atomic.Bool
+
+	// Of the reader goroutine.
+	asleep bool // it has given mu away to park
+	parked bool // the last spin was in vain
 }
 
 type rawWrite struct {
@@ -73,57 +88,99 @@ func newStream(c net.Conn) *stream {
 	case *net.UnixConn:
 		st.raw, _ = c.SyscallConn()
 	}
-	st.rd.fn = st.recv
+	st.rd.fn, st.rd.try = st.recv, st.tryRecv
+	st.rd.mu.Lock()
 	st.wr.fn = st.send
 	return st
 }
 
-// read fills p with what there is, at least one byte. Before it parks it spins
-// for that long.
+// read fills p with what there is, at least one byte, or returns nothing where
+// it was asked to look around. Before it parks it spins for that long. Its
+// caller holds the right to read.
 func (st *stream) read(p []byte, spin time.Duration) (int, error) {
 	if st.raw == nil {
 		return st.c.Read(p)
 	}
 	r := &st.rd
-	r.p, r.n, r.err, r.spin, r.parked = p, 0, nil, spin, false
-	if err := st.raw.Read(r.fn); err != nil {
-		return 0, err
+	for {
+		r.p, r.n, r.err, r.spin, r.parked = p, 0, nil, spin, false
+		err := st.raw.Read(r.fn)
+		if r.asleep { // it was not woken up by something to read
+			r.mu.Lock()
+			r.asleep = false
+		}
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late {
+			_ = st.c.SetReadDeadline(time.Time{}) // a closed connection says so again
+		}
+		switch {
+		case r.again:
+			r.again = false
+			return 0, nil
+		case late:
+			continue // it had looked around before it was asked to
+		case err != nil:
+			return 0, err
+		case r.n == 0 && r.err == nil:
+			return 0, io.EOF
+		}
+		return r.n, r.err
 	}
-	if r.n == 0 && r.err == nil {
-		r.err = io.EOF
-	}
-	return r.n, r.err
 }
 
 // recv is called by the runtime's poller; false parks the goroutine until the
 // socket is readable.
 func (st *stream) recv(fd uintptr) bool {
 	r := &st.rd
+	if r.asleep {
+		// In this order, or neither would see what came.
+		if r.missed.Store(true); !r.mu.TryLock() {
+			return false
+		}
+		r.asleep = false
+	}
+	if r.again {
+		return true
+	}
 	var deadline time.Time
+	for {
+		if st.tryRecv(fd); r.n > 0 || r.err != errAgain {
+			return true
+		}
+		r.err = nil
+		if r.spin > 0 {
+			now := time.Now()
+			if deadline.IsZero() {
+				deadline = now.Add(r.spin)
+			}
+			if now.Before(deadline) {
+				runtime.Gosched()
+				continue
+			}
+			r.spin, r.parked = 0, true // woken up, there is no need to spin again
+		}
+		r.asleep = true
+		r.mu.Unlock()
+		return false
+	}
+}
+
+// tryRecv receives what there is into p, or says errAgain.
+func (st *stream) tryRecv(fd uintptr) {
+	r := &st.rd
 	for {
 		n, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(r.p))), uintptr(len(r.p)), unix.MSG_DONTWAIT, 0, 0)
 		switch e {
 		case 0:
-			r.n = int(n)
-			return true
+			r.n, r.err = int(n), nil
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:
+			r.n, r.err = 0, errAgain
 		default:
-			r.err = e
-			return true
+			r.n, r.err = 0, e
 		}
-		if r.spin <= 0 {
-			return false
-		}
-		now := time.Now()
-		if deadline.IsZero() {
-			deadline = now.Add(r.spin)
-		} else if now.After(deadline) {
-			r.spin, r.parked = 0, true // woken up, there is no need to spin again
-			return false
-		}
-		runtime.Gosched()
+		return
 	}
 }
 

@@ -54,8 +54,7 @@ type conn struct {
 	free     *op
 	weight   int64 // of all ops accepted, a total
 	calm     bool  // the last read brought one small request at most
-	slept    bool  // the last read had to wait
-	spin     spinner
+	polling  polling
 
 	accepted atomic.Int64 // ops, a total; the reader adds
 	stop     atomic.Bool  // stop between two requests
@@ -88,7 +87,6 @@ func newConn(s *Server, nc net.Conn, id uint64) *conn {
 		gone:   make(chan struct{}),
 		in:     inbox{pool: s.slabs, limit: s.limits.Slabs},
 		need:   proto.RequestSize,
-		spin:   spinner{limit: s.limits.Spin},
 	}
 	c.out.changed.L = &c.out.mu
 	c.log = s.log.With("client", c.client.Addr, "conn", id)

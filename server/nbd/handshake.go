@@ -300,6 +300,7 @@ func (h *handshake) open(ctx context.Context, name string) error {
 // it that died is left. It gives up when the client does.
 func (c *conn) open(ctx context.Context) error {
 	c.sock = newSocket(c.nc)
+	c.initPolling()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer c.watchWhileOpening(cancel)()

@@ -45,12 +45,18 @@ func socketPath(t testing.TB) string {
 
 func start(t testing.TB, b nbd.Backend, l nbd.Limits) *testServer {
 	t.Helper()
+	return serveOptions(t, nbd.Options{Backend: b, Limits: l})
+}
+
+func serveOptions(t testing.TB, o nbd.Options) *testServer {
+	t.Helper()
 	addr := socketPath(t)
 	ln, err := net.Listen("unix", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &testServer{nbd.NewServer(nbd.Options{Backend: b, Limits: l, Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}), t, addr}
+	o.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := &testServer{nbd.NewServer(o), t, addr}
 	var served sync.WaitGroup
 	served.Go(func() {
 		if err := s.Serve(context.Background(), ln); err != nil {

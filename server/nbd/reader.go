@@ -46,18 +46,13 @@ func (c *conn) receive() (int, error) {
 		c.prefix = c.prefix[n:]
 		return n, nil
 	}
-	spin := time.Duration(0)
-	if c.calm && c.inflight() == 0 {
-		spin = c.spin.next()
-	}
 	for {
 		if c.stop.Load() {
 			return 0, errStopped
 		}
-		c.slept = false
-		n, err := c.sock.read(c, spin)
-		if spin > 0 {
-			c.spin.polled(c.slept)
+		n, err := c.poll()
+		if n == 0 && err == nil {
+			n, err = c.sock.read(c)
 		}
 		if err == nil {
 			return n, nil
@@ -79,10 +74,7 @@ func (c *conn) space() []byte {
 }
 
 // parking lets go of memory before the reader sleeps.
-func (c *conn) parking() {
-	c.slept = true
-	c.in.rest()
-}
+func (c *conn) parking() { c.in.rest() }
 
 func (c *conn) finishBatch() {
 	c.gathered, c.bytes = 0, 0

@@ -29,6 +29,9 @@ type Limits struct {
 	// Spin is how long a reader polls for the next request before it sleeps,
 	// where requests come one at a time; default 20 µs, negative for none.
 	Spin time.Duration
+	// Patience is how long it polls, and helps, while the last one is under way;
+	// default 60 µs, negative for none.
+	Patience time.Duration
 }
 
 func (l Limits) withDefaults() Limits {
@@ -41,6 +44,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.TotalBytes, 1<<30)
 	def(&l.Slabs, 8)
 	def(&l.Spin, 20*time.Microsecond)
+	def(&l.Patience, 60*time.Microsecond)
 	return l
 }
 
@@ -56,6 +60,23 @@ type Options struct {
 	Backend Backend      // required
 	Logger  *slog.Logger // default: none
 	Limits  Limits
+	Helper  Helper // default: none
+}
+
+// Helper brings on what a backend waits for, on a goroutine that has nothing
+// else to do for the moment.
+type Helper interface {
+	// Help calls while, and as long as that returns true takes what others
+	// answered. It does not sleep, and performs nothing that may take long.
+	Help(while func() bool)
+}
+
+// nobody helps where there is no Helper.
+type nobody struct{}
+
+func (nobody) Help(while func() bool) {
+	for while() {
+	}
 }
 
 // Server serves a Backend. Its methods may be called concurrently.
@@ -63,6 +84,7 @@ type Server struct {
 	backend Backend
 	log     *slog.Logger
 	limits  Limits
+	helper  Helper
 	slabs   *block.Pool
 	bufs    *bufs
 	epoch   time.Time
@@ -86,6 +108,7 @@ func NewServer(o Options) *Server {
 		backend:   o.Backend,
 		log:       o.Logger,
 		limits:    o.Limits.withDefaults(),
+		helper:    o.Helper,
 		slabs:     block.NewPool(slabSize),
 		bufs:      newBufs(),
 		epoch:     time.Now(),
@@ -94,6 +117,9 @@ func NewServer(o Options) *Server {
 	}
 	s.changed.L = &s.mu
 	s.exports.init()
+	if s.helper == nil {
+		s.helper = nobody{}
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

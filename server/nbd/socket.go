@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,9 +25,9 @@ type feeder interface {
 
 // socket is a connection as the transmission phase needs it.
 type socket interface {
-	// read puts what has arrived into f's space and returns how much. If
-	// nothing has, it polls for up to spin before it sleeps.
-	read(f feeder, spin time.Duration) (int, error)
+	// read puts what has arrived into f's space and returns how much. It
+	// sleeps if nothing has.
+	read(f feeder) (int, error)
 	// write sends bufs in one go and returns how many bytes were taken. Unless
 	// wait is set it does not block: it returns less, and no error.
 	write(bufs [][]byte, wait bool) (int, error)
@@ -38,6 +37,12 @@ type socket interface {
 	// watch returns when the other side hangs up or the socket is closed
 	// (true), or something arrives, or the read deadline passes.
 	watch() bool
+}
+
+// poller is a socket that can be read without sleeping.
+type poller interface {
+	// poll is read, but for returning 0 and no error where nothing has arrived.
+	poll(f feeder) (int, error)
 }
 
 // newSocket prepares nc for transmission.
@@ -57,7 +62,7 @@ func newSocket(nc net.Conn) socket {
 // that every write is left to the connection's writer.
 type plainSocket struct{ net.Conn }
 
-func (s *plainSocket) read(f feeder, _ time.Duration) (int, error) {
+func (s *plainSocket) read(f feeder) (int, error) {
 	n, err := s.Read(f.space())
 	if n > 0 {
 		err = nil
@@ -89,8 +94,8 @@ type rawSocket struct {
 	// Of the reader.
 	onRead  func(fd uintptr) bool
 	onWatch func(fd uintptr) bool
+	onPoll  func(fd uintptr) bool
 	feed    feeder
-	spin    time.Duration
 	nread   int
 	readErr error
 	gone    bool
@@ -106,52 +111,57 @@ type rawSocket struct {
 
 func newRawSocket(rc syscall.RawConn) *rawSocket {
 	s := &rawSocket{rc: rc}
-	s.onRead, s.onWatch, s.onWrite = s.tryRead, s.tryWatch, s.tryWrite
+	s.onRead, s.onPoll, s.onWatch, s.onWrite = s.tryRead, s.tryPoll, s.tryWatch, s.tryWrite
 	return s
 }
 
-func (s *rawSocket) read(f feeder, spin time.Duration) (int, error) {
-	s.feed, s.spin = f, spin
+func (s *rawSocket) read(f feeder) (int, error) { return s.receive(f, s.onRead) }
+
+func (s *rawSocket) poll(f feeder) (int, error) { return s.receive(f, s.onPoll) }
+
+func (s *rawSocket) receive(f feeder, how func(fd uintptr) bool) (int, error) {
+	s.feed = f
 	s.nread, s.readErr = 0, nil
-	if err := s.rc.Read(s.onRead); err != nil {
+	if err := s.rc.Read(how); err != nil {
 		return 0, err
 	}
 	return s.nread, s.readErr
 }
 
+func (s *rawSocket) tryPoll(fd uintptr) bool {
+	s.once(fd)
+	return true
+}
+
 // tryRead receives once; false means that the caller is to sleep until there
 // is something.
 func (s *rawSocket) tryRead(fd uintptr) bool {
+	if s.once(fd) {
+		return true
+	}
+	s.feed.parking()
+	return false
+}
+
+// once receives what there is, and reports whether there was something.
+func (s *rawSocket) once(fd uintptr) bool {
 	p := s.feed.space()
-	var until time.Time
 	for {
 		n, err := unix.Read(int(fd), p)
 		switch {
 		case err == nil && n == 0:
 			s.readErr = io.EOF
-			return true
 		case err == nil:
 			s.nread = n
-			return true
 		case err == unix.EINTR:
 			continue
-		case err != unix.EAGAIN:
+		case err == unix.EAGAIN:
+			return false
+		default:
 			s.readErr = os.NewSyscallError("read", err)
-			return true
 		}
-		if s.spin <= 0 {
-			break
-		}
-		now := time.Now()
-		if until.IsZero() {
-			until = now.Add(s.spin)
-		} else if now.After(until) {
-			break
-		}
+		return true
 	}
-	s.spin = 0
-	s.feed.parking()
-	return false
 }
 
 func (s *rawSocket) write(bufs [][]byte, wait bool) (int, error) {
