@@ -53,11 +53,14 @@ func (p *peer) admit(o *offer) *RefusedError {
 	if h.PeerSession != 0 {
 		return refusal(wire.RefuseSession, "node %s does not know this session (any more)", p.m.opt.NodeName)
 	}
+	if o.local != p.m.Incarnation() {
+		return refusal(wire.RefuseSession, "node %s has begun a new life meanwhile", p.m.opt.NodeName)
+	}
 	if h.Incarnation == p.lastFrom && h.GlobalSeq <= p.lastSeq {
 		return refusal(wire.RefuseStale, "a newer session was begun meanwhile")
 	}
 	p.supersede(h)
-	s = p.newSession(h.Session)
+	s = p.newSession(h.Session, o.local)
 	s.answer, s.remote, s.globalSeq = newCookie(), h.Incarnation, h.GlobalSeq
 	s.version, s.feats, s.promise = o.version, o.features, promiseOf(h.TickMS, h.PingCount)
 	s.setKeys(o.secret)

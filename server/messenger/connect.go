@@ -86,15 +86,24 @@ func (m *Messenger) probe(ctx context.Context, cfg Peer) error {
 	return err
 }
 
-// accept runs the accepter until the listener is closed.
+// accept runs the accepter until the listener is closed. One whose socket was
+// lost is replaced.
 func (m *Messenger) accept(ln net.Listener) {
-	defer m.accepted(ln)
+	defer func() { m.accepted(ln) }()
 	fsm := newFSM(minBackoff, maxBackoff)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			if m.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if socketLost(err) {
+				next := m.relisten(ln, err)
+				if next == nil {
+					return
+				}
+				ln = next
+				continue
 			}
 			// Out of descriptors, or the like: it may pass.
 			m.complain("", "cannot accept peers", err)
@@ -155,7 +164,7 @@ func (m *Messenger) prove(c net.Conn) (*offer, error) {
 		}
 		c, known = t, func(h *wire.HelloMsg) *RefusedError { return m.knownByCertificate(t, h) }
 	}
-	me := identity{m.opt.Cluster, m.opt.NodeName, m.opt.NodeID, m.incarnation, m.opt.Features}
+	me := identity{m.opt.Cluster, m.opt.NodeName, m.opt.NodeID, m.Incarnation(), m.opt.Features}
 	return acceptHandshake(c, me, m.promise, known, m.allSecrets())
 }
 

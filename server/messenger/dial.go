@@ -10,7 +10,7 @@ import (
 
 // begin starts a new session as its dialer.
 func (p *peer) begin() {
-	s := p.newSession(newCookie())
+	s := p.newSession(newCookie(), p.m.Incarnation())
 	s.dialer, s.globalSeq = true, p.m.lastGlobal.Add(1)
 	p.s = s
 	p.fsm.Connecting(time.Now())
@@ -24,7 +24,7 @@ func (p *peer) begin() {
 func (p *peer) dial(s *Session, l *link) {
 	l.dialing, l.dialledAt = true, time.Now()
 	l.connectSeq++
-	hello := p.hello(wire.LinkKind(l.kind))
+	hello := p.hello(wire.LinkKind(l.kind), s.local)
 	hello.Session, hello.PeerSession = s.cookie, s.answer
 	hello.ConnectSeq, hello.GlobalSeq, hello.Received = l.connectSeq, s.globalSeq, l.received.Load()
 	secret := p.m.secretFor(p.altSecret)
@@ -67,13 +67,13 @@ func (p *peer) attemptTime(s *Session) time.Duration {
 	return min(max(p.redialTime(), roundTrips*s.RTT()), p.m.opt.HandshakeTimeout)
 }
 
-func (p *peer) hello(kind wire.LinkKind) wire.HelloMsg {
+func (p *peer) hello(kind wire.LinkKind, incarnation uint64) wire.HelloMsg {
 	m := p.m
 	promise := m.mon.Promise()
 	return wire.HelloMsg{
 		MinVersion: wire.MinVersion, MaxVersion: wire.MaxVersion, Kind: kind,
 		From: uint8(m.opt.NodeID), To: uint8(p.id), Cluster: m.opt.Cluster, Node: m.opt.NodeName,
-		Incarnation: m.incarnation, Features: m.opt.Features,
+		Incarnation: incarnation, Features: m.opt.Features,
 		TickMS: uint32(promise.Tick.Milliseconds()), PingCount: uint16(promise.Pings),
 	}
 }
@@ -219,7 +219,7 @@ func (p *peer) knock() {
 	if !p.wanted || p.m.opt.NoKnock {
 		return
 	}
-	hello := p.hello(wire.KindKnock)
+	hello := p.hello(wire.KindKnock, p.m.Incarnation())
 	secret := p.m.secretFor(false)
 	p.helpers.Go(func() {
 		// Its outcome does not matter: a node that is there will dial.

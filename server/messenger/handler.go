@@ -44,6 +44,7 @@ const (
 	ReasonProtocol                   // the peer broke the protocol
 	ReasonRemoved                    // the node was removed from, or changed in, the configuration
 	ReasonEnded                      // the Handler ended it
+	ReasonRebound                    // this node has moved to another port, as another entity
 )
 
 func (c Code) String() string {
@@ -68,6 +69,8 @@ func (c Code) String() string {
 		return "removed"
 	case ReasonEnded:
 		return "ended"
+	case ReasonRebound:
+		return "rebound"
 	}
 	return fmt.Sprintf("reason(%d)", uint8(c))
 }

@@ -246,13 +246,14 @@ type offer struct {
 	hello            wire.HelloMsg
 	version          uint8
 	features         uint64
+	local            uint64 // the incarnation that the dialer was told
 	secret           []byte
 	rawHello, rawChl []byte
 }
 
 // acceptHandshake runs the acceptor's side up to the proof.
 func acceptHandshake(c net.Conn, me identity, promise func() (uint32, uint16), known func(*wire.HelloMsg) *RefusedError, secrets [][]byte) (*offer, error) {
-	o := &offer{c: c}
+	o := &offer{c: c, local: me.incarnation}
 	var err error
 	if o.rawHello, err = readFrame(c, wire.Hello); err != nil {
 		return o, err

@@ -33,10 +33,12 @@ type Options struct {
 	// this node proves. At least one.
 	Secrets [][]byte
 
-	// Listen is where to accept peers; Listener, where it is set, is used
-	// instead. Dial replaces the dialling of TCP.
+	// Listen is where to accept peers. Listener, where it is set, is used
+	// instead, and Relisten, which may be nil, makes another one in its place when
+	// its socket was lost. Dial replaces the dialling of TCP.
 	Listen   Binding
 	Listener net.Listener
+	Relisten func(ctx context.Context, lost net.Addr) (net.Listener, error)
 	Dial     func(ctx context.Context, bind, address string) (net.Conn, error)
 
 	// Sign puts a keyed MAC on every frame. All nodes do or none does.
@@ -183,7 +185,7 @@ type Messenger struct {
 	log         *slog.Logger
 	start       time.Time
 	leases      *cluster.Clock
-	incarnation uint64
+	incarnation atomic.Uint64
 	mon         *cluster.Monitor
 	dataPool    *block.Pool
 	metaPool    *block.Pool
@@ -211,6 +213,7 @@ type Messenger struct {
 	// mu guards what follows. Nothing is called while it is held.
 	mu        sync.Mutex
 	listeners []net.Listener // where peers are accepted; the last one is Addr's
+	binding   Binding        // how the last one was made; empty: it was given
 	peers     map[int]*peer
 	table     *cluster.Table
 	secrets   [][]byte
@@ -228,13 +231,14 @@ func New(opt Options) (*Messenger, error) {
 		return nil, fmt.Errorf("cannot set up the messenger: %w", err)
 	}
 	m := &Messenger{
-		opt: opt, log: opt.Log, start: time.Now(), leases: cluster.NewClock(suspended), incarnation: newCookie(),
+		opt: opt, log: opt.Log, start: time.Now(), leases: cluster.NewClock(suspended),
 		dataPool: block.NewPool(dataSlab), metaPool: block.NewPool(metaSlab),
 		watch:      relief.NewWatch(),
 		complaints: newLimiter(time.Minute, 256), events: newMailbox(), closed: make(chan struct{}),
 		peers: make(map[int]*peer), table: cluster.NewTable(), secrets: slices.Clone(opt.Secrets),
 	}
 	m.unproven.all, m.unproven.each = opt.MaxUnproven, opt.MaxUnprovenPerAddress
+	m.incarnation.Store(newCookie())
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.SetSpin(opt.SpinData, opt.SpinMeta)
 	m.mon = cluster.NewMonitor(cluster.MonitorOptions{
@@ -284,6 +288,9 @@ func (m *Messenger) Start() error {
 		}
 	}
 	m.mu.Lock()
+	if m.opt.Listener == nil {
+		m.binding = m.opt.Listen
+	}
 	m.listeners = append(m.listeners, ln)
 	m.mu.Unlock()
 	rest, stop := context.WithCancel(context.Background())
@@ -311,39 +318,9 @@ func (m *Messenger) disconnected() ([]string, error) {
 	return away, nil
 }
 
-// Listen accepts peers at ln, too, which becomes the listener of Addr; whoever is
-// connected stays. It returns the listener before, which the caller closes when
-// no peer looks for this node there any more. Start is over.
-func (m *Messenger) Listen(ln net.Listener) (before net.Listener, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ctx.Err() != nil {
-		return nil, errClosed
-	}
-	before = m.listeners[len(m.listeners)-1]
-	m.listeners = append(m.listeners, ln)
-	m.accepting.Go(func() { m.accept(ln) }) // before Close waits: it gets the mutex first
-	return before, nil
-}
-
-// accepted is the end of an accepter.
-func (m *Messenger) accepted(ln net.Listener) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.listeners) > 1 {
-		m.listeners = slices.DeleteFunc(m.listeners, func(l net.Listener) bool { return l == ln })
-	}
-}
-
-// Addr is the address on which peers are accepted.
-func (m *Messenger) Addr() net.Addr {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.listeners[len(m.listeners)-1].Addr()
-}
-
-// Incarnation is the number of this process's life.
-func (m *Messenger) Incarnation() uint64 { return m.incarnation }
+// Incarnation is the number of this node's life: of its process, or of what it
+// has been since Rebind.
+func (m *Messenger) Incarnation() uint64 { return m.incarnation.Load() }
 
 // addPeer starts a peer's goroutine, unless the messenger is shutting down or
 // the name or id is taken.

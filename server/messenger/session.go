@@ -34,7 +34,8 @@ type Session struct {
 	links   [2]*link
 	version uint8
 	feats   uint64
-	remote  uint64 // incarnation of the peer's process
+	local   uint64 // incarnation of this node, as the handshake told it
+	remote  uint64 // of the peer
 	limit   [2]limit
 
 	// What the handshake agreed on; of the peer's goroutine.
@@ -65,12 +66,12 @@ type limit struct {
 	frames int
 }
 
-func (p *peer) newSession(cookie uint64) *Session {
+func (p *peer) newSession(cookie, local uint64) *Session {
 	m := p.m
 	ctx, cancel := context.WithCancel(p.ctx)
 	s := &Session{
 		id: m.lastSession.Add(1), p: p, ctx: ctx, cancel: cancel,
-		version: wire.MaxVersion, cookie: cookie, began: time.Now(),
+		version: wire.MaxVersion, local: local, cookie: cookie, began: time.Now(),
 		limit: [2]limit{
 			wire.Data: {m.opt.MaxDataQueue, m.opt.MaxQueuedFrames},
 			wire.Meta: {m.opt.MaxMetaQueue, m.opt.MaxQueuedFrames},
@@ -95,7 +96,7 @@ func (s *Session) PeerName() string { return s.p.name() }
 func (s *Session) ID() uint64 { return s.id }
 
 // Incarnation returns the numbers of the two processes' lives.
-func (s *Session) Incarnation() (local, remote uint64) { return s.p.m.incarnation, s.remote }
+func (s *Session) Incarnation() (local, remote uint64) { return s.local, s.remote }
 
 // Version is the negotiated version of the protocol.
 func (s *Session) Version() uint8 { return s.version }

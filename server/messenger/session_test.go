@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -87,6 +88,41 @@ func TestReconnectLosesNothingAndIsNoNodedown(t *testing.T) {
 	checkOrder(t, b.frames(wire.Data), rounds*each)
 	a.waitLog("up 1")
 	b.waitLog("up 0")
+}
+
+// TestReconnectsInAnyHurryAreNoNodedown: links are dropped on purpose while they
+// are being made, so that the news of it finds no link to travel on, or comes
+// late.
+func TestReconnectsInAnyHurryAreNoNodedown(t *testing.T) {
+	a, b := pair(t, nil)
+	s := a.waitUp(1)
+	const n = 300
+	for i := range uint64(n) {
+		must(t, b.Reconnect(t.Context(), "")) // b dials
+		sendNumber(s, wire.Write, i+1, pattern(100), nil)
+		if i%2 == 0 {
+			waitABit(t.Context())
+		}
+	}
+	b.wait("all frames", func() bool { return len(b.got[wire.Data]) >= n })
+	checkOrder(t, b.frames(wire.Data), n)
+	a.waitLog("up 1")
+	b.waitLog("up 0")
+}
+
+// TestLinksDroppedOnPurposeLookLikeNoDeath: the news that they are may come when
+// the peer has seen them end.
+func TestLinksDroppedOnPurposeLookLikeNoDeath(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, _ *simNet) {
+		for _, n := range []*node{a, b} {
+			c := n.waitUp(1).links[wire.Data].current().c.(*simConn)
+			must(t, n.Reconnect(t.Context(), ""))
+			if !c.hard.Load() {
+				t.Errorf("node %s: the data link ends as the kernel ends that of a process which is gone", n.name)
+			}
+			time.Sleep(5 * time.Second)
+		}
+	})
 }
 
 func TestCutLinksComeBackWithNothingLost(t *testing.T) {

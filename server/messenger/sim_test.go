@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -33,6 +34,10 @@ type simNet struct {
 	slow      bool
 	stoppedAt map[[2]string]time.Time
 	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
+	// lag is how much slower than delay a new connection is. It is another one for
+	// each, so that what is said on one link overtakes what was said before on the
+	// other.
+	lag func() time.Duration
 }
 
 func newSimNet() *simNet {
@@ -119,10 +124,22 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 		if n.flipAt != nil {
 			a.flip = n.flipAt(a)
 		}
+		if n.lag != nil {
+			ab.lag, ba.lag = n.lag(), n.lag()
+		}
 		n.conns = append(n.conns, a)
 		l.queue <- b
 		return a, nil
 	}
+}
+
+// lags makes each new connection slower by a random time of its own, below most,
+// in whole milliseconds: so much happens in the same instant.
+func (n *simNet) lags(seed uint64, most time.Duration) {
+	rng := rand.New(rand.NewPCG(seed, 3))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lag = func() time.Duration { return time.Duration(rng.Int64N(int64(most))).Truncate(time.Millisecond) }
 }
 
 // stop and heal stop and restart one direction of a path.
@@ -212,6 +229,7 @@ func (n *simNet) reset(a, b string) {
 type simPipe struct {
 	net      *simNet
 	from, to string
+	lag      time.Duration
 
 	mu     sync.Mutex
 	chunks []simChunk
@@ -291,7 +309,7 @@ func (p *simPipe) write(b []byte, d *simDeadline) (int, error) {
 			return n, syscall.EPIPE
 		}
 		if room := min(len(b), simWindow-p.size); room > 0 {
-			p.chunks = append(p.chunks, simChunk{time.Now().Add(time.Duration(p.net.delay.Load())), append([]byte(nil), b[:room]...)})
+			p.chunks = append(p.chunks, simChunk{time.Now().Add(time.Duration(p.net.delay.Load()) + p.lag), append([]byte(nil), b[:room]...)})
 			p.size += room
 			n += room
 			b = b[room:]

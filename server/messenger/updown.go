@@ -115,12 +115,14 @@ func (p *peer) markDown(s *Session, l *link, err error) {
 	})
 }
 
-// relink drops both connections of a session, which goes on.
+// relink drops both connections of a session, which goes on. The data link is
+// reset: the peer, which the Goodbye on the other may not have reached, or not in
+// time, must not take the two for those of a dying process.
 func (p *peer) relink(s *Session, why error) {
 	s.relinking = true
 	for _, l := range s.links {
 		l.fsm.SetFreeTries(freeTries)
-		l.detach(false)
+		l.detach(l.kind == wire.Data)
 		p.markDown(s, l, why)
 	}
 }
