@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
 	"github.com/lockstepd/lockstep/cmd/internal/ledger"
+	"golang.org/x/sys/unix"
 )
 
 // knows holds for a node that sees exactly these peers, all up.
@@ -325,4 +327,105 @@ func TestNodesMove(t *testing.T) {
 		t.Error(err)
 	}
 	converged(t, c)
+}
+
+// shutListener makes the socket on which a process listens at a port one that
+// accepts nothing any more, as "ss --kill" does.
+func shutListener(t *testing.T, pid, port int) {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := false
+	for _, e := range fds {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdGetfd(pidfd, n, 0)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listens == 1 {
+			if sa, err := unix.Getsockname(fd); err == nil {
+				if at, ok := sa.(*unix.SockaddrInet4); ok && at.Port == port {
+					done = true
+					if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && err != unix.ENOTCONN {
+						t.Error(err)
+					}
+				}
+			}
+		}
+		unix.Close(fd)
+	}
+	if !done {
+		t.Fatalf("process %d does not listen at port %d", pid, port)
+	}
+}
+
+// TestNodeOutlivesItsSocket: one on which nobody can connect to a node any more,
+// though it runs. It listens anew, sessions stay, and its successor gets the
+// socket that works.
+func TestNodeOutlivesItsSocket(t *testing.T) {
+	needRoot(t, "the socket of another process")
+	t.Parallel()
+	c := layOut(t, quick(), nil)
+	for _, n := range c.Nodes {
+		n.Flags = []string{"--monitor"}
+	}
+	if err := c.Start(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, c, "r0")
+	alpha, beta := c.Node("alpha"), c.Node("beta")
+	pid, err := alpha.DaemonPid()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(alpha.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func() error {
+		conn, err := net.Dial("tcp", alpha.Address)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	for range 2 {
+		shutListener(t, pid, number)
+		if !poll(within(t, patience), func() bool { return dial() == nil }) {
+			t.Fatalf("alpha does not listen again: %v", dial())
+		}
+		if _, err := beta.Lockstepctl(within(t, patience), "node", "reconnect", "alpha"); err != nil {
+			t.Fatal(err)
+		}
+		until(t, beta, "the links are back", func(s cluster.Status) bool {
+			p := s.Peer("alpha")
+			return p.Data == "connected" && p.Meta == "connected"
+		})
+	}
+	if got := stat(t, beta, "stats.nodes.alpha.connects"); got != "1" {
+		t.Errorf("beta has connected with alpha %s times: there was a nodedown", got)
+	}
+	if log := alpha.Proc().LogTail(1000); !strings.Contains(log, "listening anew") {
+		t.Errorf("alpha says nothing of it:\n%s", log)
+	}
+	strike(t, pid, syscall.SIGSEGV)
+	until(t, alpha, "another daemon serves", func(cluster.Status) bool { now, err := alpha.DaemonPid(); return err == nil && now != pid })
+	inSync(t, c, "r0")
+	if err := dial(); err != nil {
+		t.Errorf("the successor does not listen: %v", err)
+	}
 }

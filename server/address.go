@@ -37,6 +37,14 @@ func (e *engine) listenForPeers(ctx context.Context, at string) (net.Listener, e
 	return e.opts.Listen(peersHold, bind)
 }
 
+// relisten listens for peers where this node did, when the socket was lost there.
+func (e *engine) relisten(ctx context.Context, lost net.Addr) (net.Listener, error) {
+	if e.opts.Release != nil {
+		e.opts.Release(peersHold) // what is kept for a successor is lost, too
+	}
+	return e.listenForPeers(ctx, lost.String())
+}
+
 // lingering is how long peers find this node at the address that it had, too:
 // they learn of the other one at their own pace, and take a node whose address
 // nobody listens at for gone.

@@ -284,7 +284,7 @@ func (e *engine) openMessenger(ctx context.Context) error {
 	}
 	o := messenger.Options{
 		Cluster: c.Name, NodeName: local.Node.Name, NodeID: local.Node.ID,
-		Secrets: [][]byte{c.Secret.Reveal()}, Listener: l, Sign: c.Sign,
+		Secrets: [][]byte{c.Secret.Reveal()}, Listener: l, Relisten: e.relisten, Sign: c.Sign,
 		Tick: c.TickTime, PingCount: c.MaxPingCount, SpinData: messenger.DefaultSpin, SpinMeta: messenger.DefaultSpin,
 		Handler: router{e.devices}, Events: e.nodeEvent, Log: e.opts.Logger("messenger"),
 		Store: disconnects{filepath.Join(e.opts.StateDir, "disconnected")},

@@ -78,10 +78,11 @@ func (p *peer) dials() bool { return p.m.opt.NodeID > p.id }
 // post has f called on the peer's goroutine.
 func (p *peer) post(f func()) bool { return p.box.post(f) }
 
-// do has f called on the peer's goroutine and waits for it.
+// do has f called on the peer's goroutine and waits for it. Snapshots show what
+// it did when do returns.
 func (p *peer) do(ctx context.Context, f func()) error {
 	called := make(chan struct{})
-	if !p.post(func() { f(); close(called) }) {
+	if !p.post(func() { f(); p.publish(); close(called) }) {
 		return errClosed
 	}
 	select {

@@ -3,8 +3,10 @@ package messenger
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,8 +23,9 @@ var (
 )
 
 // TestSoak runs 32 nodes on a simulated network in virtual time, with cuts,
-// stretches of silence, stopped and killed nodes, slow paths and changes of
-// the tick time at random, and checks the history of all that they saw:
+// stretches of silence, stopped and killed nodes, slow paths, links that overtake
+// one another, changes of the tick time, and nodes that leave, join and are
+// replaced at random, and checks the history of all that they saw:
 //
 //   - there is at most one session of a pair at a time, and nodeup and nodedown
 //     of it alternate;
@@ -45,7 +48,7 @@ func TestSoak(t *testing.T) {
 	for i := range uint64(*soakSeeds) {
 		seed := first + i
 		synctest.Test(t, func(t *testing.T) {
-			s := &soak{rng: rand.New(rand.NewPCG(seed, 0)), nodes: nodes, steps: 60, sent: make(map[sending]uint64), got: make(map[sending]uint64)}
+			s := &soak{seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), nodes: nodes, steps: 60, sent: make(map[sending]uint64), got: make(map[sending]uint64)}
 			s.run(t)
 		})
 		if t.Failed() {
@@ -62,11 +65,14 @@ type sending struct {
 }
 
 type soak struct {
+	seed         uint64
 	rng          *rand.Rand
 	nodes, steps int
 	bed          *bed
 	net          *simNet
 	asleep       map[int]bool
+	away         map[int]bool // not configured on the others
+	replaced     int
 
 	// mu guards what was sent and received in each session so far.
 	mu        sync.Mutex
@@ -74,10 +80,13 @@ type soak struct {
 }
 
 func (s *soak) run(t *testing.T) {
-	s.asleep = make(map[int]bool)
+	s.asleep, s.away = make(map[int]bool), make(map[int]bool)
 	s.bed, s.net = simBed(t, s.nodes, nil)
 	s.net.delay.Store(int64(time.Millisecond))
 	s.net.slow = s.rng.IntN(2) == 0
+	if s.rng.IntN(2) == 0 {
+		s.net.lags(s.seed, 30*time.Millisecond)
+	}
 	for i := range s.nodes {
 		s.start(i)
 	}
@@ -88,6 +97,9 @@ func (s *soak) run(t *testing.T) {
 		time.Sleep(time.Duration(s.rng.IntN(300)) * time.Millisecond)
 	}
 	s.net.healAll()
+	for _, i := range slices.Sorted(maps.Keys(s.away)) {
+		s.join(t, i)
+	}
 	time.Sleep(3 * time.Minute)
 	for _, n := range s.bed.nodes {
 		n.mu.Lock()
@@ -125,7 +137,7 @@ func (s *Session) key() string { return fmt.Sprintf("%016x-%016x", s.cookie, s.a
 func (s *soak) step(t *testing.T) {
 	i, j := s.rng.IntN(s.nodes), s.rng.IntN(s.nodes)
 	from, to := nodeName(i), nodeName(j)
-	switch s.rng.IntN(14) {
+	switch s.rng.IntN(16) {
 	case 0, 1:
 		s.net.reset(from, to)
 	case 2:
@@ -140,9 +152,8 @@ func (s *soak) step(t *testing.T) {
 	case 6: // a node that stops, and goes on later
 		s.sleep(i, !s.asleep[i])
 	case 7:
-		for k := range s.asleep {
-			s.sleep(k, false)
-			break
+		if len(s.asleep) > 0 {
+			s.sleep(slices.Min(slices.Collect(maps.Keys(s.asleep))), false)
 		}
 	case 8:
 		if s.rng.IntN(2) == 0 {
@@ -158,8 +169,59 @@ func (s *soak) step(t *testing.T) {
 		must(t, s.bed.nodes[i].Reconnect(t.Context(), ""))
 	case 11:
 		s.net.delay.Store(int64(time.Duration(s.rng.IntN(50)) * time.Millisecond))
+	case 12:
+		if s.away[i] {
+			s.join(t, i)
+		} else {
+			s.leave(t, i)
+		}
+	case 13: // by another host under the same id
+		s.leave(t, i)
+		s.bed.nodes[i].stop()
+		checkEvents(t, s.bed.nodes[i])
+		s.replaced++
+		s.bed.opts[i].NodeName = fmt.Sprintf("%s-%d", nodeName(i), s.replaced)
+		if s.rng.IntN(2) == 0 { // it is there before the others know it, or after
+			s.start(i)
+			s.join(t, i)
+		} else {
+			s.join(t, i)
+			s.start(i)
+		}
 	default:
 		time.Sleep(time.Duration(s.rng.IntN(8000)) * time.Millisecond)
+	}
+}
+
+// leave takes a node out of the configuration of all others, one after the
+// other, as they read theirs.
+func (s *soak) leave(t *testing.T, i int) {
+	if s.away[i] {
+		return
+	}
+	s.away[i] = true
+	for _, j := range s.rng.Perm(s.nodes) {
+		if j == i {
+			continue
+		}
+		must(t, s.bed.nodes[j].RemoveNode(t.Context(), s.bed.opts[i].NodeName))
+		o := &s.bed.opts[j]
+		o.Peers = slices.DeleteFunc(slices.Clone(o.Peers), func(p Peer) bool { return p.ID == i })
+		time.Sleep(time.Duration(s.rng.IntN(20)) * time.Millisecond)
+	}
+}
+
+// join is the reverse.
+func (s *soak) join(t *testing.T, i int) {
+	delete(s.away, i)
+	p := Peer{Name: s.bed.opts[i].NodeName, ID: i, Address: nodeName(i)}
+	for _, j := range s.rng.Perm(s.nodes) {
+		if j == i {
+			continue
+		}
+		must(t, s.bed.nodes[j].AddNode(p))
+		s.bed.opts[j].Peers = append(s.bed.opts[j].Peers, p)
+		time.Sleep(time.Duration(s.rng.IntN(20)) * time.Millisecond)
 	}
 }
 
