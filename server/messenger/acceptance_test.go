@@ -47,16 +47,14 @@ var criteria = []struct{ id, what, tests string }{
 	{"E14", "a queue's limit holds, and who sends is not kept waiting", "TestAFullPeerIsCutAndOthersGoOn TestUnackedFramesAreToldBeforeTheNewSession"},
 	{"E15", "disconnect returns when the node is down, and answers who waits", "TestDisconnectKeepsTheNodeAwayUntilConnect TestDisconnectAnswersAllWhoWait"},
 	{"C1", "ports: busy, avoided, exhausted, fixed", "TestBindTakesTheFirstFreePortOfARange TestBindTriesAgainForAPredecessorOnItsWayOut"},
-	// A node binds once a life: its addresses are the configuration's. A new
-	// life has a new incarnation, which peers take for a new entity.
-	{"C2", "a new binding is a new entity", "TestARestartedPeerIsANewSession"},
+	{"C2", "rebind: another port, a new entity; without one nothing changes", "TestRebindIsANewEntityAtAnotherPort TestRebindWithoutAnotherPortChangesNothing TestALostSocketReplacedElsewhereIsANewEntity"},
 	{"C3", "nothing lost, doubled or reordered by resets", "TestLosslessUnderResets TestCutLinksComeBackWithNothingLost"},
 	{"C4", "nor by silence that ends in a reset", "TestLosslessUnderResets TestAShortCutIsNoNodedown"},
 	{"C5", "lossy traffic is lost rather than kept", "TestHintsAreLostRatherThanKept"},
-	{"C6", "the side that does not dial never does, and keeps its queue", "TestTheLowerIDNeverDials"},
+	{"C6", "the side that does not dial never does, and keeps its queue", "TestTheLowerIDNeverDials TestAPassiveNodeSeesTheEndOfItsPeer"},
 	// There is no standby: a session is kept up at all times, since liveness
-	// needs it.
-	{"C7", "standby", ""},
+	// needs it. A node that is disconnected by hand stands by.
+	{"C7", "an idle cut is mended; who stands by makes no connection until asked", "TestAnIdleCutIsMendedAtOnce TestADisconnectedNodeStandsBy"},
 	{"C8", "a restart is told once, with what was not acked, before anything new", "TestUnackedFramesAreToldBeforeTheNewSession TestARestartedPeerIsANewSession"},
 	{"C9", "one session whatever is lost of the handshake", "TestOneSessionWhateverTheOrderOfStarts TestResetsAtEveryByteOfTheHandshakeEndInOneSession"},
 	{"C10", "a stale dial never replaces a live session", "TestAStaleDialNeverReplacesALiveSession"},
@@ -73,14 +71,14 @@ var criteria = []struct{ id, what, tests string }{
 // promises says the same of what the messenger and the cluster package promise
 // beside the criteria.
 var promises = []struct{ what, tests string }{
-	{"ports: fixed or of a range, an avoid list, retries", "TestBindTakesTheFirstFreePortOfARange TestBindTriesAgainForAPredecessorOnItsWayOut"},
+	{"ports: fixed or of a range, an avoid list, retries, rebind", "TestBindTakesTheFirstFreePortOfARange TestBindTriesAgainForAPredecessorOnItsWayOut TestRebindIsANewEntityAtAnotherPort TestALostSocketIsReplaced cmd/TestNodeOutlivesItsSocket"},
 	{"who has proved nothing holds no slot and blocks nobody; limits in time, in all and per address", "TestIdleConnectionsBlockNobody TestUnprovenConnectionsAreBoundedPerAddressAndInAll"},
 	{"several nodes on one host, each with its own address", "TestAPeerIsDialledFromTheAddressItBindsTo cmd/TestNodesJoinLeaveAndAreReplaced"},
 	{"the handshake and what it decides", "TestWrongHandshakesAreRefusedWithTheReason TestARestartedPeerSupersedesItsHalfOpenPredecessor TestAStaleDialNeverReplacesALiveSession TestANodeThatDialsItself"},
 	{"lossless within a session, over cuts", "TestLosslessUnderResets TestCutLinksComeBackWithNothingLost TestReconnectLosesNothingAndIsNoNodedown"},
 	{"a short cut is a pause, with nothing resynced", "TestAShortCutIsNoNodedown TestACutAlmostAsLongAsTheTickTimeIsNoNodedown cmd/TestShortCutIsAPause"},
 	{"the owner is told what was not acked, before anything new", "TestUnackedFramesAreToldBeforeTheNewSession TestUnackedYieldsExactlyWhatTheOwnerMustSendAgain"},
-	{"policies: lossless, lossy", "TestLosslessUnderResets TestHintsAreLostRatherThanKept"},
+	{"policies: lossless, lossy, server, standby", "TestLosslessUnderResets TestHintsAreLostRatherThanKept TestTheLowerIDNeverDials TestAnIdleCutIsMendedAtOnce TestADisconnectedNodeStandsBy"},
 	{"throttles and bounds, each peer's and in all; urgent frames first", "TestHeldMemoryStopsThatPeersDataLinkAndNothingElse TestWhatAllPeersHoldIsBounded TestAFullPeerIsCutAndOthersGoOn TestUrgentFramesOvertakeAFullQueue"},
 	{"a disk that hangs keeps no link, no other device and no end of a session", "TestADiskThatHangsKeepsNoLink TestASessionEndsThoughADiskHangs TestReadersThatDisksKeepAreBounded server/simtest/TestADiskThatHangsKeepsNoOtherDevice"},
 	{"peers apply overlapping writes in the sender's order, others side by side", "server/simtest/TestOverlappingWritesKeepTheSendersOrder server/simtest/TestAFlushWaitsForSlowWritesBeforeIt server/simtest/TestAChangeThatHangsIsNotTakenForAnothersAfterItsSession"},
@@ -252,32 +250,115 @@ func TestStaggeredTickChangesDropNobody(t *testing.T) {
 	}
 }
 
-// TestTheLowerIDNeverDials: but for its knock. What it has to send waits for
-// the other one to come back.
+// TestTheLowerIDNeverDials: a passive one makes no connection whatever, others
+// none that says anything but for the knock. What it has to send waits for the
+// other one to come back.
 func TestTheLowerIDNeverDials(t *testing.T) {
-	simPair(t, func(_ int, o *Options) { o.NoKnock = true }, func(t *testing.T, a, b *node, sn *simNet) {
-		s := a.waitUp(1)
-		n := uint64(0)
-		for range 20 {
-			sn.stop("beta", "alpha") // who dials cannot
-			sn.reset("alpha", "beta")
-			for range 10 {
-				n++
-				sendNumber(s, wire.Write, n, pattern(100), nil)
-				time.Sleep(100 * time.Millisecond)
+	for _, passive := range []bool{false, true} {
+		simPair(t, func(_ int, o *Options) { o.Passive = passive }, func(t *testing.T, a, b *node, sn *simNet) {
+			s := a.waitUp(1)
+			path, back := [2]string{"beta", "alpha"}, [2]string{"alpha", "beta"}
+			sn.mu.Lock()
+			knocks := sn.spoken[back]
+			sn.mu.Unlock()
+			n := uint64(0)
+			for range 20 {
+				sn.stop("beta", "alpha") // who dials cannot
+				sn.reset("alpha", "beta")
+				for range 10 {
+					n++
+					sendNumber(s, wire.Write, n, pattern(100), nil)
+					time.Sleep(100 * time.Millisecond)
+				}
+				if s.Queued(wire.Data) == 0 {
+					t.Error("nothing is kept for a peer that will return")
+				}
+				sn.heal("beta", "alpha")
+				time.Sleep(3 * time.Second)
 			}
-			sn.heal("beta", "alpha")
-			time.Sleep(3 * time.Second)
+			checkOrder(t, b.frames(wire.Data), int(n))
+			a.waitLog("up 1")
+			sn.mu.Lock()
+			defer sn.mu.Unlock()
+			if sn.spoken[path] < 42 || sn.spoken[back] != knocks || passive && (sn.dials[back] != 0 || knocks != 0) {
+				t.Errorf("passive %t: %d dials of the higher id; of the lower one %d, %d of them knocks, %d said anything",
+					passive, sn.spoken[path], sn.dials[back], knocks, sn.spoken[back])
+			}
+		})
+	}
+}
+
+// TestAPassiveNodeSeesTheEndOfItsPeer: without a probe, by the ends of both
+// links.
+func TestAPassiveNodeSeesTheEndOfItsPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bed, _ := simBed(t, 2, func(_ int, o *Options) { o.Passive = true })
+		a := bed.start(0)
+		b := bed.start(1)
+		a.waitUp(1)
+		b.waitUp(1)
+		start := time.Now()
+		crash(b)
+		a.waitLog("up 1", "down connection-closed")
+		if d := time.Since(start); d > 200*time.Millisecond {
+			t.Errorf("it took %v", d)
 		}
-		checkOrder(t, b.frames(wire.Data), int(n))
-		a.waitLog("up 1")
-		sn.mu.Lock()
-		defer sn.mu.Unlock()
-		// The probes of who waits are connections that hang up at once.
-		if there, back := sn.spoken[[2]string{"beta", "alpha"}], sn.spoken[[2]string{"alpha", "beta"}]; there < 42 || back != 0 {
-			t.Errorf("%d dials of the higher id, %d of the lower one", there, back)
-		}
+		a.stop()
 	})
+}
+
+// TestAnIdleCutIsMendedAtOnce: there is no standby. Nothing is sent over the
+// session all the while.
+func TestAnIdleCutIsMendedAtOnce(t *testing.T) {
+	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+		sn.delay.Store(int64(time.Millisecond))
+		a.waitUp(1)
+		b.waitUp(1)
+		for round := range 20 {
+			time.Sleep(time.Minute)
+			sn.reset("alpha", "beta")
+			time.Sleep(time.Second / 2)
+			for _, n := range []*node{a, b} {
+				i := n.Nodes()[0]
+				if i.Data.State != "connected" || i.Meta.State != "connected" || n.countEvents(cluster.NodeRelinked) != 2*(round+1) {
+					t.Fatalf("node %s: data %s, meta %s, back %d times", n.name, i.Data.State, i.Meta.State, n.countEvents(cluster.NodeRelinked))
+				}
+			}
+		}
+		a.waitLog("up 1")
+		b.waitLog("up 0")
+	})
+}
+
+// TestADisconnectedNodeStandsBy: neither side makes a connection until one is
+// asked for, and then it comes at once.
+func TestADisconnectedNodeStandsBy(t *testing.T) {
+	for _, who := range []int{0, 1} { // 1 dials
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			n, other := []*node{a, b}[who], []*node{a, b}[1-who]
+			must(t, n.Disconnect(t.Context(), other.name, false))
+			dials := func() int {
+				sn.mu.Lock()
+				defer sn.mu.Unlock()
+				return sn.dials[[2]string{n.name, other.name}]
+			}
+			before := dials()
+			time.Sleep(time.Hour)
+			if d := dials() - before; d != 0 {
+				t.Errorf("node %s, which is to stand by, made %d connections", n.name, d)
+			}
+			if len(n.log) != 2 || len(other.log) != 2 {
+				t.Errorf("%q %q", n.log, other.log)
+			}
+			start := time.Now()
+			must(t, n.Connect(t.Context(), other.name))
+			n.waitUp(2)
+			other.waitUp(2)
+			if d := time.Since(start); d > 100*time.Millisecond {
+				t.Errorf("node %s came back only after %v", n.name, d)
+			}
+		})
+	}
 }
 
 // TestAFalseProofDoesNotDisturbThePeerItNames: somebody without the secret

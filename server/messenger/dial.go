@@ -216,7 +216,7 @@ func (s *Session) silenced() bool { return !s.links[wire.Meta].downSince.IsZero(
 
 // knock tells the node that dials us that we are there.
 func (p *peer) knock() {
-	if !p.wanted || p.m.opt.NoKnock {
+	if !p.wanted || p.m.opt.Passive {
 		return
 	}
 	hello := p.hello(wire.KindKnock, p.m.Incarnation())

@@ -26,6 +26,34 @@
 // Session.LeaseLeft is for how much longer the peer is certain to take this
 // node for alive (see the cluster package).
 //
+// # Policies
+//
+// What becomes of a frame when a link is cut depends on what it is for; and what
+// a side does about the cut, on who dials.
+//
+//   - Lossless: every device frame, and what the owner sends by Send. It is kept
+//     until acked and sent again. What was not acked when the session ends is told
+//     to the owner (Session.Unacked) before anything of a new session.
+//   - Lossy: hints (Session.SendHint), pings, pongs and acks. They have no number,
+//     go ahead of the queue, and are dropped where they cannot be sent at once;
+//     SendHint says so. Nothing of them comes after a cut.
+//   - The side of the higher id is a peer's client: when a link is cut it dials at
+//     once, again and again until the session ends, and between sessions too.
+//   - The side of the lower id is its server: it never dials for a session, keeps
+//     what it has to send, and sends it when the other comes back. It knocks when
+//     it has started and probes when links are cut, which are connections that
+//     carry nothing of a session; with Options.Passive it makes none at all.
+//   - Standby, a session that is left cut until there is something to send, does
+//     not exist: whether a peer is up must be known at all times, so pings are
+//     always to be sent, and a cut that nobody's frames notice is mended as fast
+//     as any other. What standby saves, connections to nobody's use, is saved where
+//     a node was disconnected: the one on which that was asked for makes none
+//     until it is told to connect, and then at once.
+//   - A session that one side has lost is found by the other, whose owner is told,
+//     before anything new is exchanged: by cookies, incarnations and sequences in
+//     the handshake. Nothing of an old session is ever given to the owner of a new
+//     one.
+//
 // # Who does what
 //
 // Each peer has one goroutine that owns its session's state and receives

@@ -497,7 +497,8 @@ func TestBackoffGrowsAndIsResetOnRequest(t *testing.T) {
 	})
 }
 
-// TestHintsAreLostRatherThanKept: a cut drops them.
+// TestHintsAreLostRatherThanKept: a cut drops them, those that are sent while
+// the link is cut are refused, none comes later, and the cut is told of once.
 func TestHintsAreLostRatherThanKept(t *testing.T) {
 	simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
 		s := a.waitUp(1)
@@ -514,11 +515,29 @@ func TestHintsAreLostRatherThanKept(t *testing.T) {
 			s.SendHint(hint)
 		}
 		sn.reset("alpha", "beta")
+		time.Sleep(100 * time.Millisecond) // cut; the dial hangs
+		for range 100 {
+			if s.SendHint(hint) {
+				t.Error("a hint is taken while the link is cut")
+			}
+		}
+		if got := a.countEvents(cluster.NodeRelinked); got != 0 {
+			t.Errorf("the links are back %d times while the path is stopped", got)
+		}
 		sn.heal("alpha", "beta")
 		time.Sleep(2 * time.Second)
-		if got := b.frames(wire.Meta); len(got) > 1+maxHints {
-			t.Errorf("%d hints arrived after the cut", len(got))
+		if got := b.frames(wire.Meta); len(got) != 1 {
+			t.Errorf("%d hints arrived after the cut", len(got)-1)
 		}
+		for _, n := range []*node{a, b} {
+			if got := n.countEvents(cluster.NodeRelinked); got != 2 {
+				t.Errorf("%s is told %d times of its two links", n.name, got)
+			}
+		}
+		if !s.SendHint(hint) {
+			t.Error("a hint on links that are back is dropped")
+		}
+		b.wait("it", func() bool { return len(b.got[wire.Meta]) == 2 })
 		a.waitLog("up 1")
 	})
 }

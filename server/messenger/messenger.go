@@ -88,8 +88,11 @@ type Options struct {
 	SpinData, SpinMeta time.Duration
 	// SendBuffer is the kernel's buffer of a connection; 0 leaves it to it.
 	SendBuffer int
-	// NoKnock keeps this node from asking the nodes that dial it to do so now.
-	NoKnock bool
+	// Passive keeps this node from making any connection to the nodes that dial
+	// it: it neither asks them to do so now (a knock) nor finds out whether they
+	// are there (a probe). A peer's death under load may then be found by the
+	// silence only.
+	Passive bool
 }
 
 // TLS makes TLS configurations for single connections, so that certificates

@@ -193,9 +193,14 @@ func (p *peer) actUp(s *Session, now time.Time) {
 			p.dial(s, l)
 		}
 	}
-	if !s.dialer && s.cut() && !p.probing && !now.Before(p.probeAt) {
+	if p.mayProbe(s) && !now.Before(p.probeAt) {
 		p.probe(s)
 	}
+}
+
+// mayProbe reports whether it is for this side to find out about the peer.
+func (p *peer) mayProbe(s *Session) bool {
+	return !s.dialer && s.cut() && !p.probing && !p.m.opt.Passive
 }
 
 // redials reports whether a link is to be dialled anew though it is not cut: a
@@ -245,7 +250,7 @@ func (p *peer) untilDue() time.Duration {
 				due(l.retryAt)
 			}
 		}
-		if !s.dialer && s.cut() && !p.probing {
+		if p.mayProbe(s) {
 			due(p.probeAt)
 		}
 	}
