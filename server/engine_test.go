@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -78,6 +79,16 @@ func TestNodeEventsHaveATypeThatCanBeAskedFor(t *testing.T) {
 		if !events.Known(eventType(typ)) {
 			t.Errorf("%s is published as %s, which is no type", typ, eventType(typ))
 		}
+	}
+}
+
+// TestNodeEventsCarryWhatTheyAreOf: the reason, and which life of the node in
+// which session.
+func TestNodeEventsCarryWhatTheyAreOf(t *testing.T) {
+	got := eventData(cluster.Event{Type: cluster.NodeDown, ID: 0, Reason: "tick-timeout", Session: 7, Incarnation: 0xabcdef0123456789})
+	want := map[string]any{"id": 0, "reason": "tick-timeout", "session": uint64(7), "incarnation": "abcdef0123456789"}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/cluster"
@@ -269,6 +270,9 @@ func eventData(ev cluster.Event) map[string]any {
 	}
 	if ev.Session != 0 {
 		d["session"] = ev.Session
+	}
+	if ev.Incarnation != 0 {
+		d["incarnation"] = strconv.FormatUint(ev.Incarnation, 16) // as node/show has it
 	}
 	if ev.Missed != 0 {
 		d["missed"] = ev.Missed

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -268,4 +269,57 @@ func BenchmarkSubscribers(b *testing.B) {
 			}
 		})
 	})
+}
+
+// TestSubscriptionsOfOneConnection: each of them gets its own copy of what it
+// asked for, with what belongs to it; those to the same types end together, and
+// other connections keep theirs.
+func TestSubscriptionsOfOneConnection(t *testing.T) {
+	log := events.NewLog(1024)
+	path := serveEvents(t, log)
+	other := subscribe(t, path)
+	nc, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	in := bufio.NewScanner(nc)
+	read := func(in *bufio.Scanner) string {
+		t.Helper()
+		if !in.Scan() {
+			t.Fatalf("the connection ended: %v", in.Err())
+		}
+		return in.Text()
+	}
+	ask := func(method, types, want string) {
+		t.Helper()
+		if _, err := fmt.Fprintf(nc, `{"jsonrpc":"2.0","id":1,"method":"events/%s","params":{"types":[%s]}}`+"\n", method, types); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(in); !strings.Contains(got, want) {
+			t.Errorf("%s [%s] is answered %s, want %s", method, types, got, want)
+		}
+	}
+	ask("subscribe", `"nodeup"`, `"seq":0`)
+	ask("subscribe", `"nodeup"`, `"seq":0`)
+	ask("subscribe", `"nodedown"`, `"seq":0`)
+	ask("subscribe", `"nodesideways"`, `nodesideways`)
+	log.Publish(events.Event{Type: events.NodeUp, Node: "beta", Text: "node beta is up", Data: map[string]any{"session": 1}})
+	for range 2 {
+		if got := read(in); !strings.Contains(got, `"type":"nodeup"`) || !strings.Contains(got, `"session":1`) {
+			t.Errorf("a copy of nodeup is %s", got)
+		}
+	}
+	log.Publish(events.Event{Type: events.NodeDown, Node: "beta", Text: "node beta is down", Data: map[string]any{"reason": "disconnect"}})
+	if got := read(in); !strings.Contains(got, `"type":"nodedown"`) || !strings.Contains(got, `"reason":"disconnect"`) {
+		t.Errorf("nodedown is %s", got)
+	}
+	ask("unsubscribe", `"nodeup"`, "ended 2 subscriptions")
+	ask("unsubscribe", `"nodeup"`, "ended 0 subscriptions")
+	ask("unsubscribe", ``, "ended 1 subscriptions")
+	for _, want := range []string{"nodeup", "nodedown"} {
+		if got := read(other.in); !strings.Contains(got, want) {
+			t.Errorf("another connection gets %s, not %s", got, want)
+		}
+	}
 }

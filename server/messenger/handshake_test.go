@@ -95,7 +95,7 @@ func TestANodeThatDialsItself(t *testing.T) {
 // TestResetsAtEveryByteOfTheHandshakeEndInOneSession: whatever is lost of the
 // first connections, the next ones succeed, and there is one session.
 func TestResetsAtEveryByteOfTheHandshakeEndInOneSession(t *testing.T) {
-	for at := 1; at < 900; at += 7 {
+	for at := 1; at < handshakeBytes; at++ {
 		synctest.Test(t, func(t *testing.T) {
 			bed, sn := simBed(t, 2, nil)
 			broken := 0
@@ -121,6 +121,43 @@ func TestResetsAtEveryByteOfTheHandshakeEndInOneSession(t *testing.T) {
 			}
 			a.stop()
 			b.stop()
+		})
+	}
+}
+
+// handshakeBytes is more than the bytes of a handshake, both ways together.
+const handshakeBytes = 900
+
+// TestResetsAtEveryByteOfAResumption: a session whose links are cut goes on,
+// whatever is lost of the handshakes that bring them back. The peer may have
+// let a connection in that the dialer never saw succeed.
+func TestResetsAtEveryByteOfAResumption(t *testing.T) {
+	for at := 1; at < handshakeBytes; at++ {
+		simPair(t, nil, func(t *testing.T, a, b *node, sn *simNet) {
+			sa, sb := a.waitUp(1), b.waitUp(1)
+			sn.mu.Lock()
+			broken := 0
+			sn.resetAt = func(*simConn) int {
+				if broken++; broken <= 3 {
+					return at
+				}
+				return 0
+			}
+			sn.mu.Unlock()
+			const n = 20
+			for i := range uint64(n) {
+				if i == n/2 {
+					sn.reset("alpha", "beta")
+				}
+				sendNumber(sa, wire.Write, i+1, pattern(50), nil)
+				sendNumber(sb, wire.WriteAck, i+1, nil, nil)
+			}
+			time.Sleep(3 * time.Second)
+			checkOrder(t, b.frames(wire.Data), n)
+			checkOrder(t, a.frames(wire.Meta), n)
+			if len(a.log) != 1 || len(b.log) != 1 {
+				t.Errorf("reset after %d bytes: %q %q", at, a.log, b.log)
+			}
 		})
 	}
 }

@@ -33,7 +33,7 @@ type simNet struct {
 	// more for as long as the path was stopped, as TCP's growing timeouts do.
 	slow      bool
 	stoppedAt map[[2]string]time.Time
-	flipAt    func(c *simConn) int // the byte written of which a bit is turned over; 0: none
+	flipAt    func(c *simConn) int // the byte written by one end of which a bit is turned over; 0: none
 	// lag is how much slower than delay a new connection is. It is another one for
 	// each, so that what is said on one link overtakes what was said before on the
 	// other.
@@ -122,7 +122,7 @@ func (n *simNet) dialer(from string) func(context.Context, string, string) (net.
 			a.budget = n.resetAt(a)
 		}
 		if n.flipAt != nil {
-			a.flip = n.flipAt(a)
+			a.flip, b.flip = n.flipAt(a), n.flipAt(b)
 		}
 		if n.lag != nil {
 			ab.lag, ba.lag = n.lag(), n.lag()
