@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -100,6 +101,88 @@ func TestNodesJoinLeaveAndAreReplaced(t *testing.T) {
 		for _, peer := range []string{"alpha", "beta", "gamma"} {
 			if key := "stats.nodes." + peer + ".connects"; peer != n.Name && stat(t, n, key) != "1" {
 				t.Errorf("%s: %s is %s: there was a nodedown", n.Name, key, stat(t, n, key))
+			}
+		}
+	}
+}
+
+// TestThirtyTwoNodesJoinLeaveAndAreReplaced does so with as many nodes as there
+// may be, all of them processes: those that stay are connected throughout.
+func TestThirtyTwoNodesJoinLeaveAndAreReplaced(t *testing.T) {
+	if testing.Short() {
+		t.Skip("32 daemons at once are not for a quick run")
+	}
+	s, _ := seed(t)
+	cfg := quick()
+	cfg.TickTime = 8 * time.Second // two processors for 32 of them
+	for i := range 34 {
+		cfg.Nodes = append(cfg.Nodes[:i:i], fmt.Sprintf("n%02d", i))
+	}
+	cfg.Devices[0].Nodes = cfg.Nodes[:3]
+	c := layOut(t, cfg, nil)
+	members := func(names []string) {
+		t.Helper()
+		next := cfg
+		next.Nodes = names
+		if err := c.WriteConfig(next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// complete waits until each of names sees all others up and nobody else.
+	complete := func(what string, names []string) {
+		t.Helper()
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" })
+		for _, n := range names {
+			until(t, c.Node(n), what, knows(slices.DeleteFunc(slices.Clone(names), func(o string) bool { return o == n })...))
+		}
+	}
+	now := slices.Clone(cfg.Nodes[:30])
+	members(now)
+	for _, n := range now {
+		launch(t, c.Node(n))
+	}
+	complete("30 nodes are up", now)
+	book := ledger.New(s, faultSize)
+	tr := load(t, book, c.Nodes[0], 0)
+	tr.moves(t)
+
+	now = append(now, "n30", "n31")
+	members(now)
+	for _, n := range now[30:] {
+		launch(t, c.Node(n))
+	}
+	complete("there are 32", now)
+	tr.moves(t)
+
+	// Other hosts take the places of two: of one that has ended, and of one that
+	// still runs.
+	now[5], now[6] = "n32", "n33"
+	c.Node("n06").Kill9()
+	members(now)
+	launch(t, c.Node("n33"))
+	c.Node("n05").Kill9()
+	launch(t, c.Node("n32"))
+	complete("two are replaced", now)
+	tr.moves(t)
+
+	// Two leave while another joins again.
+	now[20], now[31] = "", ""
+	members(now)
+	complete("two have left", now)
+	now[31] = "n31"
+	members(now)
+	complete("one is back", now)
+	tr.moves(t)
+	tr.flawless(t)
+	conn := open(t, c.Nodes[0])
+	verify(t, book, conn, 0)
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, i := range []int{0, 1, 2, 10, 29, 30} {
+		for _, j := range []int{0, 4, 7, 19, 29, 30} {
+			if key := "stats.nodes." + now[j] + ".connects"; i != j && stat(t, c.Node(now[i]), key) != "1" {
+				t.Errorf("%s: %s is %s: there was a nodedown", now[i], key, stat(t, c.Node(now[i]), key))
 			}
 		}
 	}

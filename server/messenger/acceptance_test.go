@@ -97,7 +97,7 @@ var promises = []struct{ what, tests string }{
 	{"tick/set, here or everywhere, drops nobody", "server/cluster/TestSetAnswersAsDocumented server/cluster/TestNoDropDuringAnyChange TestTickSetReachesEveryNodeAndDropsNone TestStaggeredTickChangesDropNobody"},
 	{"a pause of the whole host; no lease on stale time", "server/cluster/TestAPauseOfOurOwnIsNobodysSilence server/cluster/TestASuspendedHostIsToldOf TestALeaseEndsBeforeThePeerGivesUp cmd/TestPrimaryThatSleptAnswersNothing"},
 	{"clock jumps change nothing", "server/cluster/TestTheClockCountsSuspensions"},
-	{"32 nodes, joining, leaving and replaced", "TestSoak TestNodesComeAndGo cmd/TestNodesJoinLeaveAndAreReplaced"},
+	{"32 nodes, joining, leaving and replaced", "TestSoak TestNodesComeAndGo cmd/TestNodesJoinLeaveAndAreReplaced cmd/TestThirtyTwoNodesJoinLeaveAndAreReplaced"},
 	{"an end of a process is seen at once, a stop within the window", "TestAKilledProcessIsSeenAtOnce TestStoppedProcessesAreFoundWithinTheWindow"},
 }
 
