@@ -83,7 +83,7 @@ var promises = []struct{ what, tests string }{
 	{"a short cut is a pause, with nothing resynced", "TestAShortCutIsNoNodedown TestACutAlmostAsLongAsTheTickTimeIsNoNodedown cmd/TestShortCutIsAPause"},
 	{"the owner is told what was not acked, before anything new", "TestUnackedFramesAreToldBeforeTheNewSession TestUnackedYieldsExactlyWhatTheOwnerMustSendAgain"},
 	{"policies: lossless, lossy, server, standby", "TestLosslessUnderResets TestHintsAreLostRatherThanKept TestTheLowerIDNeverDials TestAnIdleCutIsMendedAtOnce TestADisconnectedNodeStandsBy"},
-	{"throttles and bounds, each peer's and in all; urgent frames first", "TestHeldMemoryStopsThatPeersDataLinkAndNothingElse TestWhatAllPeersHoldIsBounded TestAFullPeerIsCutAndOthersGoOn TestUrgentFramesOvertakeAFullQueue"},
+	{"throttles and bounds, each peer's and in all; urgent frames first", "TestHeldMemoryStopsThatPeersDataLinkAndNothingElse TestWhatAllPeersHoldIsBounded TestAFullPeerIsCutAndOthersGoOn TestAllQueuesTogetherAreBounded TestUrgentFramesOvertakeAFullQueue"},
 	{"a disk that hangs keeps no link, no other device and no end of a session", "TestADiskThatHangsKeepsNoLink TestASessionEndsThoughADiskHangs TestReadersThatDisksKeepAreBounded server/simtest/TestADiskThatHangsKeepsNoOtherDevice"},
 	{"peers apply overlapping writes in the sender's order, others side by side", "server/simtest/TestOverlappingWritesKeepTheSendersOrder server/simtest/TestAFlushWaitsForSlowWritesBeforeIt server/simtest/TestAChangeThatHangsIsNotTakenForAnothersAfterItsSession"},
 	{"checksums before use", "TestADamagedByteAnywhereCutsTheLinkAndNothingElse server/wire/TestEveryBitOfAHeaderIsGuarded cmd/TestFlippedBitsBetweenNodes"},

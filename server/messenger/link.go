@@ -133,6 +133,8 @@ func (l *link) push(h *wire.Header, payload []byte, buf *block.Buf) bool {
 	l.queued.Store(l.q.bytes)
 	if lim := l.s.limit[l.kind]; l.q.bytes > lim.bytes || l.q.frames() > lim.frames {
 		l.s.overflow(l.kind)
+	} else if l.q.bytes > l.s.p.m.opt.MaxQueuedAll/(2*maxNodes) {
+		l.s.p.m.boundAll()
 	}
 	return true
 }

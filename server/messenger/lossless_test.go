@@ -291,6 +291,49 @@ func TestAFullPeerIsCutAndOthersGoOn(t *testing.T) {
 	})
 }
 
+// TestAllQueuesTogetherAreBounded: each is within its limit, and all together
+// are not. The longest goes.
+func TestAllQueuesTogetherAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bed, sn := simBed(t, 5, func(_ int, o *Options) { o.MaxQueuedAll = 4 << 20 })
+		for i := range 5 {
+			bed.start(i)
+		}
+		a := bed.nodes[0]
+		a.wait("all", func() bool { return len(a.up) == 4 })
+		sessions := make([]*Session, 5)
+		for i := 1; i < 5; i++ {
+			sn.stop("alpha", nodeName(i))
+			sessions[i] = a.Session(i)
+		}
+		fill := func(peer, kib int) {
+			for range kib / 64 {
+				sendNumber(sessions[peer], wire.Write, 1, pattern(64<<10), nil)
+			}
+		}
+		fill(1, 900)
+		fill(2, 1600)
+		fill(3, 900)
+		synctest.Wait()
+		for i := 1; i < 5; i++ {
+			if a.Session(i) == nil {
+				t.Errorf("peer %d is cut within the limit", i)
+			}
+		}
+		fill(4, 900)
+		a.wait("down", func() bool { return slices.Contains(a.log, "down queue-overflow") })
+		synctest.Wait()
+		for i := 1; i < 5; i++ {
+			if gone := a.Session(i) == nil; gone != (i == 2) {
+				t.Errorf("peer %d is cut: %t", i, gone)
+			}
+		}
+		for _, n := range bed.nodes {
+			n.stop()
+		}
+	})
+}
+
 // TestHeldMemoryStopsThatPeersDataLinkAndNothingElse: a handler keeps what it
 // is given.
 func TestHeldMemoryStopsThatPeersDataLinkAndNothingElse(t *testing.T) {

@@ -70,11 +70,14 @@ type Options struct {
 	// The defaults are 256 MiB, 64 MiB and 1 Mi frames. The memory of a session
 	// is at most the sum of the two, and 128 bytes a frame; that a device keeps
 	// far fewer requests in flight is what makes the limit one that only a
-	// peer which takes nothing can reach. All peers together keep little more
-	// than one does: what is sent to many is kept once, and the local consumers
-	// bound how much of it there is.
+	// peer which takes nothing can reach.
 	MaxDataQueue, MaxMetaQueue int64
 	MaxQueuedFrames            int
+	// MaxQueuedAll bounds the same for all peers together, in bytes, 1 GiB by
+	// default: when it is exceeded the peer with the most is cut. What is sent to
+	// several is kept once and counted for each, so that memory is well below; the
+	// local consumers bound how much of it there is.
+	MaxQueuedAll int64
 	// MaxHeld bounds, for each peer and each of its links, the memory that
 	// handlers hold of what it sent, in bytes; 128 MiB by default. A handler
 	// that keeps a payload keeps the slab of about 1 MiB in which it lies. A
@@ -130,6 +133,7 @@ func (o Options) withDefaults() Options {
 	o.MaxHeld = cmp.Or(o.MaxHeld, 128<<20)
 	o.MaxHeldAll = cmp.Or(o.MaxHeldAll, 1<<30)
 	o.MaxQueuedFrames = cmp.Or(o.MaxQueuedFrames, 1<<20)
+	o.MaxQueuedAll = cmp.Or(o.MaxQueuedAll, 1<<30)
 	if o.Events == nil {
 		o.Events = func(cluster.Event) {}
 	}
