@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help run test race mutants sim soak torture bench fuzz lint docs fmt build install clean clients tidy
+.PHONY: help run test race mutants sim soak crashes torture bench fuzz lint docs fmt build install clean clients tidy
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ sim: ## SEEDS (default 1000) random histories in virtual time in which faults pi
 
 soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds, and detection at longer tick times
 	$(GO) test ./server/messenger -run 'TestSoak|TestStopped' -timeout 60m -v -long -seeds $(or $(SEEDS),20)
+
+crashes: clients ## CRASHES (default 50) of the primary's daemon under fio with verification; SEED=N replays one
+	$(if $(SEED),LOCKSTEP_SEED=$(SEED)) $(GO) test ./cmd -run '^TestCrashLoop$$' -count 1 -v -timeout 60m -crashes $(or $(CRASHES),50)
 
 torture: ## ROUNDS (default 10) of a real kernel whose host is killed in mid-write; SEED=N replays one
 	@.ci/torture $(or $(ROUNDS),10) $(SEED)

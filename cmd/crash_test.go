@@ -2,7 +2,9 @@ package cmd_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,21 +15,27 @@ import (
 
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
 	"github.com/lockstepd/lockstep/cmd/internal/ledger"
+	"github.com/lockstepd/lockstep/cmd/internal/nbdio"
+	"github.com/lockstepd/lockstep/cmd/internal/proc"
 )
 
-// crashes is how often TestCrashLoop crashes the daemon.
-const crashes = 50
+var crashes = flag.Int("crashes", 9, "how often TestCrashLoop crashes the daemon")
 
-// TestCrashLoop crashes the daemon of the primary again and again, at random
-// moments of serving and of starting, under clients that connect again when
-// their connection is lost. They get no error and are never turned away, for
-// the monitor holds the sockets; nothing that was acknowledged is lost; and
-// monitor and daemon end up with the files, processes and sockets that they
-// began with.
+// TestCrashLoop crashes the daemon of the primary again and again, by SIGSEGV,
+// by SIGKILL and by a panic of its own, at random moments of serving and of
+// starting. fio writes and verifies all the while, through QEMU, which connects
+// again and repeats what was not answered: it gets no error and reads what it
+// wrote. So do clients that know what they were told, and connect again by
+// themselves; they are never turned away, for the monitor holds the sockets.
+// Nodes and monitor end up with the files, processes and sockets that they
+// began with. "make crashes" crashes it fifty times.
 func TestCrashLoop(t *testing.T) {
+	need(t, "fio", "qemu-storage-daemon")
 	t.Parallel()
 	s, rng := seed(t)
-	c := layOut(t, quick(), nil)
+	cfg := quick()
+	cfg.Devices[0].Size = "128MiB" // fio's half, and the ledger's
+	c := layOutFrom(t, crashable(t), cfg, nil)
 	alpha := c.Node("alpha")
 	// After the first restart the monitor waits, by default 10 s and more: the
 	// operator's flag for that is the test's, too.
@@ -37,42 +45,177 @@ func TestCrashLoop(t *testing.T) {
 	}
 	inSync(t, c, "r0")
 	book := ledger.New(s, faultSize)
-	tr := load(t, book, alpha, 0)
-	tr.moves(t)
-	before, after := "", ""
-	if !poll(within(t, patience), func() bool { before = footprint(t, alpha); return strings.Count(before, "socket:") == 4 }) {
-		t.Fatalf("the monitor has other sockets than its link to the daemon, and those for the control, clients and peers:\n%s", before)
-	}
+	tr := load(t, book, alpha, faultSize)
+	stop := verifyingAt(t, reconnecting(t, alpha))
+	x := &crashing{T: t, rng: rng, alpha: alpha, peers: []*cluster.Node{c.Node("beta"), c.Node("gamma")}, tr: tr}
+	x.crash(syscall.SIGKILL) // what comes after it inherits its sockets, as all later ones do
+	x.allServed()
+	before, files := x.settled(""), x.peersFiles()
 
-	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT, syscall.SIGBUS, syscall.SIGFPE, syscall.SIGILL}
-	for i := range crashes {
-		pid := daemonOf(t, alpha)
-		if rng.IntN(4) > 0 { // while it serves; else as soon as it is there
-			from, more := tr.Writes.Load(), 1+rng.Int64N(200)
-			if !poll(within(t, patience), func() bool { return tr.Writes.Load() >= from+more }) {
-				t.Fatalf("after %d crashes the load stands still; its failures: %v", i, tr.Failures())
-			}
+	kinds := []syscall.Signal{syscall.SIGSEGV, syscall.SIGKILL, syscall.SIGUSR2}
+	for i := range *crashes {
+		if i%len(kinds) == 0 {
+			rng.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
 		}
-		strike(t, pid, signals[rng.IntN(len(signals))])
-		if !poll(within(t, patience), func() bool { now, err := alpha.DaemonPid(); return err == nil && now != pid }) {
-			t.Fatalf("after crash %d no other daemon was started", i)
-		}
+		x.crash(kinds[i%len(kinds)])
 	}
 	tr.moves(t)
 	until(t, alpha, "all disks are in sync with the primary's", cluster.InSync("r0"))
-	if !poll(within(t, patience), func() bool { after = footprint(t, alpha); return after == before }) {
+	x.allServed()
+	if after := x.settled(before); after != before {
 		t.Errorf("before the crashes:\n%s\nafter them:\n%s", before, after)
 	}
+	x.peersKeep(files)
+	x.told()
+	stop()
 	tr.neverRefused(t)
 	onlyLostConnections(t, tr)
 	conn := open(t, alpha)
-	verify(t, book, conn, 0)
+	verify(t, book, conn, faultSize)
 	if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
 	until(t, alpha, "all disks are in sync with this one", cluster.InSync("r0"))
 	if err := c.SameDisks("r0"); err != nil {
 		t.Error(err)
+	}
+}
+
+// crashable builds a lockstepd that has a fault of its own when it is told to.
+func crashable(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := goBuild(dir, "-tags", "crashable", "./lockstepd", "./lockstepctl"); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// reconnecting starts a QEMU that passes r0 of a node on, and connects again
+// when it has lost the node. It returns where it serves.
+func reconnecting(t *testing.T, n *cluster.Node) (uri string) {
+	t.Helper()
+	host, dir := proc.NewHost(), t.TempDir()
+	t.Cleanup(host.Close)
+	socket := filepath.Join(dir, "front")
+	q, err := host.Start(proc.Spec{Log: filepath.Join(dir, "log"), Argv: []string{"qemu-storage-daemon",
+		"--blockdev", "driver=nbd,node-name=r0,server.type=unix,server.path=" + n.NBD("r0") + ",export=r0,reconnect-delay=60",
+		"--nbd-server", "addr.type=unix,addr.path=" + socket,
+		"--export", "type=nbd,id=front,node-name=r0,name=r0,writable=on"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !poll(within(t, patience), func() bool {
+		c, err := nbdio.Dial(t.Context(), socket, "r0")
+		if err == nil {
+			err = c.Close()
+		}
+		return err == nil
+	}) {
+		t.Fatalf("QEMU does not serve:\n%s", q.LogTail(20))
+	}
+	return "nbd+unix:///r0?socket=" + socket
+}
+
+// crashing is a run of TestCrashLoop.
+type crashing struct {
+	*testing.T
+	rng   *rand.Rand
+	alpha *cluster.Node
+	peers []*cluster.Node
+	tr    *traffic
+	count int
+}
+
+// crash ends the daemon at some moment, and waits for the next one.
+func (x *crashing) crash(sig syscall.Signal) {
+	x.Helper()
+	pid := daemonOf(x.T, x.alpha)
+	if x.rng.IntN(4) > 0 { // while it serves; else as soon as it is there
+		x.allServed()
+		from, more := x.tr.Writes.Load(), 1+x.rng.Int64N(100)
+		if !poll(within(x.T, patience), func() bool { return x.tr.Writes.Load() >= from+more }) {
+			x.Fatalf("after %d crashes the load stands still; its failures: %v", x.count, x.tr.Failures())
+		}
+	}
+	strike(x.T, pid, sig)
+	x.count++
+	if !poll(within(x.T, patience), func() bool { now, err := x.alpha.DaemonPid(); return err == nil && now != pid }) {
+		x.Fatalf("after crash %d, by %v, no other daemon was started", x.count, sig)
+	}
+}
+
+// allServed waits until fio's QEMU and the ledger's two clients have r0 open.
+func (x *crashing) allServed() {
+	x.Helper()
+	until(x.T, x.alpha, "three clients have r0 open", func(s cluster.Status) bool { return s.Device("r0").Open >= 3 })
+}
+
+// settled is the footprint of the node, as soon as that is as it was before,
+// or, if there is no before, holds what it should hold.
+func (x *crashing) settled(before string) (now string) {
+	x.Helper()
+	ok := poll(within(x.T, patience), func() bool {
+		now = footprint(x.T, x.alpha)
+		return now == before || before == "" && strings.Count(now, "socket:") == 4
+	})
+	if !ok && before == "" {
+		x.Fatalf("the monitor has other sockets than its link to the daemon, and those for the control, clients and peers:\n%s", now)
+	}
+	return now
+}
+
+// peersFiles counts what the other nodes have open.
+func (x *crashing) peersFiles() map[string]int {
+	x.Helper()
+	count := map[string]int{}
+	for _, n := range x.peers {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
+		if err != nil {
+			x.Fatal(err)
+		}
+		count[n.Name] = len(fds)
+	}
+	return count
+}
+
+// peersKeep checks that the nodes which lost the primary so often have not
+// kept something of it each time. A few files come and go with the links.
+func (x *crashing) peersKeep(before map[string]int) {
+	x.Helper()
+	var now map[string]int
+	if !poll(within(x.T, patience), func() bool {
+		now = x.peersFiles()
+		return !slices.ContainsFunc(x.peers, func(n *cluster.Node) bool { return now[n.Name] >= before[n.Name]+x.count-1 })
+	}) {
+		x.Errorf("the peers had these numbers of files open: %v; and now, after %d crashes: %v", before, x.count, now)
+	}
+}
+
+// told checks what there is to be seen of the crashes.
+func (x *crashing) told() {
+	x.Helper()
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", x.alpha.Pid()))
+	if want := fmt.Sprintf("(%d crashes: ", x.count); err != nil || !strings.Contains(string(title), want) {
+		x.Errorf("the monitor's title is %q, without %q (%v)", title, want, err)
+	}
+	log, err := os.ReadFile(x.alpha.Log)
+	if err != nil {
+		x.Fatal(err)
+	}
+	for what, forms := range map[string][]string{
+		"SIGSEGV": {"died, exit status 2, SIGSEGV: segmentation violation"},
+		"SIGKILL": {"died, killed (Killed)"},
+		"a fault of its own": {"died, exit status 2, panic: crashable: a panic of its own", "died, exit status 2, panic: runtime error: invalid memory address",
+			"died, exit status 2, fatal error: sync: unlock of unlocked mutex"},
+	} {
+		if !slices.ContainsFunc(forms, func(form string) bool { return strings.Contains(string(log), form) }) {
+			x.Errorf("the log does not tell of a death by %s: %q", what, forms)
+		}
+	}
+	reports, err := filepath.Glob(filepath.Join(x.alpha.State, "crash", "*"))
+	if err != nil || len(reports) == 0 || len(reports) > 5 {
+		x.Errorf("%d crash reports are kept: %v (%v)", len(reports), reports, err)
 	}
 }
 

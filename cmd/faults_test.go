@@ -24,6 +24,12 @@ func quick() cluster.Config {
 // verifying runs fio with verification over and over until stopped; every pass must succeed.
 func verifying(t *testing.T, n *cluster.Node) (stop func()) {
 	t.Helper()
+	return verifyingAt(t, n.URI("r0"))
+}
+
+// verifyingAt is verifying by way of an NBD server.
+func verifyingAt(t *testing.T, uri string) (stop func()) {
+	t.Helper()
 	host := proc.NewHost()
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
@@ -32,7 +38,7 @@ func verifying(t *testing.T, n *cluster.Node) (stop func()) {
 		defer host.Close()
 		for ctx.Err() == nil {
 			// Not under ctx: the last pass is verified to its end.
-			if err := fioVerify(t.Context(), host, n.URI("r0"), "16M"); err != nil {
+			if err := fioVerify(t.Context(), host, uri, "16M"); err != nil {
 				result <- err
 				return
 			}

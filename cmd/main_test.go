@@ -45,16 +45,22 @@ func TestMain(m *testing.M) {
 func (p *programs) build(t testing.TB) string {
 	t.Helper()
 	p.once.Do(func() {
-		cmd := exec.Command("go", "build", "-o", p.dir, "./lockstepd", "./lockstepctl", "./internal/demo", "./internal/bench")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			p.err = fmt.Errorf("build the programs: %w\n%s", err, out)
-		}
+		p.err = goBuild(p.dir, "./lockstepd", "./lockstepctl", "./internal/demo", "./internal/bench")
 	})
 	if p.err != nil {
 		t.Fatal(p.err)
 	}
 	return p.dir
+}
+
+// goBuild builds programs as they are released, but for the flags, into a folder.
+func goBuild(dir string, args ...string) error {
+	cmd := exec.Command("go", append([]string{"build", "-o", dir}, args...)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // need skips the test where a program that it drives is missing. In CI nothing is skipped.
