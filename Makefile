@@ -52,7 +52,7 @@ soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds
 crashes: clients ## CRASHES (default 50) of the primary's daemon under fio with verification; SEED=N replays one
 	$(if $(SEED),LOCKSTEP_SEED=$(SEED)) $(GO) test ./cmd -run '^TestCrashLoop$$' -count 1 -v -timeout 60m -crashes $(or $(CRASHES),50)
 
-torture: ## ROUNDS (default 10) of a real kernel whose host is killed in mid-write; SEED=N replays one
+torture: ## ROUNDS (default 10) of a real kernel whose daemon restarts and whose host is killed in mid-write; SEED=N replays one
 	@.ci/torture $(or $(ROUNDS),10) $(SEED)
 
 bench: build clients ## lockstep against nbdkit and qemu's quorum, side by side; benchmarks of the links, the control plane, start and restart

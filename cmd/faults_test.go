@@ -223,6 +223,17 @@ type network struct {
 // newNetwork starts a cluster in a network namespace.
 func newNetwork(t *testing.T, cfg cluster.Config) network {
 	t.Helper()
+	n := layOutNetwork(t, cfg)
+	if err := n.Start(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, n.Cluster, "r0")
+	return n
+}
+
+// layOutNetwork is newNetwork that starts nothing yet.
+func layOutNetwork(t *testing.T, cfg cluster.Config) network {
+	t.Helper()
 	need(t, "nft")
 	needRoot(t, "a network namespace")
 	host, err := proc.NewNetwork()
@@ -230,7 +241,7 @@ func newNetwork(t *testing.T, cfg cluster.Config) network {
 		t.Fatal(err)
 	}
 	t.Cleanup(host.Close)
-	n := network{startOn(t, cfg, host), t}
+	n := network{layOut(t, cfg, host), t}
 	n.nft("add table ip cut", "add chain ip cut in { type filter hook input priority 0; }")
 	return n
 }

@@ -151,11 +151,9 @@ func report(t testing.TB, n *cluster.Node) {
 }
 
 // start runs a cluster until its nodes are up and its devices in sync.
-func start(t testing.TB, cfg cluster.Config) *cluster.Cluster { return startOn(t, cfg, nil) }
-
-func startOn(t testing.TB, cfg cluster.Config, host *proc.Host) *cluster.Cluster {
+func start(t testing.TB, cfg cluster.Config) *cluster.Cluster {
 	t.Helper()
-	c := layOut(t, cfg, host)
+	c := layOut(t, cfg, nil)
 	if err := c.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
@@ -18,9 +20,10 @@ var rounds = flag.Int("rounds", 1, "how often TestTorture kills the primary's ho
 const writers = 3
 
 // TestTorture runs a real kernel, with ext4 on a device of three nodes through
-// the kernel's own NBD client, and kills the host that it is on in the midst of
-// its writes, round after round: the machine and the primary's daemon at once,
-// or the daemon first. Another machine goes on at another node: it recovers
+// the kernel's own NBD client, which never connects again. Planned restarts of
+// the primary's daemon in the midst of its writes are nothing that it notices.
+// Then the host that it is on is killed, round after round: the machine and the
+// primary's daemon at once, or the daemon first. Another machine goes on at another node: it recovers
 // the file system as after any crash, in which then every file that was
 // fsynced is whole and e2fsck finds nothing. "make torture" runs ten rounds.
 func TestTorture(t *testing.T) {
@@ -36,6 +39,9 @@ func TestTorture(t *testing.T) {
 	for round := range *rounds {
 		primary, next := x.Nodes[order[round%3]], x.Nodes[order[(round+1)%3]]
 		x.letWrite(t, m)
+		for range 1 + rng.IntN(3) {
+			x.restart(t, m, primary)
+		}
 		// The one that takes over is in sync; the other may still be resyncing
 		// from when it was killed.
 		until(t, primary, next.Name+" is in sync", func(s cluster.Status) bool {
@@ -45,8 +51,8 @@ func TestTorture(t *testing.T) {
 		how := x.kill(t, m, primary)
 		m = x.boot(t, next, torture.Order{})
 		r := x.checked(t, m)
-		t.Logf("round %d, %s on %s: %d promises by now; on %s %d files are whole and e2fsck finds nothing",
-			round+1, how, primary.Name, x.promises, next.Name, r.Checked)
+		t.Logf("round %d, %s on %s: %d promises and %d planned restarts by now; on %s %d files are whole and e2fsck finds nothing",
+			round+1, how, primary.Name, x.promises, x.restarts, next.Name, r.Checked)
 		launch(t, primary)
 		if rng.IntN(2) == 0 {
 			inSync(t, x.Cluster, "r0")
@@ -72,6 +78,7 @@ type tortured struct {
 	init     string
 	kept     []torture.Kept
 	promises int
+	restarts int
 	lives    int
 }
 
@@ -88,7 +95,17 @@ func newTortured(t *testing.T, seed uint64, rng *rand.Rand) *tortured {
 	for i, name := range cfg.Nodes {
 		cfg.Devices[0].Extra += fmt.Sprintf("[device.on.%s]\nnbd = [\"unix\", \"tcp:0.0.0.0:%s\"]\n", name, nbdPort(i))
 	}
-	x := &tortured{network: newNetwork(t, cfg), rng: rng, seed: seed, init: init, kept: make([]torture.Kept, writers)}
+	net := layOutNetwork(t, cfg)
+	for i, n := range net.Nodes {
+		if (seed+uint64(i))%2 == 0 { // always one with a monitor, and one without
+			n.Flags = []string{"--monitor", "--restart-delay=1ms"}
+		}
+	}
+	if err := net.Start(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	inSync(t, net.Cluster, "r0")
+	x := &tortured{network: net, rng: rng, seed: seed, init: init, kept: make([]torture.Kept, writers)}
 	if err := torture.Plug(within(t, patience), x.Host()); err != nil {
 		t.Fatal(err)
 	}
@@ -123,6 +140,31 @@ func (x *tortured) letWrite(t *testing.T, m *torture.Machine) {
 	}
 }
 
+// restart restarts the daemon that a machine is connected to, in the way that is
+// planned. Its writers go on, and none of them has seen an error.
+func (x *tortured) restart(t *testing.T, m *torture.Machine, n *cluster.Node) {
+	t.Helper()
+	was, err := m.Learn(make([]torture.Kept, writers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := lives(t, n)
+	restartByCommand(t, n)
+	if !poll(within(t, patience), func() bool { return lives(t, n) > before }) {
+		t.Fatalf("%s's daemon did not restart", n.Name)
+	}
+	more := was.Synced + 10*writers
+	if err := m.Until(within(t, patience), writers, fmt.Sprintf("%d files are fsynced", more),
+		func(r torture.Report) bool { return r.Synced >= more || r.Errors > 0 }); err != nil {
+		t.Fatal(err)
+	}
+	now, err := m.Learn(make([]torture.Kept, writers))
+	if err != nil || now.Errors > 0 {
+		t.Fatalf("the kernel's NBD client noticed that %s (%q) was restarted: %d writers failed (%v)\n%s", n.Name, n.Flags, now.Errors, err, m.Log())
+	}
+	x.restarts++
+}
+
 // checked waits until a machine has found all that was promised to be there.
 func (x *tortured) checked(t *testing.T, m *torture.Machine) torture.Report {
 	t.Helper()
@@ -152,7 +194,7 @@ func (x *tortured) kill(t *testing.T, m *torture.Machine, n *cluster.Node) (how 
 	switch x.rng.IntN(3) {
 	case 0:
 		how = "daemon first, the kernel sees errors"
-		n.Kill9()
+		kill9(t, n)
 		if err := m.Until(within(t, patience), writers, "the writers see that their disk is gone",
 			func(r torture.Report) bool { return r.Errors == writers }); err != nil {
 			t.Fatal(err)
@@ -161,14 +203,34 @@ func (x *tortured) kill(t *testing.T, m *torture.Machine, n *cluster.Node) (how 
 	case 1:
 		how = "machine, then daemon"
 		m.Kill()
-		n.Kill9()
+		kill9(t, n)
 	default:
 		how = "daemon, then machine"
-		n.Kill9()
+		kill9(t, n)
 		m.Kill()
 	}
 	x.learn(t, m)
 	return how
+}
+
+// kill9 ends a node: its monitor, if it has one, and its daemon.
+func kill9(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	pid := 0
+	if slices.Contains(n.Flags, "--monitor") {
+		pid = daemonOf(t, n)
+	}
+	n.Kill9()
+	if pid == 0 {
+		return
+	}
+	strike(t, pid, syscall.SIGKILL)
+	if !poll(within(t, patience), func() bool {
+		state, _ := procStat(pid)
+		return state == "" || state == "Z"
+	}) {
+		t.Fatalf("%s's daemon %d outlives a SIGKILL", n.Name, pid)
+	}
 }
 
 // learn takes what a dead machine has promised.

@@ -127,6 +127,9 @@ func (m *Machine) Until(ctx context.Context, writers int, what string, ok func(R
 	}
 }
 
+// Log is the end of what the machine has printed.
+func (m *Machine) Log() string { return m.proc.LogTail(30) }
+
 func (m *Machine) ended() bool {
 	select {
 	case <-m.proc.Done():
