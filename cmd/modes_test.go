@@ -242,6 +242,9 @@ func (m *mode) tells(died, pid int) {
 	}) {
 		m.Errorf("the monitor's title is %q, not %q", title, want)
 	}
+	if log := m.n.Proc().LogTail(1000); strings.Contains(log, "|control|WARN|") {
+		m.Errorf("the control socket does not come back as it was:\n%s", log)
+	}
 	reports, err := filepath.Glob(filepath.Join(m.n.State, "crash", fmt.Sprintf("crash-*-%d.txt", died)))
 	if err != nil || len(reports) != 1 {
 		m.Fatalf("there are %d crash reports of process %d (%v)", len(reports), died, err)

@@ -174,8 +174,17 @@ func (e *Env) Control(listen func(path string) (net.Listener, error)) (net.Liste
 		e.sockets.release(controlName)
 		return nil, fmt.Errorf("cannot move the control socket to %s: %w", path, err)
 	}
-	return l, nil
+	return &moved{l, &net.UnixAddr{Name: path, Net: "unix"}}, nil
 }
+
+// moved is a listener that tells where its socket's file is now. The kernel
+// goes on to tell where it was made.
+type moved struct {
+	net.Listener
+	at net.Addr
+}
+
+func (m *moved) Addr() net.Addr { return m.at }
 
 // place moves the control socket to path if it is not there, and has the
 // monitor know of it and of its link.

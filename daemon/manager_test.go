@@ -242,7 +242,7 @@ func TestOvsAppctlFindsTheDaemon(t *testing.T) {
 		pid := d.pid()
 		cmd := exec.Command(client, "-T", "10", "-t", "testd", "version")
 		cmd.Env = append(os.Environ(), "OVS_RUNDIR="+d.dir)
-		if out, err := cmd.CombinedOutput(); err != nil || string(out) != fmt.Sprintf("pid %d\n", pid) {
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != fmt.Sprintf("pid %d at %s\n", pid, d.path(fmt.Sprintf("testd.%d.ctl", pid))) {
 			t.Fatalf("%v: %s", err, out)
 		}
 		if left, _ := filepath.Glob(d.path("*.ctl")); len(left) != 2 {

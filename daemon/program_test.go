@@ -297,7 +297,7 @@ func (s *echoServer) control(l net.Listener) {
 			return
 		}
 		if _, err := c.Read(make([]byte, 4096)); err == nil {
-			fmt.Fprintf(c, `{"id":0,"result":"pid %d\n","error":null}`, os.Getpid())
+			fmt.Fprintf(c, `{"id":0,"result":"pid %d at %s\n","error":null}`, os.Getpid(), l.Addr())
 		}
 		c.Close()
 	}
