@@ -1,0 +1,82 @@
+package cmd_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lockstepd/lockstep/cmd/internal/proc"
+)
+
+// starved is the first program of a machine of its own (User Mode Linux, on
+// this machine's files, which it can't write to). It runs a monitored lockstepd
+// and lets something else take all memory there is: the kernel kills the daemon
+// for that, since the score says that it is the one to be killed. It halts the
+// machine when another daemon answers.
+const starved = `#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin LOCKSTEP_RUNDIR=/run/lockstep NO_COLOR=1
+mount -t proc proc /proc
+mount -t tmpfs -o size=32m tmpfs /run
+ip link set lo up
+%s --state-dir=/run/state --rundir=/run/lockstep --pidfile --monitor &
+monitor=$!
+serves() { %s -t lockstepd status; }
+until serves; do sleep 0.1; done
+pid=$(cat /run/lockstep/lockstepd.pid)
+echo 1000 > /proc/$pid/oom_score_adj
+tail /dev/zero &
+while [ -d /proc/$pid ]; do sleep 0.1; done
+until serves; do sleep 0.1; done
+echo "@killed $pid, now $(cat /run/lockstep/lockstepd.pid)"
+echo "@title $(tr '\0' ' ' < /proc/$monitor/cmdline)"
+echo o > /proc/sysrq-trigger
+sleep 60
+`
+
+// TestKilledForLackOfMemory has a kernel without memory kill the daemon: its
+// monitor says what that was, and starts it again.
+func TestKilledForLackOfMemory(t *testing.T) {
+	uml, err := exec.LookPath("linux.uml")
+	if err != nil {
+		t.Skipf("there is no kernel whose memory may be used up: no User Mode Linux (Debian: user-mode-linux): %v", err)
+	}
+	t.Parallel()
+	n, dir := layOut(t, one(), nil).Nodes[0], t.TempDir()
+	init := filepath.Join(dir, "init")
+	script := fmt.Sprintf(starved, strings.Join(n.Args()[:3], " "), filepath.Join(real.build(t), "lockstepctl"))
+	if err := os.WriteFile(init, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	host := proc.NewHost()
+	t.Cleanup(host.Close)
+	console := filepath.Join(dir, "console")
+	m, err := host.Start(proc.Spec{Log: console, Argv: []string{uml, "mem=160M", "uml_dir=" + dir, "umid=starved",
+		"con=null", "con0=null,fd:1", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + init}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Wait(within(t, 2*patience)); err != nil {
+		t.Fatalf("%v\n%s", err, m.LogTail(60))
+	}
+	said, err := os.ReadFile(console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := regexp.MustCompile(`@killed (\d+), now (\d+)`).FindSubmatch(said)
+	if killed == nil || string(killed[1]) == string(killed[2]) {
+		t.Fatalf("no other daemon serves:\n%s", m.LogTail(60))
+	}
+	for _, want := range []string{
+		"Out of memory: Killed process %s (lockstepd)",
+		"|ERR|1 crash: pid %s died, killed (Killed) while the system was out of memory, restarting",
+		"(1 crash: pid %s died, killed (Killed) while the system was out of memory)",
+	} {
+		if want = fmt.Sprintf(want, killed[1]); !strings.Contains(string(said), want) {
+			t.Errorf("the console does not show %q:\n%s", want, said)
+		}
+	}
+}
