@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"testing/synctest"
 	"time"
 
@@ -242,14 +243,30 @@ func TestLinkCarriesDescriptors(t *testing.T) {
 	}
 }
 
-func TestParsers(t *testing.T) {
-	if n := counter("low 1\noom_kill 7\noom_kill_group 9\n", "oom_kill"); n != 7 {
-		t.Error(n)
+// TestKillsForLackOfMemory: those in our own group count, where they are told
+// of; a kill in another group says nothing about us.
+func TestKillsForLackOfMemory(t *testing.T) {
+	const events, control = "low 1\noom 9\noom_kill 7\noom_group_kill 9\n", "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"
+	for name, c := range map[string]struct {
+		files map[string]string
+		want  uint64
+	}{
+		"version 2":            {map[string]string{"proc/self/cgroup": "0::/system.slice/x.service\n", "sys/fs/cgroup/system.slice/x.service/memory.events": events}, 7},
+		"version 2, container": {map[string]string{"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.events": events}, 7},
+		"version 1":            {map[string]string{"proc/self/cgroup": "9:cpu:/a\n4:memory:/b/c\n0::/\n", "sys/fs/cgroup/memory/b/c/memory.oom_control": control}, 5},
+		"out of sight":         {map[string]string{"proc/self/cgroup": "0::/../../x\n"}, 3},
+		"without groups":       {nil, 3},
+		"nonsense":             {map[string]string{"proc/self/cgroup": "::::\n\n0\n", "sys/fs/cgroup/memory.events": "oom_kill many\n"}, 3},
+	} {
+		root := fstest.MapFS{"proc/vmstat": {Data: []byte("pgfault 8\noom_kill 3\n")}}
+		for path, text := range c.files {
+			root[path] = &fstest.MapFile{Data: []byte(text)}
+		}
+		if got := oomKills(root); got != c.want {
+			t.Errorf("%s: %d kills, want %d", name, got, c.want)
+		}
 	}
-	if p := unifiedGroup("1:cpu:/a\n0::/system.slice/x.service\n"); p != "/system.slice/x.service" {
-		t.Error(p)
-	}
-	oomKills() // whatever there is must be readable
+	oomKills(os.DirFS("/")) // whatever there is must be readable
 }
 
 // TestHandOver takes a connection and a large state from one process's sockets

@@ -1,47 +1,54 @@
 package daemon
 
 import (
-	"os"
-	"path/filepath"
+	"io/fs"
+	"path"
 	"strconv"
 	"strings"
 )
 
 // oomKills counts how often the kernel has killed something for lack of
-// memory: in our control group, and in the whole system where that is told.
-func oomKills() uint64 {
-	var n uint64
-	if data, err := os.ReadFile("/proc/vmstat"); err == nil {
-		n += counter(string(data), "oom_kill")
-	}
-	if group, err := os.ReadFile("/proc/self/cgroup"); err == nil {
-		if path := unifiedGroup(string(group)); path != "" {
-			events, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, "memory.events"))
-			if err == nil {
-				n += counter(string(events), "oom_kill")
-			}
-		}
-	}
-	return n
-}
-
-// counter finds "NAME N" among lines.
-func counter(text, name string) uint64 {
-	for line := range strings.Lines(text) {
-		if rest, ok := strings.CutPrefix(line, name+" "); ok {
-			n, _ := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
+// memory: in our control group, where that is told, for a kill elsewhere is no
+// reason for the end of a daemon of ours; else in the whole system. The kernel
+// counts before it kills.
+func oomKills(root fs.FS) uint64 {
+	group, _ := fs.ReadFile(root, "proc/self/cgroup") // without it, there are no groups
+	for _, file := range []string{
+		inGroup(string(group), "", "sys/fs/cgroup", "memory.events"),
+		inGroup(string(group), "memory", "sys/fs/cgroup/memory", "memory.oom_control"),
+	} {
+		if n, ok := counter(root, file, "oom_kill"); ok {
 			return n
 		}
 	}
-	return 0
+	n, _ := counter(root, "proc/vmstat", "oom_kill")
+	return n
 }
 
-// unifiedGroup finds the path of the version 2 hierarchy, "0::/path".
-func unifiedGroup(text string) string {
-	for line := range strings.Lines(text) {
-		if path, ok := strings.CutPrefix(line, "0::"); ok {
-			return strings.TrimSpace(path)
+// counter finds "NAME N" among the lines of a file.
+func counter(root fs.FS, file, name string) (uint64, bool) {
+	text, err := fs.ReadFile(root, file)
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(rest), 10, 64)
+			return n, err == nil
 		}
 	}
-	return ""
+	return 0, false
+}
+
+// inGroup finds the place of our group's file below the mount point of a
+// hierarchy: that of a controller in version 1 ("4:memory:/path"), the only one
+// in version 2 ("0::/path").
+func inGroup(groups, controller, mount, file string) string {
+	for line := range strings.Lines(groups) {
+		f := strings.SplitN(strings.TrimRight(line, "\n"), ":", 3)
+		if len(f) == 3 && f[1] == controller {
+			return path.Join(mount, path.Clean("/"+f[2]), file)
+		}
+	}
+	return "nowhere"
 }

@@ -213,7 +213,7 @@ func (s *supervisor) start() (*term, error) {
 	}
 	defer stderr.Close() // if the daemon has not got it, heard ends with that
 	st, sockets := s.childStage()
-	t := &term{link: l, messages: make(chan linked), crash: r, report: make(chan []byte, 1), stderr: heard, ooms: oomKills()}
+	t := &term{link: l, messages: make(chan linked), crash: r, report: make(chan []byte, 1), stderr: heard, ooms: oomKills(os.DirFS("/"))}
 	t.child, err = s.spawn(st, childFiles{crash: w, link: theirs, stderr: stderr, sockets: sockets}, os.Stdin, &syscall.SysProcAttr{Setpgid: true})
 	if err != nil {
 		l.close()
@@ -456,7 +456,7 @@ func (s *supervisor) ended(t *term) (monitor.Decision, error) {
 	t.crash.Close()
 	e := children.ExitOf(t.cmd.ProcessState)
 	e.Report, e.Asked, e.Serving, e.Hung = crash.Headline(report), t.asked, t.serving, t.hung
-	e.OOM = oomKills() > t.ooms
+	e.OOM = oomKills(os.DirFS("/")) > t.ooms
 	if e.Core {
 		s.noMoreCores()
 	}

@@ -75,7 +75,7 @@ func (e Exit) String() string {
 	case e.Hung:
 		b.WriteString(" after it did not start in time")
 	case e.OOM && e.Signal == SIGKILL:
-		b.WriteString(" while the system was out of memory")
+		b.WriteString(", out of memory")
 	}
 	if e.Report != "" {
 		fmt.Fprintf(&b, ", %s", e.Report)

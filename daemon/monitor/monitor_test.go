@@ -207,7 +207,7 @@ func TestTitles(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	m.Exited(8, Exit{Signal: SIGKILL, OOM: true, Serving: true}, at(2))
-	if got, want := m.Title(9), "monitoring pid 9 (2 crashes: pid 8 died, killed (Killed) while the system was out of memory)"; got != want {
+	if got, want := m.Title(9), "monitoring pid 9 (2 crashes: pid 8 died, killed (Killed), out of memory)"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
