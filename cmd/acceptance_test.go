@@ -31,55 +31,13 @@ var acceptance = map[string][]string{
 	"S14 two daemons":                            {"TestS14ASecondDaemonLeavesTheFirstAlone"},
 }
 
-// daemonized says which tests show what Open vSwitch's suites daemon.at,
-// daemon-py.at and unixctl-py.at check by name, what its daemons do in each
-// situation, and that the faults found there are not ours.
-var daemonized = map[string][]string{
-	"daemon":                                   {"TestForeground", "TestModes"},
-	"daemon --monitor":                         {"TestMonitorInForeground", "TestMonitorRestartsThePrimaryUnderLoad"},
-	"daemon --detach":                          {"TestDetach"},
-	"daemon --detach --monitor":                {"TestDetachMonitor"},
-	"--detach startup errors":                  {"TestStartupErrors"},
-	"--detach --monitor startup errors":        {"TestStartupErrors"},
-	"backtrace without monitor":                {"TestCrashWithoutMonitorIsReportedByTheNextStart", "TestFatalErrorWithoutMonitor"},
-	"backtrace with monitor":                   {"TestCrashReportGoesToLogAndFile", "TestFatalErrorsAreNamed"},
-	"--monitor restart exit code":              {"TestTableWhileServing", "TestPlannedRestartKeepsConnections"},
-	"--detach closes standard fds":             {"TestDetach", "TestStandardErrorIsHeard"},
-	"--detach --monitor closes standard fds":   {"TestDetachMonitor", "TestModes"},
-	"unixctl: exit, list-commands, arguments":  {"TestStockClient", "TestStockClientListsCommands", "TestEveryCommandByOvsAppctl"},
-	"unixctl: bad target, server errors":       {"TestResolveWithoutADaemon", "TestDialSaysWhyItCannot", "TestUnixctlReplies"},
-	"a child that ends before it is ready":     {"TestStartupErrors"},
-	"a crash at the start is no success":       {"TestStartupCrashIsReported"},
-	"a restart that fails, or crashes":         {"TestFailedRestartIsRetried"},
-	"a start that never ends":                  {"TestStartupThatHangsIsBounded"},
-	"TERM, INT, HUP to the daemon":             {"TestForeground", "TestServiceManagerIsTold", "TestSecondSignalStopsAtOnce"},
-	"deaths that are followed by a restart":    {"TestTableWhileServing", "TestTable", "TestRestartedDeaths"},
-	"the distance between restarts":            {"TestThrottle", "TestThrottleCountsFromTheLastRestart", "TestThrottleIsSaid", "TestHealthForgetsEarlierCrashes"},
-	"core files":                               {"TestCoreFilesAreLimitedToOne"},
-	"the monitor's title":                      {"TestTitles", "TestDetachMonitor", "TestSetShortens"},
-	"signals to the monitor orphan nobody":     {"TestMonitorPassesSignalsOn", "TestMonitorInForeground", "TestDaemonThatDoesNotStopIsKilled"},
-	"a monitor that is killed":                 {"TestDaemonServesOnWithoutItsMonitor"},
-	"a log file from nowhere":                  {"TestNoLogFileFromNowhere"},
-	"a crash leaves no dead socket":            {"TestCrashLoop", "TestOvsAppctlFindsTheDaemon", "TestCleanStale", "TestKilledDaemonLeavesNothingInTheWay"},
-	"the pidfile's content and lock":           {"TestCreateAndRemove", "TestOvsAppctlFindsTheDaemon"},
-	"12 starts at once":                        {"TestOneOfManyStarts", "TestOneOfMany"},
-	"--overwrite-pidfile loses no successor's": {"TestOverwrittenPidfileStays", "TestOverwriteIsNotLost"},
-	"a shared --unixctl path is not stolen":    {"TestASocketIsNotStolen", "TestSocketOfALiveProcessIsNotStolen"},
-	"pidfiles of other pid namespaces":         {"TestAnotherPIDNamespace", "TestLeftovers"},
-	"--user":                                   {"TestUser", "TestBadUsers", "TestModes"},
-	"descriptors that were not meant":          {"TestStrangersAreNotInherited", "TestLauncherIsNotHeldUpByGrandchildren"},
-	"systemd":                                  {"TestServiceManagerIsTold", "TestUnderAServiceManager", "TestSocketActivation", "TestUnitFile", "TestWatchdogIsFedByTheProbeAlone"},
-}
-
-// TestAcceptanceListIsCovered: the tests of the lists exist.
+// TestAcceptanceListIsCovered: the tests of the list exist.
 func TestAcceptanceListIsCovered(t *testing.T) {
 	have := testsOfModule(t)
-	for _, list := range []map[string][]string{acceptance, daemonized} {
-		for what, tests := range list {
-			for _, test := range tests {
-				if !have[test] {
-					t.Errorf("%s: there is no %s", what, test)
-				}
+	for what, tests := range acceptance {
+		for _, test := range tests {
+			if !have[test] {
+				t.Errorf("%s: there is no %s", what, test)
 			}
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestForeground(t *testing.T) {
@@ -216,24 +218,75 @@ func TestLauncherIsNotHeldUpByGrandchildren(t *testing.T) {
 	d.gone(pid)
 }
 
+// TestRestartedDeaths: of what daemons die, by themselves or by a signal that
+// someone sends, and are started again; and how the log names it.
 func TestRestartedDeaths(t *testing.T) {
 	for how, says := range map[string]string{
-		"segv":        "exit status 2, SIGSEGV: segmentation violation, restarting",
-		"kill":        "killed (Killed)",
-		"abrt-signal": "killed (Alarm clock), restarting",
-		"panic":       "exit status 2, panic: boom, restarting",
-		"fatal":       "exit status 2, fatal error: sync: unlock of unlocked mutex, restarting",
-		"map":         "exit status 2, fatal error: concurrent map writes, restarting",
-		"stack":       "exit status 2, fatal error: stack overflow, restarting",
+		"crash segv":  "exit status 2, SIGSEGV: segmentation violation, restarting",
+		"crash kill":  "killed (Killed), restarting",
+		"crash alrm":  "killed (Alarm clock), restarting",
+		"crash pipe":  "killed (Broken pipe), restarting",
+		"crash xcpu":  "killed (CPU time limit exceeded), restarting",
+		"crash xfsz":  "killed (File size limit exceeded), restarting",
+		"crash panic": "exit status 2, panic: boom, restarting",
+		"crash fatal": "exit status 2, fatal error: sync: unlock of unlocked mutex, restarting",
+		"crash map":   "exit status 2, fatal error: concurrent map writes, restarting",
+		"crash stack": "exit status 2, fatal error: stack overflow, restarting",
+		"SIGSEGV":     "exit status 2, SIGSEGV: segmentation violation, restarting",
+		"SIGABRT":     "exit status 2, SIGABRT: abort, restarting",
+		"SIGBUS":      "exit status 2, SIGBUS: bus error, restarting",
+		"SIGFPE":      "exit status 2, SIGFPE: floating-point exception, restarting",
+		"SIGILL":      "exit status 2, SIGILL: illegal instruction, restarting",
+		"SIGKILL":     "killed (Killed), restarting",
+		"quit 5":      "", // the reserved status: no crash
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			d := newTestd(t)
 			d.detach("--monitor")
 			pid := d.pid()
-			d.say("crash " + how)
+			if sig := unix.SignalNum(how); sig != 0 {
+				syscall.Kill(pid, sig)
+			} else {
+				d.say(how)
+			}
 			d.restarted(pid)
+			if says == "" {
+				d.logs(fmt.Sprintf("|INFO|pid %d died, exit status 5 to be restarted", pid))
+				return
+			}
 			d.logs(fmt.Sprintf("|ERR|1 crash: pid %d died, %s", pid, says))
+		})
+	}
+}
+
+// TestDeathsThatAreFinal: after these ends of a daemon that served, its monitor
+// ends too, with the daemon's status, and nothing of them stays.
+func TestDeathsThatAreFinal(t *testing.T) {
+	for how, status := range map[string]int{
+		"SIGTERM": 0, "SIGINT": 0, "exit": 0, "quit 0": 0, "quit 1": 1, "quit 2": 2, "quit 3": 3, "quit 7": 7,
+		"SIGQUIT": 2, // a dump that was asked for
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			d := newTestd(t)
+			cmd := d.start("--monitor")
+			pid := d.pid()
+			if sig := unix.SignalNum(how); sig != 0 {
+				syscall.Kill(pid, sig)
+			} else {
+				d.say(how)
+			}
+			if err := cmd.Wait(); cmd.ProcessState.ExitCode() != status {
+				t.Errorf("the monitor ended with %v, not with status %d", err, status)
+			}
+			if got := strings.Count(d.file("starts"), "\n"); got != 1 {
+				t.Errorf("%d starts, want 1", got)
+			}
+			d.gone(pid)
+			if _, err := os.Stat(d.path("echo.sock")); err == nil {
+				t.Error("the socket's file stays")
+			}
 		})
 	}
 }
@@ -640,6 +693,31 @@ func TestStrangersAreNotInherited(t *testing.T) {
 			if link(pid, "fd/"+e.Name()) == f.Name() {
 				t.Errorf("%s has inherited descriptor %s", comm(pid), e.Name())
 			}
+		}
+	}
+}
+
+// TestSignalsAfterAThrottledRestart: a monitor that has waited once hears as
+// well as before.
+func TestSignalsAfterAThrottledRestart(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		d := newTestd(t)
+		cmd := d.start("--monitor", "--restart-delay=10ms")
+		pid := d.pid()
+		for range 2 {
+			d.say("crash kill")
+			pid = d.restarted(pid)
+		}
+		d.logs("2 crashes: ")
+		cmd.Process.Signal(syscall.SIGHUP)
+		d.until("reload", func() bool { return d.file("reloads") != "" })
+		cmd.Process.Signal(sig)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("after %v: %v\n%s", sig, err, d.brief())
+		}
+		d.gone(pid)
+		if d.pid() != 0 {
+			t.Errorf("after %v the pidfile stays", sig)
 		}
 	}
 }

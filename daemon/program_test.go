@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -153,9 +154,10 @@ func crash(how string) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
 	case "kill":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	case "abrt-signal": // dies by the very signal, as C programs do
-		signal.Reset(syscall.SIGALRM)
-		dieBy(syscall.SIGALRM)
+	case "alrm", "pipe", "xcpu", "xfsz": // dies by the very signal, as C programs do
+		sig := unix.SignalNum("SIG" + strings.ToUpper(how))
+		signal.Reset(sig)
+		dieBy(sig)
 	case "panic":
 		go func() { panic("boom") }()
 	case "fatal": // an error that can't be recovered from
@@ -345,6 +347,12 @@ func (s *echoServer) command(line string) string {
 		crash(rest)
 	case "exit":
 		s.env.Exit()
+	case "quit": // with a status, and not in order
+		status, err := strconv.Atoi(rest)
+		if err != nil {
+			panic(err)
+		}
+		os.Exit(status)
 	case "restart":
 		s.env.Restart()
 	case "pid":
