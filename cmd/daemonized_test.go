@@ -62,7 +62,7 @@ var daemonized = []asked{
 	{"mended: HUP reloads", []string{"TestServiceManagerIsTold", "TestMonitorPassesSignalsOn", "TestReloadBySignalByHandInPartAndBack"}},
 	{"mended: TERM to a monitor that never restarted anything orphans nobody", []string{"TestMonitorPassesSignalsOn", "TestMonitorInForeground", "TestDaemonThatDoesNotStopIsKilled"}},
 	{"mended: TERM, INT, HUP to a monitor after a restart that waited are obeyed", []string{"TestSignalsAfterAThrottledRestart", "TestThrottleIsSaid"}},
-	{"KILL of the monitor: the daemon lives on; mended: it notices and says so", []string{"TestDaemonServesOnWithoutItsMonitor", "TestStandardErrorIsHeard"}},
+	{"KILL of the monitor: the daemon lives on; mended: it notices, says so, and gets another by a planned restart", []string{"TestDaemonServesOnWithoutItsMonitor", "TestASecondMonitorRetries", "TestAMonitorThatIsKilledIsReplaced", "TestStandardErrorIsHeard"}},
 
 	// Files.
 	{"mended: no log file from nowhere after a crash", []string{"TestNoLogFileFromNowhere"}},

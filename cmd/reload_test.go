@@ -70,13 +70,7 @@ func (n *configured) edit(t *testing.T, old, new string) {
 // ctl runs lockstepctl and returns its output and exit status.
 func (n *configured) ctl(t *testing.T, args ...string) (string, int) {
 	t.Helper()
-	out, err := n.Lockstepctl(within(t, patience), args...)
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return out, exit.ExitCode()
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	return out, 0
+	return ctlOf(t, n.Node, args...)
 }
 
 // must runs lockstepctl, which must succeed and say all of these.

@@ -225,10 +225,7 @@ func kill9(t *testing.T, n *cluster.Node) {
 		return
 	}
 	strike(t, pid, syscall.SIGKILL)
-	if !poll(within(t, patience), func() bool {
-		state, _ := procStat(pid)
-		return state == "" || state == "Z"
-	}) {
+	if !poll(within(t, patience), func() bool { return ended(pid) }) {
 		t.Fatalf("%s's daemon %d outlives a SIGKILL", n.Name, pid)
 	}
 }

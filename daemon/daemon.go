@@ -15,6 +15,7 @@ import (
 	"github.com/lockstepd/lockstep/daemon/coverage"
 	"github.com/lockstepd/lockstep/daemon/crash"
 	"github.com/lockstepd/lockstep/daemon/memory"
+	"github.com/lockstepd/lockstep/daemon/monitor"
 	"github.com/lockstepd/lockstep/daemon/notify"
 	"github.com/lockstepd/lockstep/daemon/pidfile"
 	"github.com/lockstepd/lockstep/daemon/title"
@@ -104,7 +105,7 @@ func (p *process) newEnv(v *vlog.Vlog, rep *reporter) (*Env, error) {
 		opts: &p.opts, stage: p.stage, log: v.Logger("daemon"), vlog: v,
 		coverage: coverage.NewRegistry(), memory: memory.NewAccount(),
 		notifier: notify.New(p.stage.Notify), ctx: ctx, cancel: cancel,
-		over: make(chan struct{}), serving: make(chan struct{}), reload: make(chan struct{}, 1), reporter: rep,
+		over: make(chan struct{}), serving: make(chan struct{}), alone: make(chan struct{}), reload: make(chan struct{}, 1), reporter: rep,
 	}
 	e.sockets = newSockets(p.stage.Files, e.log)
 	if p.stage.Link == 0 {
@@ -181,12 +182,13 @@ func (e *Env) monitorGone() {
 		return
 	}
 	e.orphaned.Store(true)
+	close(e.alone)
 	if fd := e.stage.Console; fd != 0 {
 		if err := unix.Dup3(fd, 2, 0); err != nil { // nobody hears standard error any more
 			e.log.Warn("standard error leads nowhere", "error", err)
 		}
 	}
-	e.log.Error("the monitor is gone: going on to serve, but a crash will not be followed by a restart", "monitor", e.stage.Monitor)
+	e.log.Error("the monitor is gone: going on to serve, but a crash will not be followed by a restart; a planned restart starts another monitor", "monitor", e.stage.Monitor)
 	e.opts.Title.Set(fmt.Sprintf("%s: serving without its monitor (pid %d is gone)", e.opts.Program, e.stage.Monitor))
 }
 
@@ -199,7 +201,6 @@ func (p *process) end(e *Env, pf *pidfile.File, err error, leave func()) (int, e
 		if e.monitored() {
 			return status, p.endForMonitor(e, pf)
 		}
-		e.log.Info("executing the program anew")
 		status, err = ExitFailed, p.execAgain(e, pf)
 	}
 	if status == ExitOK {
@@ -232,8 +233,9 @@ func words(err error) string {
 	return err.Error()
 }
 
-// execAgain replaces this process's program, keeping sockets and pidfile. It
-// returns only if that fails.
+// execAgain replaces this process's program, keeping sockets and pidfile. One
+// that has lost its monitor becomes a monitor, which starts a daemon. It returns
+// only if that fails.
 func (p *process) execAgain(e *Env, pf *pidfile.File) error {
 	s := p.stage
 	var files []*os.File
@@ -246,9 +248,19 @@ func (p *process) execAgain(e *Env, pf *pidfile.File) error {
 	s.Kept = map[string]string{keptLevels: string(e.vlog.Save()), keptLogFile: e.vlog.FilePath()}
 	list, sockets := e.sockets.pass()
 	s.Files, files = list, append(files, number(list, sockets)...)
-	if pf != nil {
+	switch {
+	case e.orphaned.Load():
+		e.log.Info("executing the program anew, as the monitor that is missing")
+		s.Role, s.Memory = roleMonitor, &monitor.Memory{}
+		if err := removePidfile(pf); err != nil { // it is the next daemon's
+			e.log.Warn("the pidfile stays", "error", err)
+		}
+	case pf != nil:
+		e.log.Info("executing the program anew")
 		s.Pidfile = int(pf.File().Fd())
 		files = append(files, pf.File())
+	default:
+		e.log.Info("executing the program anew")
 	}
 	e.vlog.Flush()
 	if s.Switched && os.Geteuid() != 0 {

@@ -535,9 +535,11 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	}
 }
 
+// TestDaemonServesOnWithoutItsMonitor: it says so, and by a planned restart,
+// which its clients do not notice, it gets another.
 func TestDaemonServesOnWithoutItsMonitor(t *testing.T) {
 	d := newTestd(t)
-	d.detach("--monitor")
+	d.detach("--monitor", "-vecho:file:dbg")
 	pid := d.pid()
 	mon := parentOf(pid)
 	syscall.Kill(mon, syscall.SIGKILL)
@@ -545,15 +547,64 @@ func TestDaemonServesOnWithoutItsMonitor(t *testing.T) {
 	d.logs("the monitor is gone: going on to serve")
 	d.serves()
 	d.titled(pid, "serving without its monitor")
-	// A planned restart needs no monitor.
-	d.say("restart")
-	d.until("restart", func() bool { return strings.Count(d.file("starts"), "\n") == 2 })
-	d.serves()
-	if d.pid() != pid {
-		t.Errorf("pid %d became %d", pid, d.pid())
+	if d.say("alone") != "true" {
+		t.Error("the daemon's function does not know")
 	}
-	d.say("exit")
+	c, err := net.Dial("unix", d.path("echo.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	if got, err := answer(c, r, "hello"); err != nil || got != "1 hello" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	levels := d.say("levels")
+	d.say("restart")
+	next := d.restarted(pid)
+	if parentOf(next) != pid || comm(pid) != "testd-mon" || comm(next) != "testd" {
+		t.Fatalf("%s (%d) is the child of %s (%d), not of the one that lost its monitor (%d)", comm(next), next, comm(parentOf(next)), parentOf(next), pid)
+	}
+	d.titled(pid, fmt.Sprintf("testd: monitoring pid %d (healthy)", next))
+	if got, err := answer(c, r, "hello"); err != nil || got != "2 hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if d.say("alone") != "false" || d.say("levels") != levels {
+		t.Errorf("levels %s, alone %s", d.say("levels"), d.say("alone"))
+	}
+	d.say("crash kill")
+	last := d.restarted(next)
+	d.say("crash kill")
+	d.logs("2 crashes: ") // it waits like any other
+	syscall.Kill(pid, syscall.SIGTERM)
 	d.gone(pid)
+	d.gone(last)
+	if _, err := os.Stat(d.path("echo.sock")); err == nil {
+		t.Error("the socket's file stays")
+	}
+}
+
+// TestASecondMonitorRetries: one that was made by a planned restart knows that
+// its daemon has served before, and goes on trying.
+func TestASecondMonitorRetries(t *testing.T) {
+	d := newTestd(t)
+	d.detach("--monitor", "--restart-delay=1ms")
+	pid := d.pid()
+	mon := parentOf(pid)
+	syscall.Kill(mon, syscall.SIGKILL)
+	d.gone(mon)
+	d.titled(pid, "serving without its monitor")
+	if err := os.WriteFile(d.path("start"), []byte("fail"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.say("restart")
+	d.until("two failed restarts", func() bool { return strings.Count(d.file("starts"), "fail") >= 2 })
+	if err := os.Remove(d.path("start")); err != nil {
+		t.Fatal(err)
+	}
+	if next := d.restarted(pid); parentOf(next) != pid {
+		t.Errorf("the parent is %d, not %d", parentOf(next), pid)
+	}
 }
 
 func TestOneOfManyStarts(t *testing.T) {

@@ -27,7 +27,8 @@
 // is the terminal itself. The link, a sequenced-packet socket, carries listening
 // sockets up to the monitor, which keeps them open while the daemon restarts, so
 // that clients wait in the backlog instead of being refused; its end tells the
-// daemon that the monitor is gone.
+// daemon that the monitor is gone. The daemon then goes on without; a planned
+// restart makes it the monitor of another daemon, to which its clients go over.
 //
 // # Ends
 //

@@ -39,6 +39,7 @@ type Env struct {
 	over     chan struct{}  // closed when the function has returned
 	finished sync.WaitGroup // background work, ended by over
 	serving  chan struct{}  // closed by Ready
+	alone    chan struct{}  // closed with orphaned
 	reload   chan struct{}
 	orphaned atomic.Bool // the monitor is gone
 
@@ -200,6 +201,10 @@ func (e *Env) place(socket *socketFile, path string) error {
 	}
 	return e.sockets.describe(controlName, socket)
 }
+
+// MonitorGone returns a channel that is closed when the daemon has lost its
+// monitor, and goes on without. A planned restart brings another.
+func (e *Env) MonitorGone() <-chan struct{} { return e.alone }
 
 // Reload returns the channel on which requests to read the configuration again
 // arrive. Whoever takes one answers with Reloaded.

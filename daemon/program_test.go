@@ -355,6 +355,13 @@ func (s *echoServer) command(line string) string {
 		os.Exit(status)
 	case "restart":
 		s.env.Restart()
+	case "alone":
+		select {
+		case <-s.env.MonitorGone():
+			return "true\n"
+		default:
+			return "false\n"
+		}
 	case "pid":
 		return fmt.Sprintln(os.Getpid())
 	case "level":

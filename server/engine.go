@@ -76,6 +76,9 @@ type Options struct {
 	// answered with Reloaded. Both may be nil.
 	Reload   <-chan struct{}
 	Reloaded func(error)
+	// MonitorGone is closed when nobody would start another process after a
+	// crash, though that was asked for. It may be nil.
+	MonitorGone <-chan struct{}
 	// Runner starts the commands of [[handler]]; nil where none are run.
 	Runner events.Runner
 	// Vlog, Coverage and Memory are the daemonizer's; the engine only offers
@@ -214,6 +217,7 @@ func (e *engine) wait(ctx context.Context) error {
 	hctx, cancel := context.WithCancel(ctx)
 	var told sync.WaitGroup
 	told.Go(func() { e.tellHealth(hctx) })
+	told.Go(func() { e.watchMonitor(hctx) })
 	defer told.Wait()
 	defer cancel()
 	select {

@@ -441,7 +441,7 @@ func (e *engine) controlStage() ([]service.Spec, error) {
 		Config: e.local, Reload: e.conf, Cmap: e.cmap, Services: e.services,
 		Metrics: func(ctx context.Context) (string, error) { return e.figures.Text(ctx) },
 		Devices: e.devices, Messenger: e.msgr, NBD: e.nbd, Events: e.events, Revision: e.rev,
-		Exit: e.opts.Exit, Restart: e.opts.Restart, Vlog: e.opts.Vlog, Coverage: e.opts.Coverage, Memory: e.opts.Memory,
+		Exit: e.opts.Exit, Restart: e.opts.Restart, MonitorGone: e.opts.MonitorGone, Vlog: e.opts.Vlog, Coverage: e.opts.Coverage, Memory: e.opts.Memory,
 		Log: e.opts.Logger("control"),
 	})
 	if err != nil {

@@ -31,6 +31,15 @@ func (e *engine) tellHealth(ctx context.Context) {
 	}
 }
 
+// watchMonitor has the status be looked at again when the monitor is gone.
+func (e *engine) watchMonitor(ctx context.Context) {
+	select {
+	case <-e.opts.MonitorGone:
+		e.rev.Bump()
+	case <-ctx.Done():
+	}
+}
+
 // While a stop takes long, every extendEvery the engine asks for extendBy
 // more, so that a stop is cut off where it hangs and not where it is long.
 const (

@@ -58,7 +58,7 @@ func engineMain(f engineFlags, flags daemon.Flags) daemon.Main {
 			Listen: env.AdoptOrListen, Release: env.Release,
 			Reload: env.Reload(), Reloaded: env.Reloaded, Runner: commandRunner{env.Logger("events")},
 			Ready: ready(env), Exit: env.Exit, Restart: env.Restart,
-			Restarting: env.Restarting, HandOver: env.HandOver, Conns: conns(env),
+			Restarting: env.Restarting, HandOver: env.HandOver, Conns: conns(env), MonitorGone: env.MonitorGone(),
 			Status: env.Status, Extend: env.Extend, OnDump: env.OnDump,
 			Vlog: env.Vlog(), Coverage: env.Coverage(), Memory: env.Memory(),
 		}

@@ -74,10 +74,12 @@ type Options struct {
 	Revision  *events.Revision
 
 	Exit, Restart func()
-	Vlog          Vlog
-	Coverage      Coverage
-	Memory        Memory
-	Log           *slog.Logger
+	// MonitorGone is closed when a crash would be final; nil where that is no fault.
+	MonitorGone <-chan struct{}
+	Vlog        Vlog
+	Coverage    Coverage
+	Memory      Memory
+	Log         *slog.Logger
 }
 
 // Control is the set of commands and the server that answers them.

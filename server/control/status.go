@@ -41,11 +41,19 @@ func (c *Control) snapshot(dev string) (api.Status, error) {
 		st.Devices = append(st.Devices, deviceOf(&sts[i]))
 	}
 	st.Health, st.Problems = health(st.Nodes, sts)
-	if cfg.Err != nil {
-		st.Problems = append(st.Problems, api.Problem{Subject: "configuration", What: "not applied: " + firstLine(st.ConfigError), Do: "lockstepctl config check; lockstepctl config diff"})
+	also := func(p api.Problem) {
+		st.Problems = append(st.Problems, p)
 		if st.Health == "ok" {
 			st.Health = "degraded"
 		}
+	}
+	if cfg.Err != nil {
+		also(api.Problem{Subject: "configuration", What: "not applied: " + firstLine(st.ConfigError), Do: "lockstepctl config check; lockstepctl config diff"})
+	}
+	select {
+	case <-c.o.MonitorGone:
+		also(api.Problem{Subject: "monitor", What: "gone: a crash would not be followed by a restart", Do: "lockstepctl restart brings another; clients do not notice"})
+	default:
 	}
 	return st, nil
 }
