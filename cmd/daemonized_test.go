@@ -79,7 +79,7 @@ var daemonized = []asked{
 	{"mended: systemd is told of readiness, reloads, stops and health; watchdog; sockets; the unit", []string{"TestServiceManagerIsTold", "TestUnderAServiceManager", "TestSocketActivation", "TestUnitFile", "TestWatchdogIsFedByTheProbeAlone"}},
 
 	// Clients.
-	{"mended: clients wait while the daemon restarts after a crash, and see no error", []string{"TestCrashLoop", "TestMonitorRestartsThePrimaryUnderLoad", "TestQemuRidesOutALostServer"}},
+	{"mended: clients wait while the daemon restarts after a crash, and see no error", []string{"TestCrashLoop", "TestMonitorRestartsThePrimaryUnderLoad", "TestQemuRidesOutALostServer", "TestTheKernelRidesOutCrashes"}},
 	{"mended: a planned restart or an upgrade is noticed by no client, the kernel's included", []string{"TestPlannedRestartsUnderLoad", "TestARestartKeepsWhatWasNegotiated", "TestUpgrade", "TestTorture"}},
 	{"unixctl: exit, list-commands, arguments", []string{"TestStockClient", "TestStockClientListsCommands", "TestEveryCommandByOvsAppctl"}},
 	{"unixctl: bad target, server errors", []string{"TestResolveWithoutADaemon", "TestDialSaysWhyItCannot", "TestUnixctlReplies"}},

@@ -20,6 +20,7 @@ type Order struct {
 	Host    string // of the NBD server
 	Port    string
 	Export  string
+	Again   bool // give the kernel another connection when it loses the one it has
 	Seed    uint64
 	Format  bool
 	Options string // of the mount

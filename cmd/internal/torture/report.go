@@ -18,6 +18,7 @@ type Report struct {
 	Writing bool     // the writers are at work
 	Synced  int      // promises made
 	Errors  int      // writes that failed
+	Again   int      // connections made in the place of lost ones
 	Halted  bool     // it ended in order
 	Failed  []string // what was wrong
 }
@@ -69,6 +70,9 @@ func (r *Report) line(line string, kept []Kept) error {
 		}
 	case "writing":
 		r.Writing = true
+	case "lost":
+	case "again":
+		r.Again++
 	case "error":
 		r.Errors++
 	case "halted":

@@ -21,6 +21,8 @@ func TestOnlyWhatWasSaidIsPromised(t *testing.T) {
 @torture removing 1 1
 block nbd0: shutting down@torture synced 1 3
 @torture begins 1 4
+@torture lost
+@torture again
 @torture error writer 0: fsync: input/output error
 @torture synced 1 4`), kept)
 	if err != nil {
@@ -29,7 +31,7 @@ block nbd0: shutting down@torture synced 1 3
 	if want := []torture.Kept{{Files: []int{0}, Next: 1}, {Files: []int{2, 3}, Gen: 1008, Next: 5}}; !reflect.DeepEqual(kept, want) {
 		t.Errorf("kept %+v, want %+v", kept, want)
 	}
-	if want := (torture.Report{Checked: 3, Writing: true, Synced: 3, Errors: 1}); !reflect.DeepEqual(r, want) {
+	if want := (torture.Report{Checked: 3, Writing: true, Synced: 3, Errors: 1, Again: 1}); !reflect.DeepEqual(r, want) {
 		t.Errorf("report %+v, want %+v", r, want)
 	}
 	for _, bad := range []string{"synced 9 1", "synced -1 1", "synced x", "says hello", "checked many"} {

@@ -52,7 +52,11 @@ func run() error {
 	if err := setUp(o); err != nil {
 		return err
 	}
-	if err := attach(o); err != nil {
+	at := attach
+	if o.Again {
+		at = attachAgain
+	}
+	if err := at(o); err != nil {
 		return err
 	}
 	if o.Format {
