@@ -16,7 +16,7 @@ func (a *app) nodeCommands() *cobra.Command {
 			use: "list", short: "list the peers",
 			long: "Lists every peer: whether it is up and since when, both links, the round trip.",
 			do:   "list the nodes", example: "lockstepctl node list",
-			run: a.ask("node/list", nil, as(render.Nodes)),
+			run: a.ask("node/list", nil, as(render.NodeList)),
 		}),
 		a.command(verb{
 			use: "show NODE", short: "show all there is to know of a peer",

@@ -67,12 +67,12 @@ func Device(o Options, d api.DeviceDetail) string {
 	if d.Suspended {
 		p.add("I/O", cell{"suspended", Bad})
 	}
-	p.addText("clients", fmt.Sprintf("%d open, %d requests in flight", d.Open, d.InFlight))
+	p.addText("clients", fmt.Sprintf("%d open, %s in flight", d.Open, plural(d.InFlight, "request")))
 	for i, uri := range d.NBD {
 		p.addText(first(i, "NBD"), uri)
 	}
-	p.addText("reads", fmt.Sprintf("%s, %s", Count(float64(d.Reads)), Bytes(clamp(d.ReadBytes))))
-	p.addText("writes", fmt.Sprintf("%s, %s", Count(float64(d.Writes)), Bytes(clamp(d.WriteBytes))))
+	p.addText("reads", requests(d.Reads, d.ReadBytes))
+	p.addText("writes", requests(d.Writes, d.WriteBytes))
 	p.addText("flushes", Count(float64(d.Flushes)))
 	p.addText("read latency", latency(d.ReadP50US, d.ReadP99US))
 	p.addText("write latency", latency(d.WriteP50US, d.WriteP99US))
@@ -97,10 +97,22 @@ func first(i int, key string) string {
 
 func deviceQuorum(d api.DeviceDetail) cell {
 	c := quorumCell(d.Quorum)
-	if d.QuorumPolicy != "" {
+	switch d.QuorumPolicy {
+	case "":
+	case "off":
+		return text("off")
+	default:
 		c.text += " (" + d.QuorumPolicy + ", without: " + d.OnNoQuorum + ")"
 	}
 	return c
+}
+
+// requests is how many there were, and of how much.
+func requests(n, bytes uint64) string {
+	if n == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%s, %s", Count(float64(n)), Bytes(clamp(bytes)))
 }
 
 // latency is of the last minute, nothing where nothing was measured.
@@ -112,8 +124,11 @@ func latency(p50, p99 int64) string {
 }
 
 func activityLog(d api.DeviceDetail) string {
-	if d.ALExtentBytes <= 0 {
+	switch {
+	case d.ALExtentBytes <= 0:
 		return ""
+	case d.ALExtents == 0:
+		return "no extent is hot; a crash now would resync nothing"
 	}
 	return fmt.Sprintf("%s hot, %s each; a crash now would resync at most %s",
 		plural(d.ALExtents, "extent"), Bytes(d.ALExtentBytes), Bytes(d.CrashCostBytes))
@@ -130,6 +145,9 @@ func devicePeers(b *strings.Builder, o Options, peers []api.DevicePeer) {
 	}}
 	for _, p := range peers {
 		t.row(text(p.Node), roleCell(p.Role), diskCell(p.Disk), replicationCell(p.Replication), outOfSync(p.OutOfSync))
+		if c := refused(p); c.text != "" {
+			t.explain(o, cell{c.text + ": " + p.Refused, c.style})
+		}
 		if p.Resync != nil {
 			t.below(text("  " + Progress(o.Width-2, *p.Resync)))
 		}

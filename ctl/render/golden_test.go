@@ -48,9 +48,11 @@ func status() api.Status {
 		Node: "alpha", ID: 0, Version: "0.1.0", Revision: 1789, TickTimeMS: 8000, MaxPingCount: 4,
 		Nodes: nodes(), Devices: devices(), Health: "failed", ConfigRevision: 3,
 		Problems: []api.Problem{
-			{Subject: "configuration", What: "not applied: /etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"", Do: "lockstepctl config check"},
-			{Subject: "node delta", What: "down for 1 d 2 h: no route to host", Do: "see whether delta runs and its network is up; lockstepctl node why delta"},
-			{Subject: "device a-device-with-quite-a-long-name-as-people-have", What: "no quorum: 1 of 2 replicas can be reached, a majority is 2; reads and writes wait until it is back", Do: "bring delta back, or see lockstepctl device why a-device-with-quite-a-long-name-as-people-have"},
+			{Subject: "device a-device-with-quite-a-long-name-as-people-have", What: "I/O is suspended: 1 of 2 disks in reach, 2 needed", Do: "lockstepctl device why a-device-with-quite-a-long-name-as-people-have", Failed: true},
+			{Subject: "node delta", What: "down: no route to host", Do: "lockstepctl node why delta"},
+			{Subject: "device r0", What: "gamma is being resynced, 557.0 MiB out of sync", Do: "lockstepctl device wait r0 synced"},
+			{Subject: "configuration", What: "not applied: /etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed; /etc/lockstep/lockstep.toml:15:1: cluster.colour: unknown key",
+				Do: "mend the file, then: lockstepctl config check; lockstepctl config reload"},
 		},
 		ConfigError: "/etc/lockstep/lockstep.toml:14:8: cluster.tick_time: found \"8\"; a time such as \"8s\" is allowed\n/etc/lockstep/lockstep.toml:15:1: cluster.colour: unknown key",
 		Overrides:   []api.ConfigOverride{{Key: "cluster.tick_time", Value: "20s", File: "8s"}},
@@ -62,6 +64,27 @@ func calm() api.Status {
 	s.Health, s.Problems, s.ConfigError, s.Overrides = "ok", nil, "", nil
 	s.Nodes, s.Devices = s.Nodes[:1], s.Devices[1:2]
 	return s
+}
+
+// split is a device that both nodes wrote to without each other, and one that
+// is at the wrong peer.
+func split() api.Status {
+	const why = "both sides were written since they were last in sync"
+	s := calm()
+	s.Health = "degraded"
+	s.Problems = []api.Problem{{Subject: "device home", What: "split brain with beta: " + why, Do: "lockstepctl device why home"}}
+	off := api.DevicePeer{Node: "beta", Role: "unknown", Disk: "Unknown", Replication: "Off", OutOfSync: 4 << 20, Refused: why}
+	other := s.Devices[0]
+	other.Name, other.Peers = "pub", []api.DevicePeer{off}
+	off.SplitBrain = true
+	s.Devices[0].Peers = []api.DevicePeer{off}
+	s.Devices = append(s.Devices, other)
+	return s
+}
+
+func splitDetail() api.DeviceDetail {
+	return api.DeviceDetail{Device: split().Devices[0], Protocol: "A", QuorumPolicy: "off", OnNoQuorum: "suspend-io", Backing: "/dev/vg0/home",
+		CurrentGen: "9A3C5E7F01B2D4C6", ALExtentBytes: 4 << 20, InFlight: 1}
 }
 
 func many(n int) api.Status {
@@ -144,13 +167,16 @@ func pictures() map[string]func(Options) string {
 	return map[string]func(Options) string{
 		"status":       func(o Options) string { return Status(o, status()) },
 		"status-calm":  func(o Options) string { return Status(o, calm()) },
+		"status-split": func(o Options) string { return Status(o, split()) },
 		"status-many":  func(o Options) string { o.Height = 24; return Status(o, many(40)) },
 		"status-check": func(o Options) string { return Check(o, calm()) + "\n" + Check(o, status()) },
 		"nodes":        func(o Options) string { return Nodes(o, nodes()) },
+		"node-list":    func(o Options) string { return NodeList(o, nodes()) },
 		"node-up":      func(o Options) string { return Node(o, nodeDetail(0)) },
 		"node-down":    func(o Options) string { return Node(o, nodeDetail(2)) },
 		"devices":      func(o Options) string { return Devices(o, devices()) },
 		"device":       func(o Options) string { return Device(o, deviceDetail()) },
+		"device-split": func(o Options) string { return Devices(o, split().Devices) + "\n" + Device(o, splitDetail()) },
 		"why":          func(o Options) string { return Why(o, whyDevice()) },
 		"services":     func(o Options) string { return Services(o, services()) },
 		"service":      func(o Options) string { return Service(o, services()[2]) },

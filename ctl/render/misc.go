@@ -15,7 +15,7 @@ func Services(o Options, services []api.Service) string {
 		return "no services\n"
 	}
 	t := table{cols: []column{
-		{head: "SERVICE", flex: true}, {head: "VERSION", right: true, drop: 3}, {head: "STATE"}, {head: "SINCE", right: true},
+		{head: "SERVICE", flex: true}, {head: "VERSION", right: true, drop: 3}, {head: "STATE"}, {head: "FOR", right: true},
 		{head: "RESTARTS", right: true, drop: 2}, {head: "HEALTH", flex: true}, {head: "NEEDS", flex: true, drop: 1},
 	}}
 	for _, s := range services {

@@ -2,29 +2,60 @@ package render
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
-// Nodes is the table of peers.
+// Nodes is the table of peers, every line in the terminal's width: what has no
+// room is left out.
 func Nodes(o Options, nodes []api.Node) string {
-	if len(nodes) == 0 {
-		return "no peers are configured\n"
+	return nodesText(o, nodesTable(o, nodes, nil))
+}
+
+// NodeList is Nodes with every last error in full: where the column has no room
+// for it, below the node.
+func NodeList(o Options, nodes []api.Node) string {
+	t := nodesTable(o, nodes, nil)
+	widths := t.fit(o.Width)
+	room := widths[len(widths)-1]
+	if slices.ContainsFunc(nodes, func(n api.Node) bool { return width(Clean(lastError(n).text)) > room }) {
+		t = nodesTable(o, nodes, func(t *table, c cell) { t.explain(o, c) })
 	}
-	t := table{cols: []column{
-		{head: "NODE", flex: true}, {head: "ID", right: true, drop: 5}, {head: "STATE"}, {head: "SINCE", right: true},
-		{head: "RTT", right: true}, {head: "DATA", drop: 3}, {head: "META", drop: 4},
-		{head: "MISSED", right: true, drop: 2}, {head: "ADDRESS", flex: true, drop: 1}, {head: "LAST ERROR", flex: true, drop: 6},
-	}}
-	for _, n := range nodes {
-		t.row(text(n.Name), text(strconv.Itoa(n.ID)), nodeState(n.State), text(o.age(n.Since)), text(Micros(n.RTTUS)),
-			linkCell(n.Data), linkCell(n.Meta), missed(n.MissedPings), text(n.Address), lastError(n))
+	return nodesText(o, t)
+}
+
+func nodesText(o Options, t *table) string {
+	if len(t.rows) == 0 {
+		return "no peers are configured\n"
 	}
 	var b strings.Builder
 	t.write(&b, o)
 	return b.String()
+}
+
+// nodesTable is a row for each peer; its last error is in a column, or written
+// below the row by explain.
+func nodesTable(o Options, nodes []api.Node, explain func(*table, cell)) *table {
+	t := table{cols: []column{
+		{head: "NODE", flex: true}, {head: "ID", right: true, drop: 5}, {head: "STATE"}, {head: "FOR", right: true},
+		{head: "RTT", right: true}, {head: "DATA", drop: 3}, {head: "META", drop: 4},
+		{head: "MISSED", right: true, drop: 2}, {head: "ADDRESS", flex: true, drop: 1}, {head: "LAST ERROR", flex: true, drop: 6},
+	}}
+	for _, n := range nodes {
+		problem := lastError(n)
+		if explain != nil {
+			problem = text("")
+		}
+		t.row(text(n.Name), text(strconv.Itoa(n.ID)), nodeState(n.State), text(o.age(n.Since)), text(Micros(n.RTTUS)),
+			linkCell(n.Data), linkCell(n.Meta), missed(n.MissedPings), text(n.Address), problem)
+		if explain != nil && lastError(n).text != "" {
+			explain(&t, lastError(n))
+		}
+	}
+	return &t
 }
 
 // nodeState is a peer's state with its judgement.
@@ -72,15 +103,19 @@ func Node(o Options, n api.NodeDetail) string {
 	p.addText("address", n.Address)
 	p.add("data link", linkCell(n.Data))
 	p.add("meta link", linkCell(n.Meta))
-	p.addText("round trip", Micros(n.RTTUS))
 	p.addText("ticks", ticks(n))
-	p.addText("last heard", lastHeard(n.LastFrameMS))
+	if n.LastFrameMS >= 0 {
+		p.addText("round trip", Micros(n.RTTUS))
+		p.addText("last heard", Millis(n.LastFrameMS)+" ago")
+	}
 	p.addText("incarnation", n.Incarnation)
 	p.addText("session", n.Session)
 	p.addText("protocol", positive(int64(n.Protocol)))
-	p.addText("sent", traffic(n.SentBytes, n.SentFrames))
-	p.addText("received", traffic(n.RecvBytes, n.RecvFrames))
-	p.addText("queued", Bytes(n.QueuedBytes))
+	if n.LastFrameMS >= 0 {
+		p.addText("sent", traffic(n.SentBytes, n.SentFrames))
+		p.addText("received", traffic(n.RecvBytes, n.RecvFrames))
+		p.addText("queued", Bytes(n.QueuedBytes))
+	}
 	p.addText("connects", strconv.FormatUint(n.Connects, 10))
 	p.addText("next dial", nextDial(n))
 	if n.LastError != "" {
@@ -97,13 +132,6 @@ func ticks(n api.NodeDetail) string {
 		return ""
 	}
 	return fmt.Sprintf("%s with %s, %d missed", Millis(n.TickTimeMS), plural(n.MaxPingCount, "ping"), n.MissedPings)
-}
-
-func lastHeard(ms int64) string {
-	if ms < 0 {
-		return "never"
-	}
-	return Millis(ms) + " ago"
 }
 
 func traffic(bytes, frames uint64) string {

@@ -63,25 +63,19 @@ func Check(o Options, s api.Status) string {
 
 // problems lists what is wrong, and under each what to do.
 func problems(b *strings.Builder, o Options, s api.Status) {
-	list := s.Problems
-	if s.ConfigError != "" { // in full, in place of the daemon's short word on it
-		list = slices.DeleteFunc(slices.Clone(list), func(p api.Problem) bool { return p.Subject == "configuration" })
-		list = append(list, api.Problem{
-			Subject: "configuration not applied", What: s.ConfigError,
-			Do: "mend the file, then: lockstepctl config check; lockstepctl config reload",
-		})
-	}
-	for _, p := range list {
+	if len(s.Problems) > 0 {
 		b.WriteString("\n")
-		o.paragraph(b, "! ", problemStyle(s.Health), p.Subject+": "+p.What)
+	}
+	for _, p := range s.Problems {
+		o.paragraph(b, "! ", problemStyle(p), p.Subject+": "+p.What)
 		if p.Do != "" {
 			o.paragraph(b, "  -> ", Plain, p.Do)
 		}
 	}
 }
 
-func problemStyle(health string) Style {
-	if health == "failed" {
+func problemStyle(p api.Problem) Style {
+	if p.Failed {
 		return Bad
 	}
 	return Warn
@@ -96,8 +90,8 @@ func statusDevices(b *strings.Builder, o Options, s api.Status) {
 		calm = len(s.Devices) - len(shown)
 	}
 	t := table{cols: []column{
-		{head: "DEVICE", flex: true}, {head: "ROLE"}, {head: "DISK"}, {head: "REPLICATION", drop: 1},
-		{head: "OUT OF SYNC", right: true, drop: 2}, {head: "NOTES", flex: true, drop: 3},
+		{head: "DEVICE", flex: true}, {head: "ROLE"}, {head: "DISK"}, {head: "STATE", drop: 1},
+		{head: "OUT OF SYNC", right: true, drop: 2}, {head: "NOTES", drop: 3},
 	}}
 	for _, d := range shown {
 		addDevice(&t, o, d)
@@ -134,30 +128,48 @@ func wellOff(d api.Device) bool {
 
 // addDevice appends a device's row and its peers' rows.
 func addDevice(t *table, o Options, d api.Device) {
-	t.row(text(d.Name), roleCell(d.Role), diskCell(d.Disk), text(""), text(""), deviceNotes(d))
+	t.row(text(d.Name), roleCell(d.Role), diskCell(d.Disk), held(d), text(""), deviceNotes(d))
 	for _, p := range d.Peers {
-		t.row(text("  "+p.Node), roleCell(p.Role), diskCell(p.Disk), replicationCell(p.Replication), outOfSync(p.OutOfSync), text(""))
+		state := refused(p)
+		if state.text == "" {
+			state = replicationCell(p.Replication)
+		}
+		t.row(text("  "+p.Node), roleCell(p.Role), diskCell(p.Disk), state, outOfSync(p.OutOfSync))
 		if p.Resync != nil {
 			t.below(text("    " + Progress(o.Width-4, *p.Resync)))
 		}
 	}
 }
 
+// held is, in a word, why a device serves nobody.
+func held(d api.Device) cell {
+	switch {
+	case d.Suspended:
+		return cell{"suspended", Bad}
+	case !d.Quorum:
+		return cell{"no quorum", Bad}
+	}
+	return text("")
+}
+
 // deviceNotes is what a device's row says at its end.
 func deviceNotes(d api.Device) cell {
-	var notes []string
-	style := Plain
-	if d.Suspended {
-		notes, style = append(notes, "I/O suspended"), Bad
-	}
-	if !d.Quorum {
-		notes, style = append(notes, "no quorum"), Bad
-	}
-	notes = append(notes, Bytes(d.Size))
+	notes := Bytes(d.Size)
 	if d.Open > 0 {
-		notes = append(notes, plural(d.Open, "client"))
+		notes += ", " + plural(d.Open, "client")
 	}
-	return cell{strings.Join(notes, ", "), style}
+	return text(notes)
+}
+
+// refused is, in a word, why nothing is replicated with a peer that is up.
+func refused(p api.DevicePeer) cell {
+	switch {
+	case p.SplitBrain:
+		return cell{"split brain", Bad}
+	case p.Refused != "":
+		return cell{"refused", Bad}
+	}
+	return text("")
 }
 
 // Progress is one line about a running resync or verify, in at most width
@@ -243,13 +255,16 @@ func outOfSync(n int64) cell {
 
 // worst is the state of a device in a word for lists: what most needs a look.
 func worst(d api.Device) cell {
-	switch {
-	case d.Suspended:
-		return cell{"suspended", Bad}
-	case !d.Quorum:
-		return cell{"no quorum", Bad}
-	case diskStyle(d.Disk) == Bad:
+	if c := held(d); c.text != "" {
+		return c
+	}
+	if diskStyle(d.Disk) == Bad {
 		return diskCell(d.Disk)
+	}
+	for _, p := range d.Peers {
+		if c := refused(p); c.text != "" {
+			return c
+		}
 	}
 	for _, p := range d.Peers {
 		if p.Resync != nil {

@@ -61,6 +61,17 @@ func (t *table) below(c ...cell) {
 	t.under[len(t.rows)-1] = append(t.under[len(t.rows)-1], c...)
 }
 
+// explain appends a sentence under the last row, wrapped and indented.
+func (t *table) explain(o Options, c cell) {
+	limit := 0
+	if o.Width > 0 {
+		limit = max(o.Width-2, 20)
+	}
+	for _, line := range wrap(Clean(c.text), limit) {
+		t.below(cell{"  " + line, c.style})
+	}
+}
+
 // write renders the table. A column whose every cell is empty is left out.
 func (t *table) write(b *strings.Builder, o Options) {
 	if len(t.rows) == 0 {

@@ -115,7 +115,7 @@ func topProblem(o Options, s api.Status) string {
 		more = fmt.Sprintf(" (and %d more: lockstepctl status)", n)
 	}
 	line := Cut(Clean(fmt.Sprintf("! %s: %s", p.Subject, p.What)), max(o.Width-len(more), 10))
-	return o.Paint(problemStyle(s.Health), line) + Cut(more, max(o.Width-width(line), 0)) + "\n"
+	return o.Paint(problemStyle(p), line) + Cut(more, max(o.Width-width(line), 0)) + "\n"
 }
 
 // topNodes is the nodes' table, those that are not up first where not all fit.
@@ -145,7 +145,7 @@ func topDevices(o Options, s TopScreen, room int) []string {
 		return []string{"no devices"}
 	}
 	t := table{cols: []column{
-		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 5}, {head: "DISK", drop: 4}, {head: "STATE"},
+		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 4}, {head: "DISK", drop: 5}, {head: "STATE"},
 		{head: "READ", right: true, min: 11}, {head: "WRITE", right: true, min: 11}, {head: "OPS/S", right: true, drop: 3, min: 6},
 		{head: "RD P50", right: true, drop: 14, min: 6}, {head: "RD P99", right: true, drop: 9, min: 6},
 		{head: "WR P50", right: true, drop: 7, min: 6}, {head: "WR P99", right: true, drop: 2, min: 6},

@@ -126,7 +126,7 @@ func TestColumnsGoInTheirOrder(t *testing.T) {
 func TestAValueIsNotChanged(t *testing.T) {
 	s := status()
 	Status(Options{Width: 80, Height: 10, Now: now}, s)
-	if len(s.Problems) != 3 || s.Problems[0].Subject != "configuration" || s.Devices[0].Name != "r0" || len(s.Devices) != 3 {
+	if len(s.Problems) != 4 || s.Problems[3].Subject != "configuration" || s.Devices[0].Name != "r0" || len(s.Devices) != 3 {
 		t.Error("the status was changed")
 	}
 	c := cmapEntries()

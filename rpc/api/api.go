@@ -20,7 +20,8 @@ type Status struct {
 	Nodes        []Node   `json:"nodes"`
 	Devices      []Device `json:"devices"`
 	// Health is "ok", "degraded" (data is served, redundancy is lost) or
-	// "failed" (some device cannot serve); Problems says why, and what to do.
+	// "failed" (some device cannot serve); Problems says why, and what to do,
+	// the gravest first.
 	Health   string    `json:"health"`
 	Problems []Problem `json:"problems,omitempty"`
 	// ConfigRevision counts applied configurations; ConfigError is set while
@@ -47,6 +48,7 @@ type Problem struct {
 	Subject string `json:"subject"` // "node beta", "device r0"
 	What    string `json:"what"`
 	Do      string `json:"do,omitempty"`
+	Failed  bool   `json:"failed,omitempty"` // data cannot be served because of it
 }
 
 // Node is one peer as the local node sees it.
@@ -69,7 +71,7 @@ type NodeDetail struct {
 	Incarnation  string `json:"incarnation,omitempty"` // of the peer's process, hex
 	Session      string `json:"session,omitempty"`
 	Protocol     int    `json:"protocol,omitempty"` // negotiated version
-	LastFrameMS  int64  `json:"last_frame_ms"`      // since anything was received; -1: never
+	LastFrameMS  int64  `json:"last_frame_ms"`      // since anything was received; -1: there is no session
 	TickTimeMS   int64  `json:"tick_time_ms"`       // promised by the peer
 	MaxPingCount int    `json:"max_ping_count"`
 	SentBytes    uint64 `json:"sent_bytes"`
@@ -103,6 +105,10 @@ type DevicePeer struct {
 	Replication string  `json:"replication"`
 	OutOfSync   int64   `json:"out_of_sync"` // bytes
 	Resync      *Resync `json:"resync"`
+	// Refused is why nothing is replicated with a peer that is up; SplitBrain,
+	// that both sides were written since they were last in sync.
+	Refused    string `json:"refused,omitempty"`
+	SplitBrain bool   `json:"split_brain,omitempty"`
 	// Verified is the outcome of the last verify with the peer that was led here.
 	Verified *Verified `json:"verified,omitempty"`
 }
