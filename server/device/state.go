@@ -298,6 +298,7 @@ func (d *Device) gateLocked() {
 	}
 	if g != d.gate {
 		d.gate = g
+		d.since["gate"] = time.Now()
 		d.touchLocked()
 	}
 	d.setReadableLocked(g == gateOpen && (d.dstat == replication.UpToDate || mutate.Is(mutate.ReadStale)) && d.disk != nil)

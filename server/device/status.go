@@ -49,7 +49,8 @@ type Status struct {
 type PeerStatus struct {
 	Node      string
 	ID        int
-	Connected bool
+	Contact   bool // its node is up
+	Connected bool // and the two have agreed
 	Role      replication.Role
 	Disk      replication.DiskState
 	Repl      replication.ReplState
@@ -119,7 +120,7 @@ func (d *Device) inFlightLocked() (n int) {
 
 func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 	ps := PeerStatus{
-		Node: p.name, ID: p.id, Connected: p.agreed, Role: p.role, Disk: p.disk, Repl: p.repl,
+		Node: p.name, ID: p.id, Contact: p.session != nil, Connected: p.agreed, Role: p.role, Disk: p.disk, Repl: p.repl,
 		Refused: p.refused, Decision: p.decision, Since: p.since, Gen: d.gens.Bitmap[p.id],
 	}
 	switch {
@@ -276,11 +277,16 @@ type Why struct {
 // Why explains.
 func (d *Device) Why() Why {
 	st := d.Status()
-	w := Why{State: fmt.Sprintf("%v, disk %v", st.Role, st.Disk), Since: st.Since["disk"]}
+	w := Why{State: fmt.Sprintf("%v, disk %v", st.Role, st.Disk), Since: latest(st.Since, "role", "disk")}
 	if st.Suspended {
 		w.State += ", I/O suspended"
+		w.Since = latest(st.Since, "role", "disk", "gate")
 	}
-	w.Because = append(w.Because, "quorum ("+st.Policy.String()+"): "+st.Quorum.Why)
+	if st.Policy.Kind == replication.QuorumOff {
+		w.Because = append(w.Because, st.Quorum.Why)
+	} else {
+		w.Because = append(w.Because, "quorum ("+st.Policy.String()+"): "+st.Quorum.Why)
+	}
 	if st.InDoubt {
 		w.Because = append(w.Because, "answers wait: this node was paused, or hears nothing, and too few peers are certain to take it for alive still")
 		w.Next = append(w.Next, "they answer within a moment, or are found to be down within the tick time")
@@ -311,6 +317,16 @@ func (d *Device) Why() Why {
 		w.explainPeer(&st, &st.Peers[i])
 	}
 	return w
+}
+
+// latest is when the last of several things changed.
+func latest(since map[string]time.Time, of ...string) (at time.Time) {
+	for _, what := range of {
+		if t := since[what]; t.After(at) {
+			at = t
+		}
+	}
+	return at
 }
 
 func (w *Why) explainDisk(st *Status) {
@@ -357,11 +373,14 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 	case !p.Connected && p.Fencing != "":
 		w.Because = append(w.Because, p.Node+" is not in reach; "+p.Fencing)
 		w.Next = append(w.Next, "why "+p.Node+" is not in reach: lockstepctl node why "+p.Node)
+	case !p.Connected && p.Contact:
+		w.Because = append(w.Because, fmt.Sprintf("%s is up, and has not said how the device is there; %s out of sync", p.Node, amount(p.OutOfSync)))
+		w.Next = append(w.Next, fmt.Sprintf("see whether %s has the device: lockstepctl device show %s, there", p.Node, st.Name))
 	case !p.Connected:
 		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %s out of sync", p.Node, amount(p.OutOfSync)))
 		w.Next = append(w.Next, p.Node+" gets what it missed when it is in reach again; why it is not: lockstepctl node why "+p.Node)
 	default:
-		w.Because = append(w.Because, fmt.Sprintf("%s: %v, %v; when it connected: %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
+		w.Because = append(w.Because, fmt.Sprintf("%s: replication %v, disk %v; when it connected: %s", p.Node, p.Repl, p.Disk, p.Decision.Why))
 		if v := p.Verified; v != nil && v.Differ > 0 && p.OutOfSync > 0 {
 			w.Because = append(w.Because, fmt.Sprintf("a verify with %s found that %s differ, at %s", p.Node, block.Amount(v.Differ), v.At.UTC().Format(time.RFC3339)))
 			w.Next = append(w.Next, fmt.Sprintf("overwrite what differs, with the primary's data where there is one: lockstepctl device resync %s --node %s", st.Name, p.Node))
@@ -372,7 +391,15 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		}
 	}
 	if p.Resync != nil {
-		w.Next = append(w.Next, fmt.Sprintf("resync with %s: %s of %s, %v left", p.Node, block.Amount(p.Resync.Done), block.Amount(p.Resync.Total), p.Resync.Left.Round(time.Second)))
+		left := ""
+		if p.Resync.Left > 0 {
+			left = fmt.Sprintf(", %v left", p.Resync.Left.Round(time.Second))
+		}
+		what := "resync"
+		if p.Repl == replication.VerifyS || p.Repl == replication.VerifyT {
+			what = "verify"
+		}
+		w.Next = append(w.Next, fmt.Sprintf("%s with %s: %s of %s done%s", what, p.Node, block.Amount(p.Resync.Done), block.Amount(p.Resync.Total), left))
 	}
 }
 
