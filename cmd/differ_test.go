@@ -9,8 +9,9 @@ import (
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
 )
 
-// TestConfigurationsThatDiffer: the nodes' files are edited one after the
-// other. What stands goes on; the difference is named on every node; a
+// TestConfigurationsThatDiffer: a node does not have the device at first, and
+// the others know that it is not the network. Then the nodes' files are edited
+// one after the other. What stands goes on; the difference is named on every node; a
 // connection that is lost meanwhile is not agreed on until the files are alike.
 func TestConfigurationsThatDiffer(t *testing.T) {
 	t.Parallel()
@@ -27,11 +28,38 @@ func TestConfigurationsThatDiffer(t *testing.T) {
 		}
 		n.UseConfig(files[n.Name])
 	}
+	without, _, _ := strings.Cut(string(raw), "[[device]]")
+	if err := os.WriteFile(files["gamma"], []byte(without), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.Start(within(t, patience)); err != nil {
 		t.Fatal(err)
 	}
-	inSync(t, c, "r0")
 	alpha, beta, gamma := c.Node("alpha"), c.Node("beta"), c.Node("gamma")
+	says := func(n *cluster.Node, want string, args ...string) {
+		t.Helper()
+		var out string
+		if !poll(within(t, patience), func() bool {
+			out, _ = n.Lockstepctl(t.Context(), args...)
+			return strings.Contains(out, want)
+		}) {
+			t.Fatalf("%s: %q: not %q in\n%s", n.Name, args, want, out)
+		}
+	}
+	reload := func(n *cluster.Node, text string) {
+		t.Helper()
+		if err := os.WriteFile(files[n.Name], []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := n.Lockstepctl(within(t, patience), "config", "reload"); err != nil {
+			t.Fatalf("%v:\n%s", err, out)
+		}
+	}
+	says(alpha, "not replicated with gamma, which is up", "status")
+	says(alpha, "gamma is up, and has not said how the device is there", "device", "why", "r0")
+	reload(gamma, string(raw))
+	inSync(t, c, "r0")
+
 	conn := open(t, alpha)
 	defer conn.Close()
 	write := func() {
@@ -42,23 +70,7 @@ func TestConfigurationsThatDiffer(t *testing.T) {
 	}
 	edit := func(n *cluster.Node) {
 		t.Helper()
-		text := strings.Replace(string(raw), `quorum = "majority"`, `quorum = 2`, 1)
-		if err := os.WriteFile(files[n.Name], []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := n.Lockstepctl(within(t, patience), "config", "reload"); err != nil {
-			t.Fatalf("%v:\n%s", err, out)
-		}
-	}
-	says := func(n *cluster.Node, want string, args ...string) {
-		t.Helper()
-		var out string
-		if !poll(within(t, patience), func() bool {
-			out, _ = n.Lockstepctl(t.Context(), args...)
-			return strings.Contains(out, want)
-		}) {
-			t.Fatalf("%s: %q: not %q in\n%s", n.Name, args, want, out)
-		}
+		reload(n, strings.Replace(string(raw), `quorum = "majority"`, `quorum = 2`, 1))
 	}
 	edit(alpha)
 	write()
@@ -76,7 +88,7 @@ func TestConfigurationsThatDiffer(t *testing.T) {
 			t.Fatalf("%v:\n%s", err, out)
 		}
 	}
-	says(alpha, "gamma is not connected: the two nodes' configurations of this device differ", "status")
+	says(alpha, "not replicated with gamma: the two nodes' configurations of this device differ", "status")
 	write()
 
 	edit(gamma)
