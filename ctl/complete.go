@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	_ "embed" // for the script
 	"strings"
 	"time"
 
@@ -43,6 +44,14 @@ func (a *app) completeFlags(c *cobra.Command, words map[string]completer) {
 			return offer(ctx, a, nil, prefix)
 		}))
 	}
+}
+
+// completeFiles leaves the first argument, a file's path, to the shell.
+func completeFiles(_ *cobra.Command, given []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(given) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return nil, cobra.ShellCompDirectiveDefault
 }
 
 // words offers some words, whatever was given before.
@@ -132,6 +141,12 @@ func completeMethods(ctx context.Context, a *app, given []string, _ string) []st
 	return listed(ctx, a, "help", nil, func(c api.Command) string { return c.Name })
 }
 
+// bashCompletion is ours because cobra's needs the package bash-completion,
+// which small systems do not have.
+//
+//go:embed completion.bash
+var bashCompletion string
+
 const completionLong = `Prints a script that teaches a shell to complete commands, flags, and the names of
 nodes, devices, services and keys, which it asks the running daemon for.`
 
@@ -146,7 +161,7 @@ func (a *app) completionCommand() *cobra.Command {
 		run: func(_ context.Context, args []string) error {
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(a.Out, true)
+				return a.print(bashCompletion)
 			case "zsh":
 				return root.GenZshCompletion(a.Out)
 			case "fish":

@@ -93,7 +93,7 @@ func TestCompletionWithoutADaemonIsSilentAndQuick(t *testing.T) {
 }
 
 func TestCompletionScripts(t *testing.T) {
-	for shell, mark := range map[string]string{"bash": "complete -o default -F __start_lockstepctl lockstepctl", "zsh": "#compdef lockstepctl", "fish": "complete -c lockstepctl"} {
+	for shell, mark := range map[string]string{"bash": "complete -o default -F __lockstepctl_complete lockstepctl", "zsh": "#compdef lockstepctl", "fish": "complete -c lockstepctl"} {
 		got := run(t, &daemon{}, "completion "+shell)
 		if got.code != 0 || !strings.Contains(got.out, mark) || got.err != "" {
 			t.Errorf("%s: exit %d, %d bytes, %s", shell, got.code, len(got.out), got.err)

@@ -24,14 +24,14 @@ func (a *app) configCommands() *cobra.Command {
 		a.command(verb{
 			use: "check [FILE]", short: "say what is wrong with a configuration file",
 			long: "Validates the file as a reload would, and says what is wrong with it, by line and column.",
-			args: []string{"FILE", argFile},
+			args: []string{"FILE", argFile}, files: true,
 			do:   "accept the configuration", example: "lockstepctl config check /etc/lockstep/new.toml",
 			run: a.ask("config/check", fileParams, a.confirmation),
 		}),
 		a.command(verb{
 			use: "diff [FILE]", short: "show what a configuration file would change",
 			long: "Shows, key by key, what the file would change and how: live, by restarting a service,\nafter a restart of the daemon, or not at all and why. Nothing is changed.",
-			args: []string{"FILE", argFile},
+			args: []string{"FILE", argFile}, files: true,
 			do:   "compare the configuration", example: "lockstepctl config diff",
 			run: a.ask("config/diff", fileParams, as(render.Changes)),
 		}),

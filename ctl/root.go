@@ -1,8 +1,10 @@
 package ctl
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -81,6 +83,9 @@ func (a *app) root(args []string) *cobra.Command {
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.SetIn(a.In)
 	c.SetOut(a.Out)
+	if len(args) > 0 && strings.HasPrefix(args[0], "__") {
+		c.SetOut(unquoted{a.Out})
+	}
 	c.SetErr(a.Err)
 	a.globalFlags(c.PersistentFlags())
 	a.completeFlags(c, map[string]completer{"format": words("text", "json")})
@@ -93,6 +98,17 @@ func (a *app) root(args []string) *cobra.Command {
 	}
 	c.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
 	return c
+}
+
+// unquoted takes the marks off a flag's description, by which help finds the
+// name of its value, for shells that show it as it is.
+type unquoted struct{ io.Writer }
+
+func (u unquoted) Write(b []byte) (int, error) {
+	if _, err := u.Writer.Write(bytes.ReplaceAll(b, []byte("`"), nil)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 const rootLong = `lockstepctl sends one command to a running lockstepd and shows the answer: as

@@ -30,6 +30,7 @@ type verb struct {
 	// verbatim leaves what follows the first argument alone, dashes and all.
 	verbatim bool
 	complete completer
+	files    bool // the argument is a file's path, which the shell completes
 	// flagWords complete the values of flags, by name.
 	flagWords map[string]completer
 	run       func(ctx context.Context, args []string) error
@@ -67,6 +68,9 @@ func (a *app) command(v verb) *cobra.Command {
 	}
 	c.Flags().SetInterspersed(!v.verbatim)
 	c.ValidArgsFunction = a.completion(v.complete)
+	if v.files {
+		c.ValidArgsFunction = completeFiles
+	}
 	a.completeFlags(c, v.flagWords)
 	return c
 }
