@@ -156,5 +156,19 @@ func flagError(c *cobra.Command, err error) error {
 	if errors.Is(err, pflag.ErrHelp) {
 		return err
 	}
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return usageError{fmt.Sprintf("--%s %q: %s is expected", bad.GetFlag().Name, bad.GetValue(), kind(bad.GetFlag())), c.CommandPath()}
+	}
 	return usageError{strings.TrimSuffix(err.Error(), " in -"), c.CommandPath()}
+}
+
+// kind is what values of a flag are.
+func kind(f *pflag.Flag) string {
+	switch f.Value.Type() {
+	case "bool":
+		return "true or false"
+	case "string", "stringSlice", "stringArray":
+		return "text"
+	}
+	return "a number"
 }
