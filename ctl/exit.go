@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lockstepd/lockstep/ctl/render"
 	"github.com/lockstepd/lockstep/rpc/api"
 )
 
@@ -108,7 +109,17 @@ func (e attempt) Error() string {
 // report tells the user of an error and returns the exit code.
 func (a *app) report(err error) int {
 	if err != nil && !errors.Is(err, errUnhealthy) && !errors.Is(err, errSaid) {
-		fmt.Fprintln(a.Err, "lockstepctl: "+cleanError(err))
+		a.say("lockstepctl: " + cleanError(err))
 	}
 	return exitCode(err)
+}
+
+// say writes what is no answer to standard error; on a terminal no word is
+// broken, so that commands in it can be copied.
+func (a *app) say(text string) {
+	if a.ErrTerm != nil {
+		width, _ := a.ErrTerm.Size()
+		text = render.Fill(width, text)
+	}
+	fmt.Fprintln(a.Err, text)
 }

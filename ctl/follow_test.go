@@ -537,11 +537,30 @@ func TestInterruptingAWaitSaysHowToComeBack(t *testing.T) {
 			if code := <-p.code; code != exitFailed || strings.Contains(p.out.String(), "done") {
 				t.Errorf("exit %d: %s", code, p.out.String())
 			}
-			if got := p.err.String(); !strings.HasSuffix(got, "\ninterrupted; what runs on r0 goes on. Come back to it with: "+back+"\n") {
-				t.Errorf("said %q", got)
+			_, said, _ := strings.Cut(p.err.String(), "\ninterrupted; ")
+			for line := range strings.Lines(said) {
+				if len(line) > 81 {
+					t.Errorf("wider than the terminal: %q", line)
+				}
+			}
+			if said = strings.Join(strings.Fields(said), " "); said != "what runs on r0 goes on. Come back to it with: "+back {
+				t.Errorf("said %q", said)
 			}
 		})
 	}
+}
+
+// TestInterruptingAQuietWait: what the terminal shows of the key has a line of
+// its own, and words are not broken.
+func TestInterruptingAQuietWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(resyncing(time.Hour), "-q device wait r0 uptodate", func(e *Env) { e.ErrTerm = screenOf{60, 24} })
+		time.Sleep(3 * time.Second)
+		p.interrupt()
+		if code, want := <-p.code, "\ninterrupted; what runs on r0 goes on. Come back to it with:\nlockstepctl device wait r0 uptodate\n"; code != exitFailed || p.err.String() != want {
+			t.Errorf("exit %d, said %q, want %q", code, p.err.String(), want)
+		}
+	})
 }
 
 func TestWaitHasATimeLimit(t *testing.T) {
@@ -614,6 +633,30 @@ func TestVerifyShowsItsOutcome(t *testing.T) {
 	d.answers["device/resync"] = `null`
 	if got := run(t, d, "device resync r0"); got.code != exitFailed || !strings.Contains(got.err, "cannot resync r0: there is no device r0 any more; see: lockstepctl device list") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestWorkIsNotDoneWhileNodesAgreeAnew: between two states of a resync a peer is
+// not agreed with, for a moment.
+func TestWorkIsNotDoneWhileNodesAgreeAnew(t *testing.T) {
+	for states, want := range map[string]string{
+		"PausedSyncS Off SyncSource Established": "r0: resync done, 0 out of sync\n",
+		"SyncSource Off Off":                     "r0: resync done, 4.0 KiB out of sync\n", // the peer went away
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			left := strings.Fields(states)
+			d := answers("device/resync", `{"text":"r0 is resynced with beta"}`)
+			d.answers["status"] = func(string) (string, error) {
+				state, missing := left[0], 4096
+				if left = left[1:]; state == "Established" {
+					missing = 0
+				}
+				return fmt.Sprintf(`{"devices":[{"name":"r0","peers":[{"node":"beta","replication":%q,"out_of_sync":%d}]}]}`, state, missing), nil
+			}
+			if got := run(t, d, "device resync r0"); got.code != 0 || !strings.HasSuffix(got.err, want) || len(left) > 0 {
+				t.Errorf("%s: %+v, not asked for %q", states, got, left)
+			}
+		})
 	}
 }
 

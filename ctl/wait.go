@@ -171,16 +171,18 @@ func (a *app) waitAnswer(ctx context.Context, c Client, device, state string, p 
 // waitIdle waits until no resync or verify of the device runs.
 func (a *app) waitIdle(ctx context.Context, device, work string) error {
 	return a.patiently(ctx, device, "device wait "+device+" synced", func(ctx context.Context, c Client, p *progress) (bool, error) {
-		for {
+		for again := false; ; {
 			d, err := a.deviceNow(ctx, c, device)
 			if err != nil {
 				return false, err
 			}
-			if !working(d) {
+			idle := !working(d)
+			if idle && (again || !unsettled(d)) {
 				p.finish()
 				a.remark("%s: %s done, %s out of sync", device, work, render.Bytes(outOfSync(d)))
 				return true, nil
 			}
+			again = idle
 			p.show(d)
 			if !sleep(ctx, refresh) {
 				return false, ctx.Err()
@@ -195,6 +197,12 @@ func working(d api.Device) bool {
 		return p.Resync != nil || strings.HasPrefix(p.Replication, "Sync") ||
 			strings.HasPrefix(p.Replication, "Verify") || strings.HasPrefix(p.Replication, "PausedSync")
 	})
+}
+
+// unsettled reports whether two nodes may be about to agree on what comes next,
+// which takes them a moment.
+func unsettled(d api.Device) bool {
+	return slices.ContainsFunc(d.Peers, func(p api.DevicePeer) bool { return p.Replication == "Off" && p.OutOfSync > 0 })
 }
 
 func outOfSync(d api.Device) (n int64) {
@@ -238,7 +246,10 @@ func (a *app) patiently(ctx context.Context, device, back string, do func(contex
 			return err
 		case ctx.Err() != nil:
 			p.finish()
-			fmt.Fprintf(a.Err, "interrupted; what runs on %s goes on. Come back to it with: lockstepctl %s\n", device, back)
+			if p.quiet && a.ErrTerm != nil {
+				fmt.Fprintln(a.Err) // the terminal shows a ^C
+			}
+			a.say(fmt.Sprintf("interrupted; what runs on %s goes on. Come back to it with: lockstepctl %s", device, back))
 			return errSaid
 		case limited.Err() != nil:
 			p.finish()
@@ -288,7 +299,7 @@ func (p *progress) show(d api.Device) {
 	case p.quiet:
 	case p.term != nil:
 		width, _ := p.term.Size()
-		fmt.Fprint(p.w, "\r\x1b[K"+render.DeviceProgress(width-1, d))
+		fmt.Fprint(p.w, "\r\x1b[K"+render.DeviceProgress(width-len("^C")-1, d))
 		p.drawn = true
 	default:
 		if step := render.ProgressStep(d); step != p.last {

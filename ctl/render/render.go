@@ -128,6 +128,15 @@ func wrap(s string, n int) []string {
 	return append(lines, line)
 }
 
+// Fill breaks the lines of s between words where they are longer than n columns.
+func Fill(n int, s string) string {
+	var lines []string
+	for line := range strings.SplitSeq(s, "\n") {
+		lines = append(lines, wrap(line, n)...)
+	}
+	return strings.Join(lines, "\n")
+}
+
 // paragraph writes s wrapped to the terminal, every line but the first indented
 // as deep as the first one's lead.
 func (o Options) paragraph(b *strings.Builder, lead string, st Style, s string) {

@@ -146,7 +146,7 @@ func topDevices(o Options, s TopScreen, room int) []string {
 	}
 	t := table{cols: []column{
 		{head: "DEVICE", flex: true}, {head: "ROLE", drop: 4}, {head: "DISK", drop: 5}, {head: "STATE"},
-		{head: "READ", right: true, min: 11}, {head: "WRITE", right: true, min: 11}, {head: "OPS/S", right: true, drop: 3, min: 6},
+		{head: "READ", right: true, min: 10}, {head: "WRITE", right: true, min: 10}, {head: "OPS/S", right: true, drop: 3, min: 6},
 		{head: "RD P50", right: true, drop: 14, min: 6}, {head: "RD P99", right: true, drop: 9, min: 6},
 		{head: "WR P50", right: true, drop: 7, min: 6}, {head: "WR P99", right: true, drop: 2, min: 6},
 		{head: "OUT OF SYNC", right: true, drop: 6}, {head: "SIZE", right: true, drop: 11},

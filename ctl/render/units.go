@@ -24,12 +24,17 @@ func Bytes(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", v, "KMGTPE"[unit])
 }
 
-// Rate is a number of bytes per second.
+// Rate is a number of bytes per second, of which nobody needs a fourth digit:
+// "9.5 MiB/s", "117 MiB/s".
 func Rate(n int64) string {
 	if n <= 0 {
 		return "-"
 	}
-	return Bytes(n) + "/s"
+	number, unit, _ := strings.Cut(Bytes(n), " ")
+	if whole, _, ok := strings.Cut(number, "."); ok && len(whole) > 2 {
+		number = whole
+	}
+	return number + " " + unit + "/s"
 }
 
 // Count is a number with a letter for thousands where it gets long.

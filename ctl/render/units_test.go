@@ -18,6 +18,29 @@ func TestBytes(t *testing.T) {
 	}
 }
 
+func TestRates(t *testing.T) {
+	for n, want := range map[int64]string{
+		-1: "-", 0: "-", 1: "1 B/s", 1023: "1023 B/s", 1024: "1.0 KiB/s", 99 << 20: "99.0 MiB/s", 123_456_789: "117 MiB/s", 1<<30 - 1: "1.0 GiB/s",
+	} {
+		if got := Rate(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestFill(t *testing.T) {
+	for s, want := range map[string]string{
+		"": "", "short": "short", "one two three": "one two\nthree", "one two three\nfour": "one two\nthree\nfour", "averylongword and": "averylongword\nand",
+	} {
+		if got := Fill(8, s); got != want {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
+	}
+	if got := Fill(0, "one two three"); got != "one two three" {
+		t.Errorf("without a width: %q", got)
+	}
+}
+
 func TestTimes(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-time.Second: "0 s", 0: "0 s", 999 * time.Millisecond: "0 s", 12 * time.Second: "12 s", 60 * time.Second: "1 m", 200 * time.Second: "3 m 20 s",
