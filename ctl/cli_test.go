@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -209,6 +212,35 @@ func TestQuiet(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestLoadSendsTheFile, or standard input, as it is.
+func TestLoadSendsTheFile(t *testing.T) {
+	const lines = "user.site str north\n^^user.old.\n"
+	path := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(path, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const asked = `cmap/load {"lines":"user.site str north\n^^user.old.\n"}`
+	for line, in := range map[string]io.Reader{"cmap load " + path: strings.NewReader("not this"), "cmap load -": strings.NewReader(lines)} {
+		d := answers("cmap/load", `{"text":"applied 2 steps"}`)
+		got := run(t, d, line, func(e *Env) { e.In = in })
+		if got != (outcome{out: "applied 2 steps\n"}) || !slices.Contains(d.requests(), asked) {
+			t.Errorf("%s: %+v, %q", line, got, d.requests())
+		}
+	}
+	endless := func(e *Env) { e.In = zeroes{} }
+	if got := run(t, &daemon{}, "cmap load -", endless); got.code != 1 || got.err != "lockstepctl: cannot apply -: it is larger than 16 MiB\n" {
+		t.Errorf("%+v", got)
+	}
+	if got := run(t, &daemon{}, "cmap load "+path+".none"); got.code != 1 || !strings.Contains(got.err, "keys.none: no such file or directory") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// zeroes never end.
+type zeroes struct{}
+
+func (zeroes) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestServiceShowHasTheServicesOwnFigures(t *testing.T) {
 	got := run(t, answers("service/show", `{"name":"handlers","version":1,"state":"running","health":"ok","runs":12,"queue":{"length":0}}`), "service show handlers")

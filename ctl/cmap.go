@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +57,38 @@ func (a *app) cmapCommands() *cobra.Command {
 			do:   "track the object database", example: "lockstepctl cmap track nodes.", complete: completeKeys,
 			run: a.track,
 		}),
+		a.command(verb{
+			use: "load FILE", short: "apply a file of changes, all or none",
+			long: "Applies lines KEY TYPE VALUE, ^KEY (delete the key) and ^^PREFIX (delete all keys that\nbegin so); empty lines and those that begin with # mean nothing. All of them are applied\nas one change, or none, and the error names the line.",
+			args: []string{"FILE", "the file; - reads standard input"},
+			do:   "apply %s", example: "lockstepctl cmap load keys.txt\nprintf '^^user.old.\\nuser.site str north\\n' | lockstepctl cmap load -",
+			run: a.act("cmap/load", a.loadParams),
+		}),
 	)
+}
+
+// maxLoad bounds a file of changes: more than the daemon takes in one.
+const maxLoad = 16 << 20
+
+// loadParams are the text of a file of changes, or of standard input.
+func (a *app) loadParams(args []string) (any, error) {
+	in := io.NopCloser(a.In)
+	if args[0] != "-" {
+		f, err := a.Open(args[0])
+		if err != nil {
+			return nil, err
+		}
+		in = f
+	}
+	defer in.Close()
+	text, err := io.ReadAll(io.LimitReader(in, maxLoad+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxLoad {
+		return nil, fmt.Errorf("it is larger than %d MiB", maxLoad>>20)
+	}
+	return api.CmapLoadParams{Lines: string(text)}, nil
 }
 
 func keyParams(args []string) (any, error) { return api.CmapKeyParams{Key: args[0]}, nil }

@@ -43,6 +43,12 @@ func (a *app) configCommands() *cobra.Command {
 			run: a.act("config/save", nil),
 		}),
 		a.command(verb{
+			use: "history", short: "show the last configurations",
+			long: "Shows the last ten revisions of the configuration, the newest first: when, by whom, and\nwhat each changed. config rollback goes back to one.",
+			do:   "show the history", example: "lockstepctl config history",
+			run: a.askText("config/history"),
+		}),
+		a.command(verb{
 			use: "rollback REVISION", short: "go back to an earlier configuration",
 			long: "Applies an earlier revision of the configuration again, as a new revision.",
 			args: []string{"REVISION", "the number of a revision"},

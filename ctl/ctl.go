@@ -66,6 +66,8 @@ type Env struct {
 	// Inspect reads a metadata file without a daemon and returns an encoded
 	// api.Metadata.
 	Inspect func(ctx context.Context, path string) (json.RawMessage, error)
+	// Open opens a file of the user's for reading.
+	Open func(path string) (io.ReadCloser, error)
 	// Interrupts returns a context that ends when the user interrupts. Without
 	// it, an interrupt ends the program as usual.
 	Interrupts func(context.Context) (context.Context, context.CancelFunc)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -163,6 +164,7 @@ func env(d *daemon, out, err io.Writer) Env {
 		Release: testRelease,
 		In:      strings.NewReader(""), Out: out, Err: err, Dial: d.dial,
 		Getenv:     func(string) string { return "" },
+		Open:       func(path string) (io.ReadCloser, error) { return os.Open(path) },
 		Interrupts: func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
 	}
 }

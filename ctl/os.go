@@ -34,6 +34,7 @@ func OS(release string) Env {
 			return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 		},
 		Keyboard: openKeyboard, Inspect: inspect,
+		Open:   func(path string) (io.ReadCloser, error) { return os.Open(path) },
 		InTerm: term.IsTerminal(int(os.Stdin.Fd())),
 	}
 	if term.IsTerminal(int(os.Stdout.Fd())) {

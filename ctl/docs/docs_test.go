@@ -88,6 +88,7 @@ func try(line string) (code int, says string) {
 		Inspect: func(context.Context, string) (json.RawMessage, error) {
 			return nil, errors.New("there is no file in this test")
 		},
+		Open:       func(string) (io.ReadCloser, error) { return nil, errors.New("there is no file in this test") },
 		Interrupts: context.WithCancel, InTerm: true,
 		OutTerm: screen{}, Keyboard: func() (ctl.Keyboard, error) { return nil, errors.New("none") },
 	})

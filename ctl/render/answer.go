@@ -54,11 +54,32 @@ func object(o Options, fields map[string]any) string {
 
 func flatten(p *pairs, prefix string, fields map[string]any) {
 	for _, k := range sortedKeys(fields) {
-		if inner, ok := fields[k].(map[string]any); ok {
-			flatten(p, prefix+Clean(k)+".", inner)
-			continue
+		at := prefix + Clean(k)
+		switch inner := fields[k].(type) {
+		case map[string]any:
+			flatten(p, at+".", inner)
+		case []any:
+			flattenList(p, at, inner)
+		default:
+			p.addText(at, scalar(inner))
 		}
-		p.addText(prefix+Clean(k), scalar(fields[k]))
+	}
+}
+
+// flattenList is a list of scalars in a line, or the fields of objects by their
+// place in the list, from 1 on.
+func flattenList(p *pairs, at string, items []any) {
+	if len(arrayHeads(items)) == 0 {
+		words := make([]string, len(items))
+		for i, item := range items {
+			words[i] = scalar(item)
+		}
+		p.add(at, orDash(strings.Join(words, ", ")))
+		return
+	}
+	for i, item := range items {
+		fields, _ := item.(map[string]any)
+		flatten(p, fmt.Sprintf("%s.%d.", at, i+1), fields)
 	}
 }
 
@@ -130,9 +151,11 @@ func scalar(v any) string {
 	case json.Number:
 		return v.String()
 	}
-	raw, err := json.Marshal(v)
-	if err != nil {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
 		return fmt.Sprint(v)
 	}
-	return string(raw)
+	return strings.TrimSuffix(b.String(), "\n")
 }

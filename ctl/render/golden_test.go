@@ -224,7 +224,7 @@ func handshake() api.Handshake {
 func rawAnswers() []json.RawMessage {
 	return []json.RawMessage{
 		json.RawMessage(`"r0 is primary now"`), json.RawMessage(`null`), json.RawMessage(`{"text":"done"}`), json.RawMessage(`7`), json.RawMessage(`[]`),
-		json.RawMessage(`["a","b\u001b"]`), json.RawMessage(`{"b":true,"a":{"y":2.5,"x":[1,2]}}`),
+		json.RawMessage(`["a","b\u001b"]`), json.RawMessage(`{"b":true,"a":{"y":2.5,"x":[1,2],"z":[]},"list":[{"argv":["/bin/sh","<&>"],"n":1},{"n":2}]}`),
 		json.RawMessage(`[{"name":"x","n":1},{"name":"yy","m":"z"}]`), json.RawMessage(`not json`),
 	}
 }

@@ -156,6 +156,12 @@ type CmapSetParams struct {
 	Value string `json:"value"`
 }
 
+// CmapLoadParams are the params of "cmap/load": the text of a batch file, lines
+// "KEY TYPE VALUE", "^KEY" and "^^PREFIX".
+type CmapLoadParams struct {
+	Lines string `json:"lines"`
+}
+
 // CmapPrefixParams choose keys, all when left out.
 type CmapPrefixParams struct {
 	Prefix string `json:"prefix,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/server/cmap"
+	"github.com/lockstepd/lockstep/server/reload"
 )
 
 func (c *Control) cmapCommands() []rpc.Command {
@@ -52,10 +53,10 @@ func (c *Control) cmapGet(_ context.Context, _ rpc.Actor, p api.CmapKeyParams) (
 	return entryOf(cmap.Entry{Key: p.Key, Value: v}), nil
 }
 
-func (c *Control) cmapSet(ctx context.Context, _ rpc.Actor, p api.CmapSetParams) (api.Done, error) {
+func (c *Control) cmapSet(ctx context.Context, by rpc.Actor, p api.CmapSetParams) (api.Done, error) {
 	v, err := cmap.ParseValue(p.Type, p.Value)
 	if err == nil {
-		err = c.o.Cmap.Set(ctx, p.Key, v)
+		err = c.o.Cmap.Set(reload.By(ctx, by.String()), p.Key, v)
 	}
 	if err != nil {
 		return api.Done{}, cmapError(err)
@@ -70,12 +71,10 @@ func (c *Control) cmapDelete(ctx context.Context, _ rpc.Actor, p api.CmapKeyPara
 	return text("deleted %s", p.Key)
 }
 
-func (c *Control) cmapLoad(ctx context.Context, _ rpc.Actor, p struct {
-	Lines string `json:"lines"`
-}) (api.Done, error) {
+func (c *Control) cmapLoad(ctx context.Context, by rpc.Actor, p api.CmapLoadParams) (api.Done, error) {
 	ops, err := cmap.ParseBatch(p.Lines)
 	if err == nil {
-		err = c.o.Cmap.Apply(ctx, ops...)
+		err = c.o.Cmap.Apply(reload.By(ctx, by.String()), ops...)
 	}
 	if err != nil {
 		return api.Done{}, cmapError(err)

@@ -153,5 +153,5 @@ func (e *Engine) find(number uint64) (Revision, error) {
 			return r, nil
 		}
 	}
-	return Revision{}, fmt.Errorf("there is no revision %d any more; revisions %d to %d are kept", number, e.history[0].Number, e.now.Number)
+	return Revision{}, fmt.Errorf("there is no revision %d; revisions %d to %d are kept", number, e.history[0].Number, e.now.Number)
 }

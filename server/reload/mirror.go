@@ -50,13 +50,29 @@ func (m *Mirror) check(changes []cmap.Change) error {
 	return err
 }
 
+// whoKey is the context's key of who sets a key of the object database.
+type whoKey struct{}
+
+// By returns a context whose changes of the object database are somebody's, by
+// the words that the history of the configuration then has for them.
+func By(ctx context.Context, who string) context.Context {
+	return context.WithValue(ctx, whoKey{}, who)
+}
+
+func whoOf(ctx context.Context) string {
+	if who, ok := ctx.Value(whoKey{}).(string); ok {
+		return who
+	}
+	return "cmap"
+}
+
 // apply runs the changes as one transaction.
 func (m *Mirror) apply(ctx context.Context, changes []cmap.Change) error {
 	settings, err := settingsOf(changes)
 	if err != nil {
 		return err
 	}
-	if _, err := m.engine.Set(ctx, Request{Who: "cmap"}, settings...); err != nil {
+	if _, err := m.engine.Set(ctx, Request{Who: whoOf(ctx)}, settings...); err != nil {
 		return err
 	}
 	m.Sync()

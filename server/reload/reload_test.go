@@ -483,7 +483,7 @@ func TestHistoryKeepsTenAndRollsBack(t *testing.T) {
 		t.Fatalf("%d revisions, %+v", len(h), h[0])
 	}
 	_, err := b.Rollback(t.Context(), everyone, 5)
-	b.wantErr(err, "there is no revision 5 any more; revisions 6 to 15 are kept")
+	b.wantErr(err, "there is no revision 5; revisions 6 to 15 are kept")
 	_, err = b.Rollback(t.Context(), everyone, 15)
 	b.wantErr(err, "revision 15 is the one that holds")
 	b.must(b.Set(t.Context(), everyone, config.Setting{Key: "device.r0.quorum", Value: "off"}))
