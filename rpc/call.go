@@ -172,14 +172,15 @@ func timedOut(c *Command) error {
 
 // protected runs the handler and turns a panic into an internal error.
 func (s *Server) protected(ctx context.Context, c *Command, by Actor, in input) (r result, err error) {
-	s.count(c.Name, 1)
+	s.begun(c.Name)
+	start := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
 			s.stats.panics.Add(1)
 			s.log.Error("command panicked", "command", c.Name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			err = api.Errorf(api.CodeInternal, "internal error in %q; the daemon's log has the details", c.Name)
 		}
-		s.count(c.Name, -1)
+		s.ended(c.Name, time.Since(start), err)
 		<-s.running
 	}()
 	return c.Do.handle(ctx, c, by, in)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"slices"
@@ -79,8 +78,21 @@ type Server struct {
 	running  chan struct{} // a token for each command in progress
 	connSeq  atomic.Uint64
 
-	mu     sync.Mutex
-	active map[string]int // how many of each command are in progress, guarded by mu
+	mu       sync.Mutex
+	commands map[string]*commandCount // of each command that was ever run, guarded by mu
+}
+
+// commandCount is what there is to know of one command.
+type commandCount struct {
+	CommandStats
+	active int // in progress
+}
+
+// CommandStats are counts of one command since the server was made.
+type CommandStats struct {
+	Requests uint64
+	Failures uint64        // that its handler answered with an error
+	Took     time.Duration // all of them together
 }
 
 // maxRefusals bounds the goroutines that tell clients that there are too many.
@@ -102,7 +114,7 @@ func NewServer(opts ServerOptions) *Server {
 		conns:    make(chan struct{}, lim.Connections),
 		refusals: make(chan struct{}, maxRefusals),
 		running:  make(chan struct{}, lim.Running),
-		active:   make(map[string]int),
+		commands: make(map[string]*commandCount),
 	}
 }
 
@@ -206,15 +218,50 @@ func (s *Server) await(conns *sync.WaitGroup) error {
 func (s *Server) inProgress() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.active))
+	var names []string
+	for name, c := range s.commands {
+		if c.active > 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
-func (s *Server) count(name string, change int) {
+// begun counts a command that a handler takes on.
+func (s *Server) begun(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.active[name] += change; s.active[name] == 0 {
-		delete(s.active, name)
+	c := s.commands[name]
+	if c == nil {
+		c = &commandCount{}
+		s.commands[name] = c
 	}
+	c.active++
+	c.Requests++
+}
+
+// ended counts how that went.
+func (s *Server) ended(name string, took time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.commands[name]
+	c.active--
+	c.Took += took
+	if err != nil {
+		c.Failures++
+	}
+}
+
+// Commands returns the counts of every command that was ever run, by name.
+func (s *Server) Commands() map[string]CommandStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]CommandStats, len(s.commands))
+	for name, c := range s.commands {
+		out[name] = c.CommandStats
+	}
+	return out
 }
 
 // counters are the server's own statistics.

@@ -19,7 +19,7 @@ import (
 func (e *engine) newMetrics() (*metrics.Metrics, error) {
 	s := metrics.Sources{
 		Version: e.opts.Version, Nodes: e.msgr.Nodes, Tick: func() time.Duration { return e.msgr.GetTick().Tick },
-		Devices: e.deviceStatuses, NBD: e.nbd.Stats, Services: e.services.List, Handlers: e.handlers.Stats, Events: e.events.Newest,
+		Devices: e.deviceStatuses, NBD: e.nbd.Stats, Services: e.services.List, Handlers: e.handlers.Stats, Events: e.events.Newest, Counts: e.events.Counts,
 		Config: func() metrics.Config {
 			st := e.conf.Status()
 			return metrics.Config{Revision: st.Revision, Applied: st.Err == nil, Pending: len(st.Pending)}

@@ -166,8 +166,12 @@ func (c *Control) admitLocked() {
 
 // Commands counts what the control socket has seen.
 func (c *Control) Commands() metrics.Commands {
-	s := c.srv.Stats()
+	s, each := c.srv.Stats(), map[string]metrics.Command{}
+	for name, n := range c.srv.Commands() {
+		each[name] = metrics.Command{Requests: n.Requests, Failures: n.Failures, Took: n.Took}
+	}
 	return metrics.Commands{
+		Each:        each,
 		Connections: s.Connections, InProgress: s.InProgress, Requests: s.Requests, Failures: s.Failures, Timeouts: s.Timeouts,
 		Panics: s.Panics, Malformed: s.Malformed, Accepted: s.Accepted, Refused: s.Refused, CutOff: s.CutOff,
 		Notifications: s.Notifications, Dropped: s.Dropped,

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -49,13 +50,21 @@ type Log struct {
 	mu     sync.Mutex
 	ring   []Event // event seq is at (seq-1) % len
 	seq    uint64  // of the newest event; 0 before the first
+	counts map[Count]uint64
 	closed bool
 	wake   chan struct{} // closed at the next event; nil while nobody waits
 }
 
+// Count is what events are counted by: their type and the device that they are
+// about, or the node where it is none.
+type Count struct{ Type, Device, Node string }
+
+// maxCounts bounds the counts: more are by type alone.
+const maxCounts = 1 << 16
+
 // NewLog makes a log that keeps the newest capacity events.
 func NewLog(capacity int) *Log {
-	return &Log{id: rand.Text(), ring: make([]Event, max(capacity, 1))}
+	return &Log{id: rand.Text(), ring: make([]Event, max(capacity, 1)), counts: map[Count]uint64{}}
 }
 
 // Stream names this log among those of other lives of the daemon: numbers mean
@@ -79,8 +88,27 @@ func (l *Log) Publish(e Event) uint64 {
 	l.seq++
 	e.Seq = l.seq
 	l.ring[l.slot(e.Seq)] = e
+	l.countLocked(&e)
 	l.wakeLocked()
 	return e.Seq
+}
+
+func (l *Log) countLocked(e *Event) {
+	of := Count{Type: e.Type, Device: e.Device}
+	if e.Device == "" {
+		of.Node = e.Node
+	}
+	if _, known := l.counts[of]; !known && len(l.counts) >= maxCounts {
+		of = Count{Type: e.Type}
+	}
+	l.counts[of]++
+}
+
+// Counts returns how many events of each kind there were.
+func (l *Log) Counts() map[Count]uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.counts)
 }
 
 // Newest is the number of the newest event, 0 before the first.

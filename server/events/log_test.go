@@ -3,7 +3,9 @@ package events
 import (
 	"context"
 	"errors"
+	"maps"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -274,4 +276,23 @@ func BenchmarkPublish(b *testing.B) {
 	}
 	l.Close()
 	wg.Wait()
+}
+
+func TestEventsAreCountedByWhatTheyAreAbout(t *testing.T) {
+	l := NewLog(4)
+	for range 6 {
+		l.Publish(Event{Type: QuorumLost, Device: "r0", Node: "beta"})
+	}
+	l.Publish(Event{Type: NodeDown, Node: "beta"})
+	l.Publish(Event{Type: Config})
+	want := map[Count]uint64{{Type: QuorumLost, Device: "r0"}: 6, {Type: NodeDown, Node: "beta"}: 1, {Type: Config}: 1}
+	if got := l.Counts(); !maps.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+	for i := range maxCounts + 10 {
+		l.Publish(Event{Type: IOError, Device: strconv.Itoa(i)})
+	}
+	if got := l.Counts(); len(got) > maxCounts+1 || got[Count{Type: IOError}] != 13 {
+		t.Errorf("%d counts, and %d events without a name", len(got), got[Count{Type: IOError}])
+	}
 }

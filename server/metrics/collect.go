@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
 	"github.com/lockstepd/lockstep/server/nbd"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -24,9 +25,16 @@ func (*collector) Describe(chan<- *prometheus.Desc) {}
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	o := out{ch}
 	o.gauge("lockstep_info", "The version that runs.", 1, lv{"version", c.s.Version})
+	var counts map[events.Count]uint64
+	if c.s.Counts != nil {
+		counts = c.s.Counts()
+	}
 	if c.s.Nodes != nil {
 		for _, n := range c.s.Nodes() {
 			o.node(&n)
+			for _, t := range nodeEvents {
+				o.count("lockstep_node_events_total", "Events about the peer, by their type.", counts[events.Count{Type: t, Node: n.Name}], lv{"node", n.Name}, lv{"type", t})
+			}
 		}
 	}
 	if c.s.Tick != nil {
@@ -35,6 +43,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if c.s.Devices != nil {
 		for _, d := range c.s.Devices() {
 			o.device(&d)
+			for _, t := range deviceEvents {
+				o.count("lockstep_device_events_total", "Events about the device, by their type.", counts[events.Count{Type: t, Device: d.Name}], lv{"device", d.Name}, lv{"type", t})
+			}
 		}
 	}
 	if c.s.NBD != nil {
@@ -45,6 +56,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	c.engine(o)
 }
+
+// The types of events that are counted for each node and each device, from 0 on.
+var (
+	nodeEvents   = []string{events.NodeUp, events.NodeDown, events.MissedPing, events.PeerRefused, events.Relinked}
+	deviceEvents = []string{
+		events.Role, events.Disk, events.QuorumLost, events.QuorumGained, events.Suspended, events.Resumed,
+		events.Resync, events.ResyncDone, events.OutOfSync, events.Verify, events.SplitBrain, events.IOError, events.Fence,
+	}
+)
 
 // lv is one label with its value.
 type lv struct{ name, value string }
@@ -213,6 +233,12 @@ func (o out) commands(c Commands) {
 		{"dropped", "Notifications that found a full queue.", c.Dropped},
 	} {
 		o.count("lockstep_control_"+n.name+"_total", n.help, n.n)
+	}
+	for name, one := range c.Each {
+		command := lv{"command", name}
+		o.count("lockstep_control_command_requests_total", "Times that the command was run.", one.Requests, command)
+		o.count("lockstep_control_command_failures_total", "Of them, those that ended in an error.", one.Failures, command)
+		o.put(prometheus.CounterValue, "lockstep_control_command_seconds_total", "Time that running the command took.", one.Took.Seconds(), []lv{command})
 	}
 }
 

@@ -30,6 +30,13 @@ type Commands struct {
 	Connections, InProgress                           int
 	Requests, Failures, Timeouts, Panics, Malformed   uint64
 	Accepted, Refused, CutOff, Notifications, Dropped uint64
+	Each                                              map[string]Command
+}
+
+// Command is the counts of one command.
+type Command struct {
+	Requests, Failures uint64
+	Took               time.Duration // all of them together
 }
 
 // Config is how the configuration is.
@@ -52,6 +59,7 @@ type Sources struct {
 	Services func() []service.Info
 	Handlers func() []events.HandlerStats
 	Events   func() uint64 // the number of the newest
+	Counts   func() map[events.Count]uint64
 	Config   func() Config
 }
 

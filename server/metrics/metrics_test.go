@@ -41,12 +41,17 @@ func full() Sources {
 			x.Stats.Read.Latency[4], x.Stats.Read.Latency[7], x.Stats.Read.Nanos = 1, 1, 9000 // of 4 and of 7 µs
 			return nbd.ServerStats{Exports: []nbd.ExportStats{x}, Connections: []nbd.ConnStats{{Export: "r0", Inflight: 2}}}
 		},
-		Commands: func() Commands { return Commands{Requests: 7} },
+		Commands: func() Commands {
+			return Commands{Requests: 7, Each: map[string]Command{"status": {Requests: 7, Failures: 2, Took: 1500 * time.Millisecond}}}
+		},
 		Services: func() []service.Info { return []service.Info{{Name: "nbd", State: service.Running, Health: "ok"}} },
 		Handlers: func() []events.HandlerStats {
 			return []events.HandlerStats{{Event: "nodedown", Command: []string{"/bin/a"}}, {Event: "nodedown", Command: []string{"/bin/a"}}}
 		},
 		Events: func() uint64 { return 9 },
+		Counts: func() map[events.Count]uint64 {
+			return map[events.Count]uint64{{Type: events.QuorumLost, Device: "r0"}: 3, {Type: events.NodeDown, Node: "beta"}: 2}
+		},
 		Config: func() Config { return Config{Revision: 4, Applied: true} },
 	}
 }
@@ -78,6 +83,12 @@ func TestEveryPartIsShown(t *testing.T) {
 		`lockstep_nbd_request_seconds_bucket{command="read",device="r0",le="8e-06"} 2`,
 		`lockstep_nbd_request_seconds_sum{command="read",device="r0"} 9e-06`,
 		`lockstep_control_requests_total 7`,
+		`lockstep_control_command_requests_total{command="status"} 7`,
+		`lockstep_control_command_failures_total{command="status"} 2`,
+		`lockstep_control_command_seconds_total{command="status"} 1.5`,
+		`lockstep_device_events_total{device="r0",type="quorum-lost"} 3`,
+		`lockstep_device_events_total{device="r0",type="resync-done"} 0`,
+		`lockstep_node_events_total{node="beta",type="nodedown"} 2`,
 		`lockstep_service_running{service="nbd"} 1`,
 		`lockstep_handler_queue{command="/bin/a",event="nodedown",handler="2"} 0`,
 		`lockstep_events_total 9`,
@@ -127,6 +138,35 @@ func TestMETRICSDescribesEveryNameAndNoOther(t *testing.T) {
 	}
 }
 
+var suffix = regexp.MustCompile(`_(bucket|sum|count)$`)
+
+// labelled are our metrics with the names of their labels.
+func labelled(t *testing.T) map[string][]string {
+	t.Helper()
+	out := map[string][]string{}
+	for line := range strings.Lines(text(t, full())) {
+		if name, rest, ok := strings.Cut(line, "{"); ok && strings.HasPrefix(name, "lockstep_") {
+			for _, l := range regexp.MustCompile(`(\w+)="`).FindAllStringSubmatch(rest, -1) {
+				name := suffix.ReplaceAllString(name, "")
+				out[name] = append(out[name], l[1])
+			}
+		}
+	}
+	return out
+}
+
+// labelsOf are the labels that an expression, or a legend, speaks of.
+func labelsOf(text string) []string {
+	var out []string
+	for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
+		out = append(out, strings.Split(by[1], ", ")...)
+	}
+	for _, l := range regexp.MustCompile(`(\w+)=~?"|{{(\w+)}}`).FindAllStringSubmatch(text, -1) {
+		out = append(out, l[1]+l[2])
+	}
+	return out
+}
+
 func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
 	raw, err := os.ReadFile("grafana.json")
 	if err != nil {
@@ -135,14 +175,13 @@ func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
 	var board struct {
 		Panels []struct {
 			Title   string
-			Targets []struct{ Expr string }
+			Targets []struct{ Expr, LegendFormat string }
 		}
 	}
 	if err := json.Unmarshal(raw, &board); err != nil {
 		t.Fatal(err)
 	}
-	all, asked := described(t), 0
-	suffix := regexp.MustCompile(`_(bucket|sum|count)$`)
+	all, labels, asked := described(t), labelled(t), 0
 	for _, p := range board.Panels {
 		if p.Title == "" || len(p.Targets) == 0 {
 			t.Errorf("panel %q asks for nothing", p.Title)
@@ -153,6 +192,11 @@ func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
 			for _, n := range names {
 				if all[n] == "" && all[suffix.ReplaceAllString(n, "")] == "" {
 					t.Errorf("panel %q asks for %s, which there is not", p.Title, n)
+				}
+				for _, l := range labelsOf(target.Expr + target.LegendFormat) {
+					if !slices.Contains(labels[suffix.ReplaceAllString(n, "")], l) && !slices.Contains([]string{"instance", "le"}, l) {
+						t.Errorf("panel %q speaks of the label %s, which %s has not", p.Title, l, n)
+					}
 				}
 			}
 		}
