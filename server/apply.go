@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/config"
@@ -25,6 +26,9 @@ type applier struct {
 	wants func(key string) bool
 	plan  func(tx reload.Tx) ([]reload.Verdict, error)
 	apply func(ctx context.Context, to *config.Local) error
+	// verify says what of the configuration is not so, once all was applied, or
+	// has failed since that began; nil where there is nothing to look at.
+	verify func(to *config.Local, began time.Time) error
 }
 
 func (a *applier) Name() string          { return a.name }
@@ -38,7 +42,20 @@ func (a *applier) Plan(_ context.Context, tx reload.Tx) ([]reload.Verdict, error
 }
 
 func (a *applier) Apply(ctx context.Context, tx reload.Tx) error { return a.to(ctx, tx.New, tx.Node) }
-func (a *applier) Undo(ctx context.Context, tx reload.Tx) error  { return a.to(ctx, tx.Old, tx.Node) }
+
+// Verify implements reload.Verifier.
+func (a *applier) Verify(_ context.Context, tx reload.Tx) error {
+	if a.verify == nil {
+		return nil
+	}
+	l, err := tx.New.Local(tx.Node)
+	if err != nil {
+		return err
+	}
+	return a.verify(l, tx.Began)
+}
+
+func (a *applier) Undo(ctx context.Context, tx reload.Tx) error { return a.to(ctx, tx.Old, tx.Node) }
 
 func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
 	l, err := c.Local(node)
@@ -53,18 +70,18 @@ func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
 // it that has begun cannot be taken back before it is over.
 func (e *engine) appliers() []reload.Applier {
 	return []reload.Applier{
-		&applier{"log", e.wantsLog, nil, e.applyLog},
-		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups},
-		&applier{"handlers", below("handler."), nil, e.applyHandlers},
-		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret},
-		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS},
-		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes},
-		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress},
-		&applier{"cluster", below("node."), nil, e.applyNodes},
-		&applier{"device", below("device."), e.planDevices, e.applyDevices},
-		&applier{"cluster", below("node."), nil, e.dropNodes},
-		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics},
-		&applier{"cluster", keys("cluster.tick_time", "cluster.max_ping_count"), e.planTick, e.applyTick},
+		&applier{"log", e.wantsLog, nil, e.applyLog, nil},
+		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups, nil},
+		&applier{"handlers", below("handler."), nil, e.applyHandlers, e.verifyHandlers},
+		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret, nil},
+		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS, nil},
+		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes, e.verifyRemotes},
+		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress, e.verifyAddress},
+		&applier{"cluster", below("node."), nil, e.applyNodes, nil},
+		&applier{"device", below("device."), e.planDevices, e.applyDevices, e.verifyDevices},
+		&applier{"cluster", below("node."), nil, e.dropNodes, e.verifyNodes},
+		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics, e.verifyMetrics},
+		&applier{"cluster", keys("cluster.tick_time", "cluster.max_ping_count"), e.planTick, e.applyTick, e.verifyTick},
 	}
 }
 

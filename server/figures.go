@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/config"
@@ -45,23 +46,43 @@ type metricsService struct {
 	e  *engine
 	m  *metrics.Metrics
 	at string
-	l  net.Listener
+	l  atomic.Pointer[door]
 }
 
 const metricsHold = "metrics"
 
 // Start listens.
-func (s *metricsService) Start(context.Context) (err error) {
-	s.l, err = s.e.opts.Listen(metricsHold+":"+s.at, func() (net.Listener, error) { return net.Listen("tcp", s.at) })
+func (s *metricsService) Start(context.Context) error {
+	l, err := s.e.opts.Listen(metricsHold+":"+s.at, func() (net.Listener, error) { return net.Listen("tcp", s.at) })
 	if err != nil {
 		return fmt.Errorf("cannot listen for scrapes of the metrics on %s: %w", s.at, err)
 	}
+	s.l.Store(&door{Listener: l})
 	return nil
+}
+
+// Health says why no scrape gets in, or went wrong.
+func (s *metricsService) Health() error {
+	if err := s.l.Load().health(); err != nil {
+		return err
+	}
+	return s.m.Health()
+}
+
+// Stats counts scrapes.
+func (s *metricsService) Stats() map[string]any {
+	out := s.l.Load().stats()
+	if out == nil {
+		return nil
+	}
+	n := s.m.Scrapes()
+	out["scrapes"], out["scrapes_failed"] = n.All, n.Failed
+	return out
 }
 
 // Run serves until ctx ends.
 func (s *metricsService) Run(ctx context.Context) error {
-	err := s.m.Serve(ctx, s.l)
+	err := s.m.Serve(ctx, s.l.Load())
 	if !s.e.ending.Load() && s.e.opts.Release != nil {
 		s.e.opts.Release(metricsHold + ":" + s.at)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 
 	"github.com/lockstepd/lockstep/server/cmap"
 	"github.com/lockstepd/lockstep/server/config"
@@ -18,7 +19,7 @@ type remote struct {
 	e     *engine
 	at    string
 	files control.Certificates
-	l     net.Listener
+	l     atomic.Pointer[door]
 }
 
 func remoteName(at string) string { return "control/" + cmap.Name(at) }
@@ -33,20 +34,27 @@ func (e *engine) remoteSpec(at string, files control.Certificates) service.Spec 
 }
 
 // Start listens.
-func (r *remote) Start(context.Context) (err error) {
-	r.l, err = r.e.opts.Listen(r.holdName(), func() (net.Listener, error) { return control.ListenRemote(r.at) })
+func (r *remote) Start(context.Context) error {
+	l, err := r.e.opts.Listen(r.holdName(), func() (net.Listener, error) { return control.ListenRemote(r.at) })
 	if err != nil {
 		return fmt.Errorf("cannot listen for remote administration on %s: %w", r.at, err)
 	}
+	r.l.Store(&door{Listener: l})
 	return nil
 }
+
+// Health says why nobody gets in.
+func (r *remote) Health() error { return r.l.Load().health() }
+
+// Stats counts the sessions that came in here.
+func (r *remote) Stats() map[string]any { return r.l.Load().stats() }
 
 // Stop leaves the sessions to the end of Run.
 func (r *remote) Stop(context.Context) error { return nil }
 
 // Run answers until ctx ends.
 func (r *remote) Run(ctx context.Context) error {
-	err := r.e.control.ServeRemote(ctx, r.l, r.files)
+	err := r.e.control.ServeRemote(ctx, r.l.Load(), r.files)
 	if !r.e.ending.Load() && r.e.opts.Release != nil {
 		r.e.opts.Release(r.holdName())
 	}

@@ -320,12 +320,18 @@ func (e *engine) serveStage() ([]service.Spec, error) {
 	}
 	e.handlers.Set(handlersOf(e.conf.Current()))
 	if e.opts.Runner != nil {
-		specs = append(specs, service.Spec{
-			ID: id("handlers"), Needs: ids("events"), Stoppable: true, Contained: true, Policy: service.Policy{Restart: true},
-			Service: handlerService{e.handlers},
-		})
+		specs = append(specs, e.handlerSpec())
 	}
 	return specs, nil
+}
+
+// handlerSpec is the service that runs the commands of [[handler]]. What it has
+// is its own, so that a panic of it is contained.
+func (e *engine) handlerSpec() service.Spec {
+	return service.Spec{
+		ID: id("handlers"), Needs: ids("events"), Stoppable: true, Contained: true, Policy: service.Policy{Restart: true},
+		Service: handlerService{e.handlers},
+	}
 }
 
 // demoteAll gives the primary role up where it was taken by hand, while peers
@@ -349,6 +355,9 @@ func (handlerService) Start(context.Context) error { return nil }
 // Run runs commands until ctx ends.
 func (s handlerService) Run(ctx context.Context) error { return s.h.Run(ctx, 0) }
 
+// Health is what is wrong with a handler.
+func (s handlerService) Health() error { return s.h.Health() }
+
 // Stats tells what each handler has done.
 func (s handlerService) Stats() map[string]any {
 	return map[string]any{"handlers": s.h.Stats(), "lost": s.h.Lost()}
@@ -370,7 +379,7 @@ type nbdListener struct {
 	e      *engine
 	device string
 	at     config.Listener
-	l      net.Listener
+	l      atomic.Pointer[door]
 }
 
 // holdName is the name under which the surroundings keep the listener.
@@ -398,17 +407,25 @@ func (e *engine) addListener(device string, at config.Listener) service.Spec {
 }
 
 // Start listens.
-func (s *nbdListener) Start(context.Context) (err error) {
+func (s *nbdListener) Start(context.Context) error {
 	what, open := s.at.Address, func() (net.Listener, error) { return net.Listen("tcp", s.at.Address) }
 	if s.at.Network == "unix" {
 		what = filepath.Join(s.e.opts.RunDir, s.device+".nbd")
 		open = func() (net.Listener, error) { return control.ListenUnix(what, 0o660) }
 	}
-	if s.l, err = s.e.opts.Listen(s.holdName(), open); err != nil {
+	l, err := s.e.opts.Listen(s.holdName(), open)
+	if err != nil {
 		return fmt.Errorf("cannot listen for NBD clients of %s on %s: %w", s.device, what, err)
 	}
+	s.l.Store(&door{Listener: l})
 	return nil
 }
+
+// Health says why no client gets in.
+func (s *nbdListener) Health() error { return s.l.Load().health() }
+
+// Stats counts the clients that came in here.
+func (s *nbdListener) Stats() map[string]any { return s.l.Load().stats() }
 
 // Stop leaves the clients to the end of Run, but where the engine ends: then
 // all of them are handed over or dropped at once, those of other listeners too.
@@ -422,7 +439,7 @@ func (s *nbdListener) Stop(ctx context.Context) error {
 // Run serves clients until ctx ends. A listener that is stopped while the
 // rest goes on is given up, so that clients are refused and do not wait.
 func (s *nbdListener) Run(ctx context.Context) error {
-	err := s.e.nbd.Serve(ctx, s.l)
+	err := s.e.nbd.Serve(ctx, s.l.Load())
 	if !s.e.ending.Load() && s.e.opts.Release != nil {
 		s.e.opts.Release(s.holdName())
 	}

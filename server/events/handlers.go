@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -76,6 +77,7 @@ type handlerState struct {
 	queue   []Event
 	running int
 	gone    bool // no longer configured: what waits is dropped
+	failing bool // the last one failed, after all retries
 	stats   HandlerStats
 }
 
@@ -118,6 +120,22 @@ func (h *Handlers) Stats() []HandlerStats {
 	return out
 }
 
+// Health is what is wrong with the first handler that something is wrong with:
+// it failed the last time, or is too slow for its events.
+func (h *Handlers) Health() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, s := range h.list {
+		switch {
+		case len(s.queue) == HandlerQueue:
+			return fmt.Errorf("the queue of handler %d (%s) is full; %d events were dropped", i+1, s.Event, s.stats.Dropped)
+		case s.failing:
+			return fmt.Errorf("handler %d (%s) failed: %s", i+1, s.Event, s.stats.Last)
+		}
+	}
+	return nil
+}
+
 // Lost is how many events came faster than they could be given to handlers.
 func (h *Handlers) Lost() uint64 {
 	h.mu.Lock()
@@ -128,10 +146,17 @@ func (h *Handlers) Lost() uint64 {
 // Run gives the events after number after (0: from the next on) to the
 // handlers until ctx ends or the log is closed, then ends what runs and
 // returns when it has ended.
+//
+// A panic of what runs a command is one of Run.
 func (h *Handlers) Run(ctx context.Context, after uint64) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer h.tasks.Wait()
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer func() {
+		cancel(nil)
+		h.tasks.Wait()
+		if p, ok := errors.AsType[*workerPanic](context.Cause(ctx)); ok {
+			panic(p.Error())
+		}
+	}()
 	sub, err := h.log.Subscribe(after)
 	if err != nil {
 		return err
@@ -147,7 +172,7 @@ func (h *Handlers) Run(ctx context.Context, after uint64) error {
 			h.noteLost(lost.Count)
 		}
 		for _, e := range buf[:n] {
-			h.offer(ctx, e)
+			h.offer(ctx, cancel, e)
 		}
 	}
 }
@@ -167,7 +192,7 @@ func (h *Handlers) noteLost(n uint64) {
 }
 
 // offer gives an event to every handler that wants it.
-func (h *Handlers) offer(ctx context.Context, e Event) {
+func (h *Handlers) offer(ctx context.Context, stop context.CancelCauseFunc, e Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.list {
@@ -175,7 +200,7 @@ func (h *Handlers) offer(ctx context.Context, e Event) {
 		case !s.Wants(e):
 		case s.running < max(s.MaxParallel, 1):
 			s.running++
-			h.tasks.Go(func() { h.work(ctx, s, e) })
+			h.tasks.Go(func() { h.work(ctx, stop, s, e) })
 		case len(s.queue) < HandlerQueue:
 			s.queue = append(s.queue, e)
 		default:
@@ -184,8 +209,28 @@ func (h *Handlers) offer(ctx context.Context, e Event) {
 	}
 }
 
-// work runs a handler on an event and then on what waits for it.
-func (h *Handlers) work(ctx context.Context, s *handlerState, e Event) {
+// workerPanic is the panic of a worker, on its way to Run.
+type workerPanic struct {
+	value any
+	stack []byte
+}
+
+// Error is the panic with the worker's stack.
+func (p *workerPanic) Error() string {
+	return fmt.Sprintf("%v, while a handler ran\n%s", p.value, p.stack)
+}
+
+// work runs a handler on an event and then on what waits for it. Where it
+// panics, it stops all.
+func (h *Handlers) work(ctx context.Context, stop context.CancelCauseFunc, s *handlerState, e Event) {
+	defer func() {
+		if v := recover(); v != nil {
+			stop(&workerPanic{v, debug.Stack()})
+			h.mu.Lock()
+			s.running--
+			h.mu.Unlock()
+		}
+	}()
 	for more := true; more; e, more = h.take(ctx, s) {
 		text, err := h.attempts(ctx, s, e)
 		h.done(s, text, err)
@@ -208,6 +253,7 @@ func (h *Handlers) take(ctx context.Context, s *handlerState) (Event, bool) {
 func (h *Handlers) done(s *handlerState, text string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	s.failing = err != nil
 	if s.stats.Last, s.stats.LastTime = text, time.Now(); err != nil {
 		s.stats.Failed++
 	} else {

@@ -297,3 +297,72 @@ func TestHandlersSayWhatTheyLost(t *testing.T) {
 		}
 	})
 }
+
+// TestHealthNamesTheHandlerThatFails, or that is too slow, until it is mended.
+func TestHealthNamesTheHandlerThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLog(1024)
+		status := 3
+		r := &fakeRunner{end: func(int, Command) (time.Duration, Result, error) {
+			return time.Second, Result{Status: status, Text: "exit status 3"}, nil
+		}}
+		h, end := run(t, l, r, Handler{Event: Role, Command: []string{"/x"}, MaxParallel: 1})
+		defer end()
+		says := func(want string) {
+			t.Helper()
+			got := ""
+			if err := h.Health(); err != nil {
+				got = err.Error()
+			}
+			if got != want {
+				t.Errorf("%q, not %q", got, want)
+			}
+		}
+		says("")
+		publish(l, Role)
+		time.Sleep(2 * time.Second)
+		says("handler 1 (role) failed: exit status 3")
+		status = 0
+		publish(l, Role)
+		time.Sleep(2 * time.Second)
+		says("")
+		for range HandlerQueue + 6 {
+			publish(l, Role)
+		}
+		synctest.Wait()
+		says("the queue of handler 1 (role) is full; 5 events were dropped")
+		time.Sleep(time.Hour)
+		says("")
+	})
+}
+
+// TestAPanicOfAWorkerIsOneOfRun, so that whoever runs the handlers can deal
+// with it; the other workers have ended then.
+func TestAPanicOfAWorkerIsOneOfRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLog(16)
+		r := &fakeRunner{end: func(n int, _ Command) (time.Duration, Result, error) {
+			if n == 2 {
+				panic("boom")
+			}
+			return time.Hour, Result{}, nil
+		}}
+		h := NewHandlers(l, r, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		h.Set([]Handler{{Event: Any, Command: []string{"/x"}, MaxParallel: 3}})
+		got := make(chan any)
+		go func() {
+			defer func() { got <- recover() }()
+			_ = h.Run(t.Context(), 0)
+		}()
+		synctest.Wait()
+		publish(l, Role)
+		synctest.Wait()
+		publish(l, Role)
+		if s, _ := (<-got).(string); !strings.Contains(s, "boom, while a handler ran") || !strings.Contains(s, "handlers_test.go") {
+			t.Errorf("Run: %q", s)
+		}
+		if s := h.Stats()[0]; s.Running != 0 || r.running != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,7 +66,59 @@ type Sources struct {
 }
 
 // Metrics is a registry of the engine's metrics.
-type Metrics struct{ handler http.Handler }
+type Metrics struct {
+	handler http.Handler
+
+	// mu guards the fields below; nothing waits under it.
+	mu    sync.Mutex
+	count Scrapes
+	err   error // of the newest scrape
+}
+
+// Scrapes counts how often the metrics were gathered, by command or for an
+// HTTP client.
+type Scrapes struct{ All, Failed uint64 }
+
+// Scrapes returns the counts.
+func (m *Metrics) Scrapes() Scrapes {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.count
+}
+
+// Health is why the newest scrape failed, nil where it did not.
+func (m *Metrics) Health() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// counted is the handler that answers scrapes, with a count of them.
+func (m *Metrics) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.mu.Lock()
+		m.count.All++
+		before := m.count.Failed
+		m.mu.Unlock()
+		h.ServeHTTP(w, r)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.count.Failed == before {
+			m.err = nil
+		}
+	})
+}
+
+// failures counts the scrapes that fail; it is promhttp's Logger.
+type failures struct{ m *Metrics }
+
+// Println is called with why a scrape failed.
+func (f failures) Println(why ...any) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	f.m.count.Failed++
+	f.m.err = errors.New("the last scrape failed: " + strings.TrimSpace(fmt.Sprintln(why...)))
+}
 
 // New makes the registry.
 func New(s Sources) (*Metrics, error) {
@@ -76,7 +130,9 @@ func New(s Sources) (*Metrics, error) {
 			return nil, fmt.Errorf("cannot register metrics: %w", err)
 		}
 	}
-	return &Metrics{promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: scrapeTimeout})}, nil
+	m := &Metrics{}
+	m.handler = m.counted(promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: scrapeTimeout, ErrorLog: failures{m}}))
+	return m, nil
 }
 
 const scrapeTimeout = 10 * time.Second

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -230,8 +231,34 @@ func TestScrapesAreServedUntilTheEnd(t *testing.T) {
 			t.Errorf("%s: %s, %v", path, body, err)
 		}
 	}
+	if got := m.Scrapes(); got != (Scrapes{All: 1}) || m.Health() != nil {
+		t.Errorf("%+v, %v", got, m.Health())
+	}
 	cancel()
 	if err := <-s; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAScrapeThatFailsIsTold, until one succeeds.
+func TestAScrapeThatFailsIsTold(t *testing.T) {
+	s := full()
+	twice := true // two nodes of one name are two values of one metric
+	s.Nodes = func() []messenger.NodeInfo {
+		if twice {
+			return []messenger.NodeInfo{{Name: "beta"}, {Name: "beta"}}
+		}
+		return nil
+	}
+	m, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Text(t.Context()); err == nil || m.Scrapes() != (Scrapes{All: 1, Failed: 1}) || !strings.Contains(fmt.Sprint(m.Health()), "the last scrape failed: error gathering metrics") {
+		t.Errorf("%v, %+v, %v", err, m.Scrapes(), m.Health())
+	}
+	twice = false
+	if _, err := m.Text(t.Context()); err != nil || m.Scrapes() != (Scrapes{All: 2, Failed: 1}) || m.Health() != nil {
+		t.Errorf("%v, %+v, %v", err, m.Scrapes(), m.Health())
 	}
 }

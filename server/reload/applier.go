@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/config"
 )
@@ -14,6 +15,8 @@ type Tx struct {
 	Old, New *config.Config
 	// Changes are those that the applier wants, in the order of the file.
 	Changes []config.Change
+	// Began is when the first of the changes was put into effect; zero before.
+	Began time.Time
 }
 
 // Applier puts changes of some keys into effect. Its methods are called by

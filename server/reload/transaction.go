@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/config"
 )
@@ -22,6 +23,7 @@ type transaction struct {
 	applied  []config.Change  // what was put into effect
 	fromFile bool             // it says whether the file is applied
 	rollback bool
+	began    time.Time // when applying began
 }
 
 // prepare lays what was set by command over a file's configuration and plans
@@ -108,7 +110,7 @@ func (e *Engine) plan(ctx context.Context, t *transaction) error {
 
 // tx is the transaction as an applier sees it.
 func (e *Engine) tx(t *transaction, a Applier, changes []config.Change) Tx {
-	tx := Tx{Node: e.opts.Node, Old: t.old, New: t.held}
+	tx := Tx{Node: e.opts.Node, Old: t.old, New: t.held, Began: t.began}
 	for _, c := range changes {
 		if a.Wants(c.Key) {
 			tx.Changes = append(tx.Changes, c)
@@ -182,6 +184,7 @@ func (e *Engine) leaveOut(t *transaction, restart []config.Change) error {
 // apply puts the changes into effect, applier by applier, and undoes all of
 // it in reverse where one fails.
 func (e *Engine) apply(ctx context.Context, t *transaction) error {
+	t.began = time.Now()
 	var done []Applier
 	undo := func(a Applier, err error) error {
 		ae := &ApplyError{Applier: a.Name(), Err: err, Change: e.changeOf(t, err)}

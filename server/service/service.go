@@ -173,8 +173,12 @@ type PanicError struct {
 	Stack []byte
 }
 
-// Error is the panic's value; the stack is logged.
-func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
+// Error is the panic's value, the first line of it; the rest and the stack are
+// logged.
+func (e *PanicError) Error() string {
+	line, _, _ := strings.Cut(fmt.Sprint(e.Value), "\n")
+	return "panic: " + line
+}
 
 // RefusedError is a command that is refused because of the state of things.
 type RefusedError struct{ Text string }

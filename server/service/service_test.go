@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -617,3 +619,23 @@ type stopsWith func(context.Context) error
 func (stopsWith) Start(context.Context) error { return nil }
 
 func (f stopsWith) Stop(ctx context.Context) error { return f(ctx) }
+
+// TestAPanicThatIsNotContainedEndsTheProcess: there is no service that goes on
+// half; the crash arrives whole.
+func TestAPanicThatIsNotContainedEndsTheProcess(t *testing.T) {
+	if os.Getenv("PANIC_HERE") != "" {
+		m := New(Options{})
+		w := &worker{fake: fake{name: "w", j: &journal{}}, run: func(context.Context) error { panic("boom") }}
+		must(t, m.Register(Spec{ID: id("w"), Service: w, Policy: Policy{Restart: true}}))
+		must(t, m.StartAll(t.Context()))
+		<-t.Context().Done()
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAPanicThatIsNotContainedEndsTheProcess$")
+	cmd.Env = append(os.Environ(), "PANIC_HERE=1")
+	out, err := cmd.CombinedOutput()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != 2 || !strings.Contains(string(out), "panic: boom") || !strings.Contains(string(out), "service_test.go") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
