@@ -110,10 +110,13 @@ func (n *configured) untilKey(t *testing.T, key, want string) {
 }
 
 // TestEveryLiveKeyByEditingTheFile changes what can change while the daemon
-// runs, by nothing but saving the file.
+// runs, by nothing but saving the file, and while fio writes and verifies.
 func TestEveryLiveKeyByEditingTheFile(t *testing.T) {
+	need(t, "fio")
 	t.Parallel()
 	n := startConfigured(t, "\n[log]\nlevel = \"info\"\n")
+	holder := open(t, n.Node)
+	stop := fioUntil(t, n.c.Host(), n.URI("r0"))
 	pid := n.Pid()
 	revision := 1
 	edit := func(old, new string) {
@@ -175,7 +178,11 @@ func TestEveryLiveKeyByEditingTheFile(t *testing.T) {
 	if out, status := n.ctl(t, "device", "show", "r1"); status == 0 {
 		t.Errorf("the device is there still:\n%s", out)
 	}
-	n.must(t, []string{"metrics.listen", "handler"}, "call", "config/history")
+	n.must(t, []string{"metrics.listen", "handler"}, "config", "history")
+	if runs := stop(); runs == 0 {
+		t.Error("fio has not come to its end once")
+	}
+	holder.Close()
 	if n.Pid() != pid {
 		t.Error("it was restarted")
 	}

@@ -312,8 +312,8 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 		}
 		return []reload.Verdict{reload.Refuse(c.Key, "a device grows by \"lockstepctl device resize\", on all nodes at once")}, nil
 	}
-	if key == "nbd" || was == nil {
-		return nil, nil
+	if key == "nbd" || key == "on."+e.opts.Node+".nbd" || was == nil {
+		return nil, nil // listeners come and go
 	}
 	if will != nil {
 		a, err := e.diskSpec(old, was)
@@ -341,7 +341,7 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 // those of other nodes, and those that nothing reads while it runs.
 func (e *engine) planUnused(c config.Change, key string) []reload.Verdict {
 	if strings.HasPrefix(key, "on.") {
-		return []reload.Verdict{{Key: c.Key, How: config.Restarts, Why: "on another node"}}
+		return []reload.Verdict{{Key: c.Key, How: c.How, Why: "on another node"}}
 	}
 	return []reload.Verdict{{Key: c.Key, How: config.Daemon, Why: "the device takes it when the daemon starts"}}
 }

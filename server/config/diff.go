@@ -206,7 +206,7 @@ func special(old, new slot, how How, why string) (How, string) {
 	case *string:
 		b := new.ptr.(*string)
 		if strings.HasPrefix(new.path, "cluster.tls.") && (*a == "") != (*b == "") {
-			return Restarts, "messenger: the links are made anew"
+			return Daemon, "links begin or cease to be encrypted when all nodes have restarted"
 		}
 	}
 	return how, why

@@ -26,6 +26,32 @@ func (c *Config) Keys() []Key {
 	return out
 }
 
+// SchemaKey is a key that a file can have.
+type SchemaKey struct {
+	Path string // without the names of nodes and devices: "device.on.nbd"
+	How  How    // how a change of it applies, as a rule
+}
+
+// Schema lists every key that there is, set or not, in the order of the schema.
+func Schema() []SchemaKey {
+	all := slices.Concat(
+		slots("cluster", &Cluster{}, &source{}, clusterFields()),
+		slots("cluster.tls", &TLS{}, &source{}, tlsFields()),
+		slots("node", &Node{}, &source{}, nodeFields()),
+		slots("device", &Device{}, &source{}, deviceFields()),
+		slots("device.on", &Override{}, &source{}, overrideFields()),
+		slots("control", &Control{}, &source{}, controlFields()),
+		slots("log", &Log{}, &source{}, logFields()),
+		slots("metrics", &Metrics{}, &source{}, metricsFields()),
+		slots("handler", &Handler{}, &source{}, handlerFields()),
+	)
+	out := make([]SchemaKey, len(all))
+	for i, s := range all {
+		out[i] = SchemaKey{s.path, s.how}
+	}
+	return out
+}
+
 // slots is every key of the configuration with all the schema knows of it.
 func (c *Config) slots() []slot {
 	out := slots("cluster", &c.Cluster, &c.Cluster.src, clusterFields())

@@ -87,7 +87,7 @@ func clusterFields() []field[Cluster] {
 		{key: "secret_file", at: func(c *Cluster) any { return &c.SecretFile }, how: Live},
 		{key: "tick_time", at: func(c *Cluster) any { return &c.TickTime }, how: Live},
 		{key: "max_ping_count", at: func(c *Cluster) any { return &c.MaxPingCount }, how: Live},
-		{key: "sign", at: func(c *Cluster) any { return &c.Sign }, how: Restarts, note: "messenger: the links are made anew", agree: true},
+		{key: "sign", at: func(c *Cluster) any { return &c.Sign }, how: Daemon, note: whyCluster, agree: true},
 	}
 }
 

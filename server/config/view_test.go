@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -87,7 +89,7 @@ func TestDiffSaysHowEachChangeApplies(t *testing.T) {
 		{"the same size", `"64MiB"`, `67108864`, nil},
 		{"tick time", `name = "demo"`, "name = \"demo\"\ntick_time = \"20s\"", []string{"cluster.tick_time: 8s → 20s (live) 3:13"}},
 		{"cluster name", `"demo"`, `"omed"`, []string{"cluster.name: demo → omed (needs-restart: peers would refuse this node until every one of them has it) 2:8"}},
-		{"sign", `name = "demo"`, "name = \"demo\"\nsign = true", []string{"cluster.sign: false → true (restarts-service: messenger: the links are made anew) 3:8"}},
+		{"sign", `name = "demo"`, "name = \"demo\"\nsign = true", []string{"cluster.sign: false → true (needs-restart: peers would refuse this node until every one of them has it) 3:8"}},
 		{"secret file", `"secret"`, `"secret2"`, []string{"cluster.secret_file: secret → secret2 (live) 3:15"}},
 		{"node moved", `:7002`, `:7003`, []string{"node.beta.address: 127.0.0.1:7002 → 127.0.0.1:7003 (live) 11:11"}},
 		{"node id", `id = 1`, `id = 2`, []string{"node.beta.id: 1 → 2 (needs-restart: disks know their peers by id) 10:6"}},
@@ -162,5 +164,26 @@ func TestAgreementNamesWhatDiffers(t *testing.T) {
 				t.Errorf("fingerprints equal: %v", same)
 			}
 		})
+	}
+}
+
+// TestTheSchemaListsEveryKey that a configuration can show.
+func TestTheSchemaListsEveryKey(t *testing.T) {
+	data, err := os.ReadFile("example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := decode(t, string(data))
+	c.Cluster.TLS.CA = "x"
+	all := map[string]bool{}
+	for _, k := range Schema() {
+		all[k.Path] = true
+	}
+	names := regexp.MustCompile(`^(node|device|handler)\.[^.]+|\.on\.[^.]+`)
+	for _, k := range c.Keys() {
+		path := names.ReplaceAllStringFunc(k.Path, func(s string) string { return s[:strings.LastIndex(s, ".")] })
+		if !all[path] {
+			t.Errorf("the schema has no %s (%s)", path, k.Path)
+		}
 	}
 }
