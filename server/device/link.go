@@ -148,11 +148,18 @@ func (d *Device) HelloReceived(s Session, f wire.DeviceFacts) {
 }
 
 func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batch) {
-	if f.No <= p.hs.peerNo {
+	// Another handle is another opening of the device at the peer, which counts
+	// its hellos anew. What was known of the one before may have come while this
+	// node did not have the device, and nobody told of its end.
+	another := p.handle != 0 && f.Handle > p.handle
+	if f.Handle < p.handle {
+		return
+	}
+	if f.No <= p.hs.peerNo && !another {
 		d.configReceivedLocked(p, f, b)
 		return
 	}
-	p.handle = f.Handle
+	p.handle, p.closed = f.Handle, p.closed || another
 	if p.agreed {
 		d.partLocked(p, "a new handshake", b)
 	}

@@ -10,16 +10,21 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// wireTap is a session that keeps the types of what is sent.
+// wireTap is a session that keeps the types of what is sent, and the last
+// agreement.
 type wireTap struct {
-	mu   sync.Mutex
-	sent map[wire.Type]int
+	mu     sync.Mutex
+	sent   map[wire.Type]int
+	agreed wire.Header
 }
 
 func (w *wireTap) Send(h *wire.Header, _ []byte, _ *block.Buf, _ *block.Batch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sent[h.Type]++
+	if h.Type == wire.DevAgree {
+		w.agreed = *h
+	}
 }
 
 func (w *wireTap) PeerID() int { return 1 }
@@ -48,5 +53,50 @@ func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 		if tap.sent[wire.DevHello] != 1 || tap.sent[wire.DevAgree] != 1 {
 			t.Fatalf("sent %v, want a hello and an agreement", tap.sent)
 		}
+	})
+}
+
+// TestAHelloOfADeviceThatIsGoneIsNotTheLast: a peer had a device while this node
+// had not, closed it, and opens it again once this node has it, too. The second
+// opening's hello counts, though it is its first, and so has the number of the
+// one that was kept; hellos of the first opening no longer do.
+func TestAHelloOfADeviceThatIsGoneIsNotTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, tap := NewSet(slog.New(slog.DiscardHandler)), &wireTap{sent: map[wire.Type]int{}}
+		s.SessionUp(tap)
+		hello := func(handle, no uint32) {
+			facts := wire.DeviceFacts{Name: "r0", No: no, Handle: handle, Disk: 1, Primary: wire.NoNode}
+			s.HandleFrame(tap, &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: facts.Append(nil)}, &block.Batch{})
+			synctest.Wait()
+		}
+		agreedWith := func(handle uint32, no uint64) {
+			t.Helper()
+			tap.mu.Lock()
+			defer tap.mu.Unlock()
+			if tap.agreed.Dev != handle || tap.agreed.Arg[1] != no {
+				t.Errorf("agreed with hello %d of handle %d, not with %d of %d", tap.agreed.Arg[1], tap.agreed.Dev, no, handle)
+			}
+		}
+		hello(9, 3)
+		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Start()
+		defer d.Abandon()
+		if err := s.Add(d); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		agreedWith(9, 3)
+		hello(12, 1)
+		agreedWith(12, 1)
+		tap.mu.Lock()
+		if n := tap.sent[wire.DevHello]; n != 2 {
+			t.Errorf("%d hellos were sent: the second opening has seen none", n)
+		}
+		tap.mu.Unlock()
+		hello(9, 4)
+		agreedWith(12, 1)
 	})
 }
