@@ -258,29 +258,6 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 	}
 }
 
-// settled is all that the object database says of the configuration and of
-// what runs, but for times, counters, and what befell the links.
-func (n *configured) settled(t *testing.T) []string {
-	t.Helper()
-	var all []struct {
-		Key   string
-		Value any
-	}
-	if err := n.Call(within(t, patience), "cmap/dump", nil, &all); err != nil {
-		t.Fatal(err)
-	}
-	var out []string
-	for _, e := range all {
-		if strings.HasPrefix(e.Key, "stats.") || e.Key == "runtime.config.error" || e.Key == "services.config.health" || e.Key == "cluster.revision" || strings.HasSuffix(e.Key, ".since") ||
-			strings.HasSuffix(e.Key, ".rtt_us") || strings.HasSuffix(e.Key, ".missed_pings") ||
-			strings.HasPrefix(e.Key, "nodes.") && strings.HasSuffix(e.Key, ".last_error") {
-			continue
-		}
-		out = append(out, fmt.Sprintf("%s=%v", e.Key, e.Value))
-	}
-	return out
-}
-
 // TestEditorsSaves: each way in which programs replace a file ends in exactly
 // one new revision, or in one clear error.
 func TestEditorsSaves(t *testing.T) {
@@ -482,62 +459,5 @@ func TestKeysAreTracked(t *testing.T) {
 	}
 	if out, status := n.ctl(t, "cmap", "set", "nodes.x.state", "str", "up"); status != 1 || !strings.Contains(out, "read-only") {
 		t.Errorf("%d: %s", status, out)
-	}
-}
-
-// TestRandomEditsNeverHalfApply edits the file of three nodes that serve a
-// client, at random, for good and for bad, and asks one of them to reload: the
-// object database shows the new configuration as a whole, or the old one.
-func TestRandomEditsNeverHalfApply(t *testing.T) {
-	t.Parallel()
-	_, rnd := seed(t)
-	c := start(t, quick())
-	raw, err := os.ReadFile(c.Config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	good := string(raw)
-	n := &configured{c.Node("beta"), c, good}
-	alpha := open(t, c.Node("alpha"))
-	defer alpha.Close()
-	device := "\n[[device]]\nname = \"r%d\"\nsize = \"1MiB\"\nnodes = [\"beta\"]\nquorum = \"off\"\n"
-	edits := []struct {
-		valid     bool
-		old, text string
-	}{
-		{true, "max_ping_count = 4", "max_ping_count = %d"},
-		{true, "\n[[device]]", fmt.Sprintf(device, 7) + "resync_rate = \"%dMiB/s\"\n\n[[device]]"},
-		{true, "\n[[device]]", "\n[[handler]]\nevent = \"role\"\ncommand = [\"/bin/true\"]\nretries = %d\n\n[[device]]"},
-		{true, "\n[[device]]", "\n[[device]]\nprotocol = \"B\"\nresync_rate = \"%dMiB/s\""},
-		{true, "quorum = \"majority\"", "quorum = 2 # %d\non_no_quorum = \"io-error\""},
-		{false, "max_ping_count = 4", "max_ping_count = -%d"},
-		{false, "size = ", "size = \"%d\" # "},
-		{false, "[cluster]", "[cluster]\nsign = true # %d"},
-		{false, "\n[[node]]", fmt.Sprintf(device, 8) + "nonsense = %d\n\n[[node]]"},
-		{false, "\n[[device]]", fmt.Sprintf(device, 9) + "disk = \"/nonexistent/%d\"\n\n[[device]]"},
-	}
-	for i := range 40 {
-		text, valid := good, true
-		for range 1 + rnd.IntN(3) {
-			e := edits[rnd.IntN(len(edits))]
-			if next := strings.Replace(text, e.old, fmt.Sprintf(e.text, 5+i), 1); next != text {
-				text, valid = next, valid && e.valid
-			}
-		}
-		before := n.settled(t)
-		if err := os.WriteFile(c.Config, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		out, status := n.ctl(t, "config", "reload")
-		after := n.settled(t)
-		if status != 0 && !slices.Equal(before, after) {
-			t.Fatalf("it was refused:\n%s\nand the object database went from\n%s\nto\n%s\nwith\n%s", out, strings.Join(before, "\n"), strings.Join(after, "\n"), text)
-		}
-		if !valid && status == 0 {
-			t.Fatalf("this was taken:\n%s", text)
-		}
-		if _, err := alpha.WriteAt(make([]byte, 4096), int64(i)*4096); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -77,10 +78,10 @@ func (e *engine) appliers() []reload.Applier {
 		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS, nil},
 		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes, e.verifyRemotes},
 		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress, e.verifyAddress},
+		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics, e.verifyMetrics},
 		&applier{"cluster", below("node."), nil, e.applyNodes, nil},
 		&applier{"device", below("device."), e.planDevices, e.applyDevices, e.verifyDevices},
 		&applier{"cluster", below("node."), nil, e.dropNodes, e.verifyNodes},
-		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics, e.verifyMetrics},
 		&applier{"cluster", keys("cluster.tick_time", "cluster.max_ping_count"), e.planTick, e.applyTick, e.verifyTick},
 	}
 }
@@ -378,35 +379,81 @@ func localDevice(l *config.Local, name string) *config.LocalDevice {
 	return nil
 }
 
-// applyDevices closes devices and listeners that are gone or differ in more
-// than a running device takes, changes the others, then opens what is not there.
+// applyDevices opens devices and listeners that are new, closes those that are
+// gone or differ in more than a running device takes, changes the others, and
+// opens what had to wait for that. What is new comes first because it can fail:
+// then nothing was closed that would have to be opened again.
 func (e *engine) applyDevices(ctx context.Context, to *config.Local) error {
 	specs, listeners, err := e.wanted(to)
 	if err != nil {
 		return err
 	}
-	for name, s := range e.listeners {
-		spec, stays := specs[s.device]
-		disk := e.disks[s.device]
-		if _, wanted := listeners[name]; !wanted || !stays || disk == nil || !disk.spec.livens(spec) {
-			if err := e.dropListener(ctx, name); err != nil {
-				return &reload.KeyError{Key: "device." + s.device, Err: err}
-			}
+	gone := e.leaving(specs, listeners)
+	if err := e.openWanted(ctx, to, specs, gone); err != nil {
+		return err
+	}
+	for name := range gone.listeners {
+		device := e.listeners[name].device
+		if err := e.dropListener(ctx, name); err != nil {
+			return &reload.KeyError{Key: "device." + device, Err: err}
 		}
 	}
 	for name, disk := range e.disks {
-		spec, stays := specs[name]
 		var err error
-		if stays && disk.spec.livens(spec) {
-			err = disk.reconfigure(spec)
-		} else {
+		if gone.disks[name] {
 			err = e.dropDisk(ctx, name)
+		} else {
+			err = disk.reconfigure(specs[name])
 		}
 		if err != nil {
 			return &reload.KeyError{Key: "device." + name, Err: err}
 		}
 	}
-	return e.openWanted(ctx, to, specs)
+	return e.openWanted(ctx, to, specs, leaving{})
+}
+
+// leaving is what a configuration closes, by name; some of it to open it again.
+type leaving struct{ disks, listeners map[string]bool }
+
+func (e *engine) leaving(specs map[string]diskSpec, listeners map[string]config.Listener) leaving {
+	gone := leaving{map[string]bool{}, map[string]bool{}}
+	for name, disk := range e.disks {
+		if spec, stays := specs[name]; !stays || !disk.spec.livens(spec) {
+			gone.disks[name] = true
+		}
+	}
+	for name, s := range e.listeners {
+		if _, stays := listeners[name]; !stays || gone.disks[s.device] || e.disks[s.device] == nil {
+			gone.listeners[name] = true
+		}
+	}
+	return gone
+}
+
+// holdsDisk reports whether a device's files are those of one that is leaving.
+func (e *engine) holdsDisk(gone leaving, spec diskSpec) bool {
+	for name := range gone.disks {
+		if b := e.disks[name].spec.Backing; name == spec.Config.Name || b.Disk != "" && b.Disk == spec.Backing.Disk {
+			return true
+		}
+	}
+	return false
+}
+
+// holdsAddress reports whether a listener that is leaving may be in the way of
+// another.
+func (e *engine) holdsAddress(gone leaving, at config.Listener) bool {
+	for name := range gone.listeners {
+		if have := e.listeners[name].at; have.Network != "unix" && at.Network != "unix" && portOf(have.Address) == portOf(at.Address) {
+			return true
+		}
+	}
+	return false
+}
+
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
 }
 
 // wanted is what a configuration asks for: devices, and listeners by name.
@@ -425,9 +472,14 @@ func (e *engine) wanted(to *config.Local) (map[string]diskSpec, map[string]confi
 	return specs, listeners, nil
 }
 
-func (e *engine) openWanted(ctx context.Context, to *config.Local, specs map[string]diskSpec) error {
+// openWanted opens what is not there, but for what has to wait until something
+// else is gone.
+func (e *engine) openWanted(ctx context.Context, to *config.Local, specs map[string]diskSpec, gone leaving) error {
 	for _, ld := range to.Devices {
 		if e.disks[ld.Name] == nil {
+			if e.holdsDisk(gone, specs[ld.Name]) {
+				continue
+			}
 			reg := e.addDisk(specs[ld.Name])
 			if err := e.begin(ctx, reg); err != nil {
 				delete(e.disks, ld.Name)
@@ -436,7 +488,7 @@ func (e *engine) openWanted(ctx context.Context, to *config.Local, specs map[str
 		}
 		for _, at := range ld.Listeners {
 			name := listenerName(ld.Name, at)
-			if e.listeners[name] != nil {
+			if e.listeners[name] != nil || gone.disks[ld.Name] || e.holdsAddress(gone, at) {
 				continue
 			}
 			reg := e.addListener(ld.Name, at)
