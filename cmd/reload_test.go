@@ -226,6 +226,8 @@ func TestARefusedConfigurationChangesNothing(t *testing.T) {
 		"needs restart":  {`name = "demo"`, `name = "other"`, []string{"lockstep.toml:2:8", "needs-restart", "--partial"}},
 		"half of it bad": {`max_ping_count = 4`, "max_ping_count = 9\nsign = true", []string{"lockstep.toml:6:8", "cluster.sign"}},
 		"address in use": {"[[device]]", fmt.Sprintf("[metrics]\nlisten = %q\n\n[[device]]", taken.Addr()), []string{"lockstep.toml:", "in use", "all is as it was before"}},
+		"node, no device": {"[[device]]", fmt.Sprintf("[[node]]\nname = \"delta\"\nid = 9\naddress = \"%s:7799\"\n\n[[device]]\nname = \"r1\"\nsize = \"1MiB\"\nnodes = [\"alpha\"]\ndisk = \"/nonexistent/x\"\n\n[[device]]\nnodes = [\"alpha\"]", n.c.IP(9)),
+			[]string{"lockstep.toml:", "cannot use disk", "all is as it was before"}},
 	} {
 		n.text = good
 		n.edit(t, c.old, c.new)

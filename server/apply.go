@@ -30,6 +30,8 @@ type applier struct {
 	// verify says what of the configuration is not so, once all was applied, or
 	// has failed since that began; nil where there is nothing to look at.
 	verify func(to *config.Local, began time.Time) error
+	// undo is apply of the old configuration, where that takes more; it may be nil.
+	undo func(ctx context.Context, to *config.Local) error
 }
 
 func (a *applier) Name() string          { return a.name }
@@ -42,7 +44,9 @@ func (a *applier) Plan(_ context.Context, tx reload.Tx) ([]reload.Verdict, error
 	return a.plan(tx)
 }
 
-func (a *applier) Apply(ctx context.Context, tx reload.Tx) error { return a.to(ctx, tx.New, tx.Node) }
+func (a *applier) Apply(ctx context.Context, tx reload.Tx) error {
+	return become(ctx, tx.New, tx.Node, a.apply)
+}
 
 // Verify implements reload.Verifier.
 func (a *applier) Verify(_ context.Context, tx reload.Tx) error {
@@ -56,14 +60,20 @@ func (a *applier) Verify(_ context.Context, tx reload.Tx) error {
 	return a.verify(l, tx.Began)
 }
 
-func (a *applier) Undo(ctx context.Context, tx reload.Tx) error { return a.to(ctx, tx.Old, tx.Node) }
+func (a *applier) Undo(ctx context.Context, tx reload.Tx) error {
+	if a.undo != nil {
+		return become(ctx, tx.Old, tx.Node, a.undo)
+	}
+	return become(ctx, tx.Old, tx.Node, a.apply)
+}
 
-func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
+// become has the engine made what a configuration says.
+func become(ctx context.Context, c *config.Config, node string, apply func(context.Context, *config.Local) error) error {
 	l, err := c.Local(node)
 	if err != nil {
 		return err
 	}
-	return a.apply(ctx, l)
+	return apply(ctx, l)
 }
 
 // appliers are all there are, in the order in which they apply: nodes come
@@ -71,18 +81,18 @@ func (a *applier) to(ctx context.Context, c *config.Config, node string) error {
 // it that has begun cannot be taken back before it is over.
 func (e *engine) appliers() []reload.Applier {
 	return []reload.Applier{
-		&applier{"log", e.wantsLog, nil, e.applyLog, nil},
-		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups, nil},
-		&applier{"handlers", below("handler."), nil, e.applyHandlers, e.verifyHandlers},
-		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret, nil},
-		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS, nil},
-		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes, e.verifyRemotes},
-		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress, e.verifyAddress},
-		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics, e.verifyMetrics},
-		&applier{"cluster", below("node."), nil, e.applyNodes, nil},
-		&applier{"device", below("device."), e.planDevices, e.applyDevices, e.verifyDevices},
-		&applier{"cluster", below("node."), nil, e.dropNodes, e.verifyNodes},
-		&applier{"cluster", keys("cluster.tick_time", "cluster.max_ping_count"), e.planTick, e.applyTick, e.verifyTick},
+		&applier{"log", e.wantsLog, nil, e.applyLog, nil, nil},
+		&applier{"control", keys("control.admin_groups", "control.read_groups", "control.admin_names", "control.read_names"), nil, e.applyGroups, nil, nil},
+		&applier{"handlers", below("handler."), nil, e.applyHandlers, e.verifyHandlers, nil},
+		&applier{"messenger", keys("cluster.secret_file"), nil, e.applySecret, nil, nil},
+		&applier{"messenger", below("cluster.tls."), e.planTLS, e.applyTLS, nil, nil},
+		&applier{"control", func(key string) bool { return key == "control.listen" || below("cluster.tls.")(key) }, nil, e.applyRemotes, e.verifyRemotes, nil},
+		&applier{"messenger", below("node." + e.opts.Node + "."), e.planAddress, e.applyAddress, e.verifyAddress, nil},
+		&applier{"metrics", keys("metrics.listen"), nil, e.applyMetrics, e.verifyMetrics, nil},
+		&applier{"cluster", below("node."), nil, e.applyNodes, nil, e.undoNodes},
+		&applier{"device", below("device."), e.planDevices, e.applyDevices, e.verifyDevices, nil},
+		&applier{"cluster", below("node."), nil, e.dropNodes, e.verifyNodes, e.applyNodes},
+		&applier{"cluster", keys("cluster.tick_time", "cluster.max_ping_count"), e.planTick, e.applyTick, e.verifyTick, nil},
 	}
 }
 
@@ -266,6 +276,12 @@ func (e *engine) applyNode(ctx context.Context, have []messenger.NodeInfo, want 
 	err := e.msgr.AddNode(want)
 	e.rev.Bump()
 	return err
+}
+
+// undoNodes also forgets the nodes that were new: what would have been done once
+// the devices had changed may never have begun.
+func (e *engine) undoNodes(ctx context.Context, to *config.Local) error {
+	return errors.Join(e.applyNodes(ctx, to), e.dropNodes(ctx, to))
 }
 
 // dropNodes makes the messenger forget the nodes that are gone.

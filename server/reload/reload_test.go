@@ -653,6 +653,70 @@ func TestTheWatcherWaitsForQuiet(t *testing.T) {
 	}
 }
 
+// TestTheWatcherWaitsForWriters: what has a file open is waited for, though not
+// for ever.
+func TestTheWatcherWaitsForWriters(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		until time.Duration // somebody has the file open
+		calls []time.Duration
+	}{
+		{"a slow writer", 5 * time.Second, []time.Duration{5100 * time.Millisecond}},
+		{"one that never ends", time.Hour, []time.Duration{quiet + writerPatience}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "f")
+			synctest.Test(t, func(t *testing.T) {
+				var got []time.Duration
+				begin := time.Now()
+				w := &Watcher{
+					Paths: func() []string { return []string{file} }, Logger: slog.New(slog.DiscardHandler),
+					Changed: func(context.Context) { got = append(got, time.Since(begin)) },
+					written: func(string) bool { return time.Since(begin) < tc.until },
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				wg.Go(func() { w.loop(ctx, nil, nil, func([]string) {}) })
+				time.Sleep(time.Minute)
+				cancel()
+				wg.Wait()
+				if !slices.Equal(got, tc.calls) {
+					t.Errorf("called after %v, not %v", got, tc.calls)
+				}
+			})
+		})
+	}
+}
+
+func TestAFileThatIsBeingWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if beingWritten(path) {
+		t.Error("a file that is not there is being written")
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if !beingWritten(path) {
+		t.Skip("this file system gives no leases")
+	}
+	for range 100 {
+		r, err := os.Open(path)
+		if err != nil || !beingWritten(path) {
+			t.Fatalf("the writer is not seen beside a reader: %v", err)
+		}
+		r.Close()
+	}
+	f.Close()
+	if beingWritten(path) || beingWritten(filepath.Dir(path)) {
+		t.Error("a file that nobody has open is being written")
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Errorf("it cannot be written now: %v", err)
+	}
+}
+
 // TestEditorsSavesAreOneReload saves a file as editors and tools do, under a
 // real watcher, and wants exactly one outcome for each.
 func TestEditorsSavesAreOneReload(t *testing.T) {

@@ -18,6 +18,9 @@ const (
 	quiet = 300 * time.Millisecond // the default of Watcher.Quiet
 	// patience bounds the waiting for quiet.
 	patience = 2 * time.Second
+	// writerPatience bounds the waiting for a program that has a file open for
+	// writing: half a file can be valid, and mean that devices are gone.
+	writerPatience = 30 * time.Second
 	// pollEvery is how often the files are looked at besides: where a folder
 	// was removed, where notifications are lost, or are not to be had.
 	pollEvery = 2 * time.Second
@@ -35,6 +38,8 @@ type Watcher struct {
 	// Quiet is how long nothing has to happen before a change counts; 0 is
 	// longer than an editor takes to write, rename and touch.
 	Quiet time.Duration
+
+	written func(path string) bool // stands in for beingWritten in tests
 }
 
 // Run watches until ctx ends.
@@ -102,6 +107,7 @@ func (w *Watcher) loop(ctx context.Context, names <-chan string, errs <-chan err
 		pause = quiet
 	}
 	var since time.Time // of the first notification that was not dealt with
+	var began time.Time // when somebody was found writing
 	arm := func() {
 		now := time.Now()
 		if since.IsZero() {
@@ -124,13 +130,32 @@ func (w *Watcher) loop(ctx context.Context, names <-chan string, errs <-chan err
 				arm()
 			}
 		case <-settle.C:
-			since = time.Time{}
+			if w.unfinished() {
+				if began.IsZero() {
+					began = time.Now()
+				}
+				if time.Since(began) < writerPatience {
+					settle.Reset(pause)
+					continue
+				}
+				w.Logger.Warn("the configuration is read though a program has it open for writing", "for", writerPatience)
+			}
+			since, began = time.Time{}, time.Time{}
 			watched = w.look(follow)
 			w.Changed(ctx)
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// unfinished reports whether a program is writing one of the files.
+func (w *Watcher) unfinished() bool {
+	written := w.written
+	if written == nil {
+		written = beingWritten
+	}
+	return slices.ContainsFunc(w.Paths(), written)
 }
 
 // watched is what a Watcher looks at: the names on the way to the files, and
