@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/cmap"
 	"github.com/lockstepd/lockstep/server/device"
+	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
 )
 
@@ -72,6 +73,7 @@ func (e *engine) provideKeys() error {
 		{"stats.nodes.", e.nodeNames, e.nodeStats},
 		{"stats.devices.", e.deviceNames, e.deviceStats},
 		{"stats.nbd.", one, e.nbdStats},
+		{"stats.config.", one, e.configStats},
 	}
 	for _, v := range views {
 		if _, err := e.cmap.Provide(v.prefix, v); err != nil {
@@ -215,6 +217,14 @@ func (e *engine) deviceStats(name string) []pair {
 		out = append(out, pair{c.key, cmap.Uint(c.n)})
 	}
 	return out
+}
+
+func (e *engine) configStats(string) []pair {
+	n := e.events.Counts()
+	return []pair{
+		{"applied", cmap.Uint(n[events.Count{Type: events.Config}])},
+		{"refused", cmap.Uint(n[events.Count{Type: events.ConfigRefused}])},
+	}
 }
 
 func (e *engine) nbdStats(string) []pair {

@@ -54,7 +54,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if c.s.Commands != nil {
 		o.commands(c.s.Commands())
 	}
-	c.engine(o)
+	c.engine(o, counts)
 }
 
 // The types of events that are counted for each node and each device, from 0 on.
@@ -243,7 +243,7 @@ func (o out) commands(c Commands) {
 }
 
 // engine is what is of no single part.
-func (c *collector) engine(o out) {
+func (c *collector) engine(o out, counts map[events.Count]uint64) {
 	if c.s.Services != nil {
 		for _, i := range c.s.Services() {
 			name := lv{"service", i.Name}
@@ -266,6 +266,8 @@ func (c *collector) engine(o out) {
 		cfg := c.s.Config()
 		o.gauge("lockstep_config_revision", "The revision of the configuration that holds.", float64(cfg.Revision))
 		o.gauge("lockstep_config_applied", "Whether the configuration file as it is now holds.", yes(cfg.Applied))
+		o.count("lockstep_config_revisions_total", "Configurations that were applied.", counts[events.Count{Type: events.Config}])
+		o.count("lockstep_config_refusals_total", "Configurations that were not applied.", counts[events.Count{Type: events.ConfigRefused}])
 		o.gauge("lockstep_config_pending", "Changes of the configuration that wait for a restart.", float64(cfg.Pending))
 	}
 }
