@@ -206,6 +206,10 @@ func (d *Device) installLocked(got *opened) {
 	g.Noted = max(g.Noted, d.gens.Noted)
 	g.Learn(&replication.Gens{Seen: d.gens.Seen})
 	d.gens = g
+	d.origin = originOf(&sb)
+	for id, n := range votesOf(&sb) {
+		d.votes.Note(id, n)
+	}
 	d.crashed = false
 	// What was announced last came into force without this disk.
 	d.genNew = d.gens.Current
@@ -365,7 +369,7 @@ func (d *Device) objectionLocked(p *peer, c *wire.Change) string {
 		return fmt.Sprintf("the disk of %s is %v", self, d.dstat)
 	case c.Kind == wire.ChangeResize && (int64(c.Arg) <= d.cfg.Size || c.Arg%block.Unit != 0 || c.Arg > store.MaxSize):
 		return fmt.Sprintf("%s has it with %d bytes", self, d.cfg.Size)
-	case c.Kind == wire.ChangeCreate && hasPast(d.gens.Current):
+	case c.Kind == wire.ChangeCreate && d.gens.HasPast():
 		return fmt.Sprintf("%s has its data", self)
 	case c.Kind == wire.ChangeCreate && d.role == replication.Primary:
 		return self + " is primary"

@@ -87,15 +87,12 @@ func (d *Device) mayCreateLocked() error {
 		return d.refuse(what, "its disk is being resynced", "", false)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.hs.peerNo != 0 && hasPast(p.hs.theirs.Gens.Current) {
+		if p != nil && p.hs.peerNo != 0 && p.hs.theirs.HasPast() {
 			return d.refuse(what, p.name+" has its data", "this disk is resynced from there; take the device away there if that is wrong", false)
 		}
 	}
 	return nil
 }
-
-// hasPast reports whether a generation says that something was ever written.
-func hasPast(g replication.Gen) bool { return g != replication.NoGen && g != replication.DayOne }
 
 // markAll marks everything as out of sync with every node of set, durably.
 func markAll(meta *store.Meta, set replication.NodeSet) error {

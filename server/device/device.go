@@ -160,8 +160,14 @@ type Device struct {
 	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
 	began        int64  // when this node last became primary, ns since 1970
 	crashed      bool   // was primary when it stopped uncleanly
-	live         bool   // the disk has been up to date while this process held it
-	best         bool   // every disk was in reach, and no complete one had newer data
+	origin       uint64 // of the disk's data; replication.NoOrigin: not known
+	votes        replication.Votes
+	votesNews    bool // not all of votes and origin is durable
+	leaving      bool // is about to stop, and asks to give its vote up
+	returning    bool // asks for its vote back
+	poll         poll
+	live         bool // the disk has been up to date while this process held it
+	best         bool // every disk was in reach, and no complete one had newer data
 	// After an unclean stop: the stream that was followed, and the marks per
 	// peer as they were before those of the activity log were added.
 	logStream uint64
@@ -216,6 +222,7 @@ type Device struct {
 	autoPromoted bool         // the last client's leaving demotes
 	att          *attachment  // of disk
 	departing    bool         // something of the last disk is still under way
+	dropped      store.Disk   // a disk that has failed, until its metadata is given up, too
 	frozen       int          // changes wait for as many reasons
 	busy         bool         // changes come in, from the application or the primary
 	changes      uint64       // that had come at the last tick
@@ -322,6 +329,7 @@ func (d *Device) load() {
 	if len(sb.Ext) >= extLen {
 		d.began = int64(binary.LittleEndian.Uint64(sb.Ext[extBegan:]))
 	}
+	d.origin, d.votes = originOf(&sb), votesOf(&sb)
 	d.room = sb.Size
 	d.cfg.Size = max(d.cfg.Size, grownTo(&sb))
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0
@@ -429,11 +437,14 @@ func (d *Device) endWorkers() {
 
 func (d *Device) closeStore(clean bool) error {
 	d.mu.Lock()
-	disk, meta := d.disk, d.meta
-	d.disk, d.meta = nil, nil
+	disk, meta, dropped := d.disk, d.meta, d.dropped
+	d.disk, d.meta, d.dropped = nil, nil, nil
 	d.mu.Unlock()
-	if meta == nil {
+	switch {
+	case meta == nil:
 		return nil
+	case disk == nil: // it failed a moment ago
+		return errors.Join(meta.Abandon(), dropped.Close())
 	}
 	var errs []error
 	if err := disk.Sync(); err != nil {

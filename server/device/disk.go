@@ -81,6 +81,7 @@ type leaving struct {
 // metadata stays in place until the caller has noted what there is to note.
 func (d *Device) dropDiskLocked(failed bool) leaving {
 	left := leaving{d.disk, d.meta, d.att}
+	d.dropped = left.disk
 	d.readable.Store(nil)
 	d.disk, d.att = nil, nil
 	d.departing = true
@@ -145,7 +146,7 @@ func (d *Device) failed(left leaving) {
 
 // disklessLocked is the end of a disk's part in the device.
 func (d *Device) disklessLocked(why string, b *block.Batch) {
-	d.meta = nil
+	d.meta, d.dropped = nil, nil
 	d.setDiskLocked(replication.Diskless, why)
 	for _, p := range d.peers {
 		if p == nil {

@@ -95,7 +95,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
-		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began,
+		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes,
 	}
 	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew
@@ -168,10 +168,12 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	// The peer judges by our last hello. Where that is no longer true, or the
 	// peer's device is a new one that never saw it, it gets another.
 	d.learnSizeLocked(f.Size)
+	theirs := factsOf(p.id, f)
+	d.learnVotesLocked(&theirs)
 	now := d.factsLocked(p)
 	spent := p.closed || !sameFacts(&now, &p.hs.mine, d.primary >= 0)
 	p.closed = false
-	p.hs.theirs = factsOf(p.id, f)
+	p.hs.theirs = theirs
 	p.hs.theirs.Ordered = d.orderedLocked()
 	spent = d.learnLocked(p, b) || spent
 	p.hs.config, p.hs.members, p.hs.protocol = f.Config, f.Members, f.Protocol
@@ -190,7 +192,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 // in the quorum.
 func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	theirs := &p.hs.theirs
-	if d.meta == nil || !theirs.Ordered || theirs.Disk == replication.Diskless || d.quorum.Quorate && d.dstat == replication.UpToDate {
+	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || theirs.Disk == replication.Diskless || d.quorum.Quorate && d.dstat == replication.UpToDate {
 		return false
 	}
 	if !d.gens.Learn(&theirs.Gens) {
@@ -292,7 +294,7 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
 	}
 	unsynced := d.role != replication.Primary && d.unsyncedLocked()
-	if !behind && !unsynced {
+	if !behind && !unsynced && !d.votesNews {
 		d.agreeLocked(p, b)
 		return
 	}
@@ -377,6 +379,8 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 		return
 	}
 	p.agreed = true
+	p.given, p.parting = p.hs.theirs.Votes.Given(p.id), false
+	d.pollVoidLocked("somebody came into reach meanwhile")
 	d.unfenceLocked(p)
 	p.told, p.heard = false, false
 	p.held = false // it says so again
@@ -428,6 +432,9 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 func (d *Device) enterInSyncLocked(p *peer) {
 	p.inSync = true
 	d.gens = d.gens.FinishSync(p.id)
+	if d.origin == replication.NoOrigin {
+		d.ofOriginLocked(p)
+	}
 	best := inSyncState(&p.hs.mine, &p.hs.theirs)
 	if d.passedLocked() && !d.best {
 		best = min(best, replication.Outdated)
@@ -483,6 +490,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
 	p.agreed, p.inSync, p.early = false, false, nil
 	d.endVerifyLocked(p, reason)
+	d.pollPartedLocked(p)
 	p.hs.sent, p.hs.got = false, false
 	d.genHas = d.genHas.Without(p.id)
 	if d.genBusy && d.genWait.Has(p.id) {
@@ -670,6 +678,7 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 // wireFacts and factsOf translate facts to and from the wire.
 func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	w := wire.DeviceFacts{
+		Origin: f.Origin, Votes: f.Votes,
 		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
 		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Base: uint64(f.Gens.Base), Seen: uint64(f.Gens.Seen), Noted: uint64(f.Gens.Noted), Primary: wire.NoNode, Announced: uint64(f.Announced), Began: f.Began,
 	}
@@ -695,6 +704,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 
 func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 	f := replication.Facts{
+		Origin: w.Origin, Votes: w.Votes,
 		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received, Began: w.Began,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,

@@ -130,14 +130,15 @@ func initial(sb *store.Superblock, o Options, created bool) {
 			sb.Members |= 1 << n.ID
 		}
 	}
+	defer func() { putOrigin(sb, randomID()) }()
 	if created {
 		putGens(sb, &replication.Gens{Current: replication.DayOne, Base: replication.DayOne})
 		sb.Flags |= store.Consistent | store.WasUpToDate | store.JustCreated
 		return
 	}
-	// Content of unknown origin: a mixture until it is resynced, or somebody says
-	// what it is worth (Create).
-	sb.Current = uint64(replication.NoGen)
+	// Content that nothing is known of: a mixture until it is resynced, or somebody
+	// says what it is worth (Create).
+	putGens(sb, &replication.Gens{Current: replication.NoGen})
 }
 
 // checkMeta refuses metadata whose disk has gone.

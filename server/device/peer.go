@@ -54,10 +54,22 @@ type peer struct {
 	hold     bool           // we pause the resync with it
 	held     bool           // it pauses the resync with us
 	closed   bool           // the peer closed the device: its next hello is a new one's
+
+	given   bool // by its own word it has given its vote up
+	parting bool // it is about to: nobody counts on its vote any more
 }
 
 // bit is the peer's id as a set.
 func (p *peer) bit() replication.NodeSet { return replication.Of(p.id) }
+
+// voteless reports whether a peer in reach has no vote.
+func (p *peer) voteless() bool { return p.given || p.parting }
+
+// speaksVotes reports whether the nodes' versions let each other leave.
+func (p *peer) speaksVotes() bool {
+	s, ok := p.session.(interface{ Features() uint64 })
+	return ok && s.Features()&wire.FeatureVotes != 0
+}
 
 // send queues a frame about the device for the peer.
 func (p *peer) send(h wire.Header, payload []byte, buf *block.Buf, b *block.Batch) {
@@ -175,7 +187,7 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		// The end of a plan has nothing to do with the agreement.
 		var c wire.Change
 		if c.Decode(payload) == nil && c.Kind != wire.ChangePromote {
-			d.planFrameLocked(p, h.Type, c, b)
+			d.changeFrameLocked(p, h.Type, c, b)
 			return
 		}
 	}

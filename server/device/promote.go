@@ -87,7 +87,7 @@ func (d *Device) refuse(what, why, do string, again bool) *RefusedError {
 
 // mayPromoteLocked says what stands in the way on this node's own knowledge.
 func (d *Device) mayPromoteLocked(force bool) error {
-	if d.closing {
+	if d.closing || d.leaving {
 		return d.refuse("promote", "the daemon is stopping", "", false)
 	}
 	if d.change.promised != 0 && time.Now().Before(d.change.until) {
@@ -133,6 +133,10 @@ func (d *Device) mayPromoteLocked(force bool) error {
 func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	if force && d.dstat.HasData() || d.dstat == replication.Consistent {
 		d.setDiskLocked(replication.UpToDate, "promoted")
+	}
+	if force && d.votes.Given(d.cfg.Self) {
+		d.votes.Take(d.cfg.Self)
+		d.eventLocked("quorum", nil, "this node has its vote again, by an administrator's word that nobody who stayed when it left has gone on")
 	}
 	d.setRoleLocked(replication.Primary)
 	d.primary = d.cfg.Self
@@ -196,7 +200,12 @@ func (d *Device) setRoleLocked(r replication.Role) {
 
 // changeFrameLocked takes a frame of a promotion.
 func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.Batch) {
-	if c.Kind != wire.ChangePromote {
+	switch c.Kind {
+	case wire.ChangePromote:
+	case wire.ChangeLeave, wire.ChangeLeft, wire.ChangeReturn:
+		d.pollFrameLocked(p, t, c, b)
+		return
+	default:
 		d.planFrameLocked(p, t, c, b)
 		return
 	}

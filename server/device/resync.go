@@ -110,6 +110,7 @@ func (d *Device) beginPullLocked(p *peer) {
 		d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	}
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
+	d.ofOriginLocked(p)
 	d.voidLogLocked(p)
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {

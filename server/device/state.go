@@ -36,6 +36,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.flush.settleLocked(d, b)
 	d.kickLocked(b)
 	d.refreshLocked(b)
+	d.regainLocked()
 	if d.frozen > 0 {
 		d.touchLocked() // who freezes waits for it to become quiet
 	}
@@ -81,8 +82,8 @@ func (d *Device) censusLocked() {
 
 // tallyLocked counts the disks as this node sees them, if of the others it
 // sees those of the set seen.
-func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
-	c := replication.Census{Had: d.quorum.Quorate}
+func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
+	c = replication.Census{Had: d.quorum.Quorate}
 	switch {
 	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Consistent:
 		c.UpToDate++
@@ -90,6 +91,12 @@ func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
 		c.Present++
 	case d.peersHaveDisk(d.cfg.Self):
 		c.Outdated++
+	}
+	if mutate.Is(mutate.CountLeft) {
+		defer func() { c.Voteless = 0 }()
+	}
+	if c.UpToDate+c.Present > 0 && d.votes.Given(d.cfg.Self) {
+		c.Voteless++
 	}
 	for _, p := range d.peers {
 		if p != nil {
@@ -101,20 +108,29 @@ func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
 
 func (d *Device) peersHaveDisk(id int) bool { return d.disks.Has(id) }
 
+func (d *Device) countDataLocked(p *peer, c *replication.Census) {
+	if p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established {
+		c.UpToDate++
+	} else {
+		c.Present++
+	}
+}
+
 func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 	switch {
 	case p.diskless && p.agreed && seen:
 		c.TiebreakersPresent++
 	case p.diskless:
 		c.TiebreakersMissing++
-	case p.fenced && !p.agreed:
+	case p.fenced && !p.agreed || d.votes.Given(p.id) && (!p.agreed || !seen && p.given):
 		c.Outdated++
 	case !seen:
 		c.Unknown++
-	case p.agreed && (p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established):
-		c.UpToDate++
 	case p.agreed && p.disk.HasData():
-		c.Present++
+		d.countDataLocked(p, c)
+		if p.voteless() {
+			c.Voteless++
+		}
 	case p.agreed:
 		c.Outdated++
 	case mutate.Is(mutate.CountAbsent):
@@ -323,14 +339,20 @@ func (d *Device) remoteDataLocked() bool {
 	return false
 }
 
-// inSyncLocked is who, as far as this node knows, is in sync with it.
+// inSyncLocked is who, as far as this node knows, is in sync with it. Those that
+// do not know whether they are current can be so, too: a third that is resynced
+// from one of them need not be from the others.
 func (d *Device) inSyncLocked() replication.NodeSet {
 	var s replication.NodeSet
-	if d.dstat == replication.UpToDate {
+	least := replication.UpToDate
+	if d.dstat == replication.Consistent {
+		least = replication.Consistent
+	}
+	if d.dstat >= least {
 		s = s.With(d.cfg.Self)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
+		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk >= least {
 			s = s.With(p.id)
 		}
 	}
@@ -351,6 +373,9 @@ func (d *Device) announceLocked(b *block.Batch) {
 	}
 	if d.quorum.Quorate {
 		st.Flags |= wire.DevFlagQuorate
+	}
+	if d.votes.Given(d.cfg.Self) {
+		st.Flags |= wire.DevFlagVoteless
 	}
 	if d.pullingLocked() {
 		st.Flags |= wire.DevFlagSyncing
@@ -404,6 +429,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	// These two are ordered by the data link and come with it.
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
 	p.state, p.heard = st, true
+	p.given = st.Flags&wire.DevFlagVoteless != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
 	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
@@ -503,7 +529,7 @@ func (d *Device) save() error {
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
-	members := uint32(d.disks)
+	members, origin, votes, self := uint32(d.disks), d.origin, d.votes, d.cfg.Self
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
@@ -524,6 +550,8 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.CrashedPrimary, crashed)
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
+		putOrigin(sb, origin)
+		putVotes(sb, &votes, self)
 		binary.LittleEndian.PutUint64(sb.Ext[extBegan:], uint64(began))
 		binary.LittleEndian.PutUint64(sb.Ext[extSize:], uint64(size))
 	}
@@ -544,19 +572,62 @@ func gensOf(sb *store.Superblock) replication.Gens {
 }
 
 // Layout of the superblock's extension: the stream; Base, Seen and Noted of
-// Gens; when this node last became primary; the size.
+// Gens; when this node last became primary; the size; and, not in the oldest,
+// the origin and the votes.
 const (
 	extBase  = 8
 	extSeen  = 16
 	extNoted = 24
 	extBegan = 32
 	extSize  = 40
-	extLen   = 48
+	extLen   = 48 // of the oldest
+
+	extOrigin = 48
+	extVotes  = 56
+	extWhole  = extVotes + 4*replication.MaxNodes
 )
+
+// originOf is the origin that a superblock speaks of.
+func originOf(sb *store.Superblock) uint64 {
+	if len(sb.Ext) < extWhole {
+		return replication.NoOrigin
+	}
+	return binary.LittleEndian.Uint64(sb.Ext[extOrigin:])
+}
+
+// putOrigin comes after putGens, which makes the room.
+func putOrigin(sb *store.Superblock, origin uint64) {
+	binary.LittleEndian.PutUint64(sb.Ext[extOrigin:], origin)
+}
+
+func votesOf(sb *store.Superblock) (v replication.Votes) {
+	if len(sb.Ext) >= extWhole {
+		for id := range v {
+			v[id] = binary.LittleEndian.Uint32(sb.Ext[extVotes+4*id:])
+		}
+	}
+	return v
+}
+
+// putVotes comes after putGens. The flags say the same, for people.
+func putVotes(sb *store.Superblock, v *replication.Votes, self int) {
+	sb.Flags &^= store.Left
+	for id, n := range v {
+		binary.LittleEndian.PutUint32(sb.Ext[extVotes+4*id:], n)
+		sb.PeerFlags[id] &^= store.PeerLeft
+		switch {
+		case !v.Given(id):
+		case id == self:
+			sb.Flags |= store.Left
+		default:
+			sb.PeerFlags[id] |= store.PeerLeft
+		}
+	}
+}
 
 func putGens(sb *store.Superblock, g *replication.Gens) {
 	sb.Current = uint64(g.Current)
-	ext := make([]byte, extLen)
+	ext := make([]byte, extWhole)
 	copy(ext, sb.Ext)
 	binary.LittleEndian.PutUint64(ext[extBase:], uint64(g.Base))
 	binary.LittleEndian.PutUint64(ext[extSeen:], uint64(g.Seen))

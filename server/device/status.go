@@ -20,6 +20,8 @@ type Status struct {
 	Role        replication.Role
 	Disk        replication.DiskState
 	Quorum      replication.Verdict
+	Voteless    bool     // it left in order, and has not got its vote back
+	Stayed      []string // then: who has a vote and is not in reach
 	Suspended   bool
 	InDoubt     bool // suspended because too few peers are certain to take this node for alive
 	Open        int
@@ -60,6 +62,7 @@ type PeerStatus struct {
 	Decision  replication.Decision
 	Since     time.Time
 	Gen       replication.Gen
+	Left      bool      // it is not in reach, and has left in order
 	Verified  *Verified // the outcome of the last verify led here
 	Fencing   string    // what the fence-peer handler has come to
 	Held      string    // by whom a resync with it is paused
@@ -82,6 +85,11 @@ func (d *Device) Status() Status {
 		Open:      d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
+	}
+	if st.Voteless = d.votes.Given(d.cfg.Self); st.Voteless {
+		for id := range (d.votes.Holders(d.cfg.Self, d.disks) &^ d.reachLocked()).All() {
+			st.Stayed = append(st.Stayed, d.nodeName(id))
+		}
 	}
 	st.InHand, st.Strays = d.crew.inHand(), d.strays
 	maps.Copy(st.Since, d.since)
@@ -139,6 +147,7 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 	}
 	if !p.agreed {
 		ps.Role = replication.UnknownRole
+		ps.Left = d.votes.Given(p.id)
 	}
 	if p.diskless && !p.agreed {
 		ps.Disk = replication.Diskless
@@ -312,6 +321,7 @@ func (d *Device) Why() Why {
 		w.Because = append(w.Because, fmt.Sprintf("the device has grown to %s, of which the configuration knows nothing yet", block.Amount(st.Size)))
 		w.Next = append(w.Next, fmt.Sprintf("set size = \"%dKiB\" in the configuration of every node", st.Size>>10))
 	}
+	w.explainVote(&st)
 	w.explainDisk(&st)
 	for i := range st.Peers {
 		w.explainPeer(&st, &st.Peers[i])
@@ -327,6 +337,21 @@ func latest(since map[string]time.Time, of ...string) (at time.Time) {
 		}
 	}
 	return at
+}
+
+func (w *Why) explainVote(st *Status) {
+	if !st.Voteless {
+		return
+	}
+	w.Because = append(w.Because, "this node left in order and gave its vote up: who stayed may have gone on without it")
+	if len(st.Stayed) == 0 {
+		w.Next = append(w.Next, "it gets its vote back in a moment, from those in reach")
+		return
+	}
+	w.Next = append(w.Next, fmt.Sprintf("it gets its vote back when %s, which stayed, is in reach", strings.Join(st.Stayed, ", ")))
+	if !st.Quorum.Quorate {
+		w.Next = append(w.Next, fmt.Sprintf("if %s is lost for good: lockstepctl device promote %s --force, which gives up what was written there since", strings.Join(st.Stayed, ", "), st.Name))
+	}
 }
 
 func (w *Why) explainDisk(st *Status) {
@@ -367,7 +392,10 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 	switch {
 	case p.Refused != "":
 		w.Because = append(w.Because, fmt.Sprintf("%s is refused: %s", p.Node, p.Refused))
-		if p.Decision.Action == replication.SplitBrain {
+		switch {
+		case p.Decision.Rule == replication.RuleOrigin:
+			w.Next = append(w.Next, fmt.Sprintf("put the right disk and metadata back where they are wrong; or, on the node whose data may go: lockstepctl device resolve %s --discard-local", st.Name))
+		case p.Decision.Action == replication.SplitBrain:
 			w.Next = append(w.Next, fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name))
 		}
 	case !p.Connected && p.Fencing != "":
@@ -376,6 +404,9 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 	case !p.Connected && p.Contact:
 		w.Because = append(w.Because, fmt.Sprintf("%s is up, and has not said how the device is there; %s out of sync", p.Node, amount(p.OutOfSync)))
 		w.Next = append(w.Next, fmt.Sprintf("see whether %s has the device: lockstepctl device show %s, there", p.Node, st.Name))
+	case !p.Connected && p.Left:
+		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; it left in order, so quorum does without it; %s out of sync", p.Node, amount(p.OutOfSync)))
+		w.Next = append(w.Next, p.Node+" gets what it missed, and its vote, when it is in reach again; why it is not: lockstepctl node why "+p.Node)
 	case !p.Connected:
 		w.Because = append(w.Because, fmt.Sprintf("%s is not in reach; %s out of sync", p.Node, amount(p.OutOfSync)))
 		w.Next = append(w.Next, p.Node+" gets what it missed when it is in reach again; why it is not: lockstepctl node why "+p.Node)

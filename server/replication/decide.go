@@ -43,6 +43,35 @@ type Facts struct {
 	// Began is when this node last became primary, in ns since 1970 by its own
 	// clock; 0: never.
 	Began int64
+	// Origin names what the data began as: it was drawn when the device was first
+	// written down anywhere, and is the same wherever its data is. 0: not known.
+	Origin uint64
+	Votes  Votes
+}
+
+// HasPast reports whether something was ever written to the data, as far as its
+// node knows.
+func (f *Facts) HasPast() bool { return f.Gens.HasPast() }
+
+// Adopts reports whether this node's disk, of which nothing was ever written,
+// is to be of the peer's origin from now on.
+func (f *Facts) Adopts(peer *Facts) bool {
+	switch {
+	case peer.Origin == NoOrigin || f.Origin == peer.Origin || f.HasPast():
+		return false
+	case f.Origin == NoOrigin || peer.HasPast():
+		return true
+	}
+	return peer.Origin < f.Origin // neither is older, and both sides choose the same
+}
+
+// NoOrigin is the Origin of data that was begun before there were any.
+const NoOrigin = 0
+
+// Foreign reports whether the two disks were never one device's. What the peer
+// says of generations and votes then means nothing here.
+func (f *Facts) Foreign(peer *Facts) bool {
+	return f.Origin != NoOrigin && peer.Origin != NoOrigin && f.Origin != peer.Origin && f.HasPast() && peer.HasPast()
 }
 
 // Knows reports whether this node, without the other, could tell that its data
@@ -147,6 +176,23 @@ func Decide(me, peer *Facts) Decision {
 	return d
 }
 
+// strangers: generations and bitmaps of two disks that were never one device's
+// mean nothing to each other, whoever has quorum.
+func strangers(me, peer *Facts) Decision {
+	d := discard(me, peer, Decision{Action: Unrelated, Rule: RuleOrigin,
+		Why: fmt.Sprintf("the two disks are not of one device: the data here began as %016x, and that there as %016x", me.Origin, peer.Origin)})
+	switch {
+	case d.Sync() && d.Source():
+		d.Action = SourceFull
+	case d.Sync():
+		d.Action = TargetFull
+	}
+	return d
+}
+
+// RuleOrigin is the rule by which disks of different origins are kept apart.
+const RuleOrigin = "origin"
+
 const (
 	ruleCopy  = "other-slot"
 	ruleEqual = "equal-dirty"
@@ -155,6 +201,9 @@ const (
 func decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
 		return d
+	}
+	if me.Foreign(peer) {
+		return strangers(me, peer)
 	}
 	if me.Role == Primary && rival(me, peer) || peer.Role == Primary && rival(peer, me) {
 		return twoPrimaries(me, peer)

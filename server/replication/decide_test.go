@@ -12,7 +12,7 @@ func anyFacts(r *rand.Rand, node int) *Facts {
 		Node: node, Size: 1 << 20, Disk: []DiskState{Diskless, Inconsistent, Outdated, Consistent, UpToDate}[r.IntN(5)],
 		Role: Role(r.IntN(2)), Dirty: int64(r.IntN(2)), Crashed: r.IntN(3) == 0, Live: r.IntN(2) == 0,
 		Following: r.IntN(3) == 0, Stream: uint64(r.IntN(3)), Received: uint64(r.IntN(3)), Quorate: r.IntN(2) == 0,
-		Primary: r.IntN(3) - 1, Best: r.IntN(4) == 0, Discard: r.IntN(8) == 0,
+		Primary: r.IntN(3) - 1, Best: r.IntN(4) == 0, Discard: r.IntN(8) == 0, Origin: uint64(max(0, r.IntN(8)-5)),
 	}
 	if f.Primary == 1-node {
 		f.Primary = NoPrimary // a node leaves it to the other to say that it is primary
@@ -105,6 +105,13 @@ func TestDecide(t *testing.T) {
 		{"a new disk", func(_, p *Facts) { p.Gens.Current = DayOne }, SourceFull, "fresh"},
 		{"two primaries", func(m, p *Facts) { m.Role, p.Role = Primary, Primary }, SplitBrain, "two-primaries"},
 		{"behind a mixture", func(_, p *Facts) { p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10 }, SelfOutdated, "peer-moved-on-mixture"},
+		{"another origin", func(m, p *Facts) { m.Origin, p.Origin = 1, 2 }, Unrelated, RuleOrigin},
+		{"another origin, and the peer has quorum and is later", func(m, p *Facts) {
+			m.Origin, p.Origin, m.Ordered, p.Ordered, p.Quorate, p.Role, p.Gens.Current, p.Gens.Base = 1, 2, true, true, true, Primary, 99, 99
+		}, Unrelated, RuleOrigin},
+		{"another origin, and an administrator discards there", func(m, p *Facts) { m.Origin, p.Origin, p.Discard = 1, 2, true }, SourceFull, "discard"},
+		{"another origin, of a disk that was never written", func(m, p *Facts) { m.Origin, p.Origin, p.Gens.Current = 1, 2, DayOne }, SourceFull, "fresh"},
+		{"an origin that is not known", func(m, _ *Facts) { m.Origin = 1 }, InSync, "equal"},
 		{"another size", func(_, p *Facts) { p.Size = 8192 }, Refuse, "size"},
 		{"no disk", func(_, p *Facts) { p.Disk = Diskless }, NoDisk, "no-disk"},
 	}
@@ -133,6 +140,9 @@ func TestQuorum(t *testing.T) {
 		{"1 of 2 and a tiebreaker that keeps", majority, Census{UpToDate: 1, Unknown: 1, TiebreakersPresent: 1, Had: true}, true},
 		{"1 of 2 and a tiebreaker that cannot give", majority, Census{UpToDate: 1, Unknown: 1, TiebreakersPresent: 1}, false},
 		{"the last one standing", majority, Census{UpToDate: 1, Outdated: 2}, true},
+		{"two that left, without the one that stayed", majority, Census{UpToDate: 2, Voteless: 2, Unknown: 1}, false},
+		{"one that left, and one that stayed", majority, Census{UpToDate: 2, Voteless: 1, Unknown: 1}, true},
+		{"all that there are, though all have left", majority, Census{UpToDate: 3, Voteless: 3}, true},
 		{"many, none current", majority, Census{Present: 3}, false},
 		{"off", QuorumPolicy{}, Census{Unknown: 2}, true},
 		{"all", QuorumPolicy{Kind: QuorumAll}, Census{UpToDate: 2, Unknown: 1}, false},

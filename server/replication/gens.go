@@ -87,6 +87,10 @@ func (gs *Gens) pushHistory(g Gen) {
 	gs.History[0] = g
 }
 
+// HasPast reports whether something was ever written in a generation that a
+// primary began.
+func (gs *Gens) HasPast() bool { return gs.Current != NoGen && gs.Current != DayOne }
+
 // Knows reports whether g is an ancestor of gs.Current that gs remembers.
 func (gs *Gens) Knows(g Gen) bool {
 	return g != NoGen && (slices.Contains(gs.Bitmap[:], g) || slices.Contains(gs.History[:], g))

@@ -90,6 +90,7 @@ func TestNoDivergenceWithQuorum(t *testing.T) {
 				n[i].Gens.Base = numbered(1, r.Uint64N(2))
 			}
 			n[i].Gens.Bitmap[i] = NoGen
+			n[i].Origin = NoOrigin // of one device, as far as is known
 		}
 		if n[0].Gens.Current == n[1].Gens.Current || n[1].Gens.Current == n[2].Gens.Current || n[2].Gens.Current == n[0].Gens.Current {
 			continue

@@ -73,8 +73,10 @@ func (p QuorumPolicy) Ordered(n int) bool { return p.Kind != QuorumOff && 2*p.ne
 type Census struct {
 	UpToDate int // in reach, with the current data (this node's own included)
 	Present  int // in reach, without it
-	Outdated int // out of reach, and known on stable storage to be outdated
+	Outdated int // out of reach, and known on stable storage to take no part
 	Unknown  int // out of reach; may be working
+	// Voteless is how many of those in reach have given up their votes (Votes).
+	Voteless int
 	// Tiebreakers are the device's diskless nodes.
 	TiebreakersPresent, TiebreakersMissing int
 	// Had: there was quorum until now. A tiebreaker keeps quorum, never gives it.
@@ -87,9 +89,11 @@ type Verdict struct {
 	Why     string
 }
 
-// Quorum applies the policy. A node that is known to be outdated cannot be
-// somebody's majority, so where all that are missing are known to be, those
-// that remain decide among themselves (last man standing).
+// Quorum applies the policy. A disk that is known to take no part, because it
+// left in order or was fenced, cannot be of somebody's majority, so where all
+// that are missing are known to be such, those that remain decide among
+// themselves (last man standing). In turn, those that left in order are no
+// majority without one that stayed.
 func (p QuorumPolicy) Quorum(c Census) Verdict {
 	if p.Kind == QuorumOff {
 		return Verdict{true, "quorum is off"}
@@ -103,6 +107,10 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 	switch {
 	case c.UpToDate == 0:
 		return Verdict{false, "no disk with current data is in reach"}
+	case p.Kind == QuorumMajority && c.Voteless == here && c.Outdated+c.Unknown > 0:
+		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, here+c.Outdated+c.Unknown)}
+	case here >= need && c.Outdated > 0 && c.Unknown == 0 && p.Kind == QuorumMajority:
+		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the others are known to take no part", here, here+c.Outdated)}
 	case here >= need:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, %d needed", here, voters, need)}
 	case p.Kind == QuorumMajority && voters%2 == 0 && here == need-1 && c.Had &&

@@ -50,6 +50,7 @@ type Options struct {
 	// Beside is how many further devices there are, r1 and so on, which are of
 	// one consistency group with r0.
 	Beside int
+	Older  replication.NodeSet // nodes of a version without feature bits
 	Log    *slog.Logger
 }
 
@@ -227,7 +228,7 @@ func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Devi
 func (n *Node) Stop(ctx context.Context) error {
 	var err error
 	for _, dev := range n.devs() {
-		err = errors.Join(err, dev.Close(ctx))
+		err = errors.Join(err, dev.Leave(ctx), dev.Close(ctx))
 	}
 	n.Dev = nil
 	n.c.disconnect(n, "shut down")
@@ -422,6 +423,14 @@ func newSession(c *Cluster, from, to *Node) *session {
 
 // PeerID implements device.Session.
 func (s *session) PeerID() int { return s.to.ID }
+
+// Features is what both sides speak; none where Options.Older says so of one.
+func (s *session) Features() uint64 {
+	if s.c.opts.Older.Has(s.from.ID) || s.c.opts.Older.Has(s.to.ID) {
+		return 0
+	}
+	return wire.FeatureVotes
+}
 
 // Send implements device.Session. The frame goes through the codec, so what
 // arrives is what a wire would carry.

@@ -206,9 +206,17 @@ func TestScenario32MetadataOfSomethingElse(t *testing.T) {
 			c.mustAllSync(t)
 		})
 	})
-	t.Run("another cluster's", func(t *testing.T) {
+	for name, quorum := range map[string]replication.QuorumPolicy{"another cluster's": {}, "another cluster's, with quorum": majority()} {
+		t.Run(name, func(t *testing.T) { anotherClusters(t, quorum) })
+	}
+}
+
+// anotherClusters gives a node what belongs to a device of the same name that was
+// made elsewhere, with more history of its own or with less.
+func anotherClusters(t *testing.T, quorum replication.QuorumPolicy) {
+	for _, more := range []int{0, 3} {
 		o := three()
-		o.Quorum = replication.QuorumPolicy{}
+		o.Quorum = quorum
 		var disk, meta *storetest.Image
 		fill := func(t *testing.T, c *Cluster, with byte) {
 			c.mustAllSync(t)
@@ -220,6 +228,16 @@ func TestScenario32MetadataOfSomethingElse(t *testing.T) {
 		}
 		bubble(t, o, func(t *testing.T, c *Cluster) {
 			fill(t, c, 'a')
+			for range more { // generations later than any of the cluster it comes to
+				c.Nodes[2].Kill()
+				c.mustPromote(t, 0)
+				c.mustWrite(t, 0, 0, 'a', 4096)
+				c.mustStart(t, 2)
+				c.mustAllSync(t)
+				if err := c.Nodes[0].Dev.Demote(timeout(t, time.Minute)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			c.Nodes[1].Kill()
 			disk, meta = c.Nodes[1].Disk.Fork(), c.Nodes[1].Meta.Fork()
 		})
@@ -231,17 +249,26 @@ func TestScenario32MetadataOfSomethingElse(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			st := c.Nodes[1].Dev.Status()
 			for _, p := range st.Peers {
-				if p.Refused == "" {
+				if p.Refused == "" || p.Decision.Rule != replication.RuleOrigin {
 					t.Errorf("with %s: %v", p.Node, p.Decision)
 				}
+			}
+			if why := fmt.Sprint(c.Nodes[1].Dev.Why()); !strings.Contains(why, "not of one device") || !strings.Contains(why, "--discard-local") {
+				t.Errorf("why: %s", why)
 			}
 			var got [1]byte
 			if disk.Peek(got[:], 0); got[0] != 'a' {
 				t.Error("data of another cluster was overwritten unasked")
 			}
 			c.mustPromote(t, 0)
+			if err := c.Nodes[1].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+				t.Fatal(err)
+			}
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHold(t, 0, 'b')
 		})
-	})
+	}
 }
 
 // TestScenario33AReplacedDisk with the node's old id is filled as a whole; what

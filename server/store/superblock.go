@@ -39,11 +39,12 @@ const (
 	LostQuorum                       // this node was primary when quorum went
 	HadQuorum                        // this node had quorum when it last wrote this
 	JustCreated                      // nothing was ever written by anybody
+	Left                             // this node has left in order, and has no vote
 )
 
 func (f Flags) String() string {
 	return flagNames(uint32(f), []string{"consistent", "was-up-to-date", "primary", "crashed-primary",
-		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created"})
+		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created", "left-in-order"})
 }
 
 // PeerFlags are what is so of a peer.
@@ -56,10 +57,11 @@ const (
 	PeerFullSync                        // everything differs, whatever the bitmap says
 	PeerFencing                         // it is being fenced
 	PeerSeen                            // it was met at least once
+	PeerLeft                            // it has left in order, and has no vote
 )
 
 func (f PeerFlags) String() string {
-	return flagNames(uint32(f), []string{"connected", "outdated", "full-sync", "fencing", "seen"})
+	return flagNames(uint32(f), []string{"connected", "outdated", "full-sync", "fencing", "seen", "left-in-order"})
 }
 
 func flagNames(f uint32, names []string) string {

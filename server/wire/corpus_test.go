@@ -21,6 +21,7 @@ func deviceFrames() []struct {
 	p    payload
 } {
 	facts := deviceMessages()["facts"]()
+	whole := deviceMessages()["whole facts"]()
 	state := deviceMessages()["state"]()
 	gen := deviceMessages()["generation"]()
 	change := deviceMessages()["change"]()
@@ -63,6 +64,7 @@ func deviceFrames() []struct {
 		{"verify-reply", Header{Type: VerifyReply, Dev: 4, Seq: 40, Arg: [3]uint64{8192, 7, 5}}, raw("\x01\x00\x00\x00\x00\x00\x00\x00")},
 		{"facts-request", Header{Type: FactsReq, Dev: 4, Seq: 41, Arg: [3]uint64{9}}, nil},
 		{"facts", Header{Type: FactsReply, Dev: 4, Seq: 42, Arg: [3]uint64{9}}, facts},
+		{"whole-device-hello", Header{Type: DevHello, Seq: 43}, whole},
 		{"sync-hold", Header{Type: SyncHold, Dev: 4, Seq: 38, Arg: [3]uint64{1}}, nil},
 		{"generation-commit", Header{Type: GenCommit, Dev: 4, Seq: 36, Arg: [3]uint64{1}}, nil},
 		{"generation-done", Header{Type: GenDone, Dev: 4, Seq: 37, Arg: [3]uint64{1}}, nil},

@@ -41,6 +41,11 @@ type DeviceFacts struct {
 	Noted     uint64 // the newest generation that was announced to the sender
 	Bitmap    [Slots]uint64
 	History   [Slots]uint64
+
+	// Whole: what follows is there, as it is between nodes with FeatureVotes.
+	Whole  bool
+	Origin uint64        // of the sender's data; 0: not known
+	Votes  [Slots]uint32 // how often each node's vote was given up or taken back; odd: it has none
 }
 
 // Flags of DeviceFacts and DeviceState.
@@ -53,6 +58,7 @@ const (
 	_                            // not used
 	DevFlagFollowing             // a primary in contact sends it its writes
 	DevFlagBest                  // every disk is in its reach, and no complete one is newer
+	DevFlagVoteless              // it has left in order, and not got its vote back yet; in DeviceState
 )
 
 // DeviceState is the payload of DevState: the sender's state after the
@@ -101,6 +107,9 @@ const (
 	ChangeInvalidate = 4 // the sender's data
 	ChangeDiscard    = 5 // the receiver's changes since a split brain
 	ChangeCreate     = 6 // the sender's disk is what the device begins with
+	ChangeLeave      = 7 // the sender is about to give its vote up; Arg: whom it asks
+	ChangeLeft       = 8 // it has; Arg: the count of its vote
+	ChangeReturn     = 9 // the sender is to have its vote again; Arg: its count, and in the lower half whom it asks
 )
 
 // What names the change, as in "r0: cannot WHAT".
@@ -118,6 +127,10 @@ func (c *Change) What() string {
 		return "resolve"
 	case ChangeCreate:
 		return "create"
+	case ChangeLeave, ChangeLeft:
+		return "leave"
+	case ChangeReturn:
+		return "return to"
 	}
 	return fmt.Sprintf("change (%d)", c.Kind)
 }
@@ -221,6 +234,12 @@ func (f *DeviceFacts) Append(dst []byte) []byte {
 	for _, g := range f.History {
 		e.u64(g)
 	}
+	if f.Whole {
+		e.u64(f.Origin)
+		for _, n := range f.Votes {
+			e.u32(n)
+		}
+	}
 	return e.b
 }
 
@@ -252,6 +271,12 @@ func (f *DeviceFacts) Decode(p []byte) error {
 	}
 	for i := range f.History {
 		f.History[i] = d.u64()
+	}
+	if f.Whole = len(d.b) > 0; f.Whole {
+		f.Origin = d.u64()
+		for i := range f.Votes {
+			f.Votes[i] = d.u32()
+		}
 	}
 	if f.Handle == 0 || f.Size < 0 || f.Dirty < 0 {
 		d.bad = true

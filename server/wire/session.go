@@ -19,6 +19,10 @@ const (
 	// FeatureSign is the feature bit of nodes that put a keyed MAC on every
 	// frame. Both sides have it or neither.
 	FeatureSign = 1 << 63
+	// FeatureVotes is the feature bit of nodes whose facts on a device say where
+	// it comes from and who has a vote (DeviceFacts.Whole), and that let each
+	// other leave.
+	FeatureVotes = 1 << 0
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255

@@ -33,6 +33,9 @@ const (
 	PullOvertaken   Fault = "pull-overtaken"           // a piece of a resync lands on what is newer
 	ClearEarly      Fault = "clear-early"              // a resync's marks are taken off before the pieces are durable
 	PromoteApart    Fault = "promote-apart"            // a device is promoted without the others of its group
+	KeepVote        Fault = "keep-vote"                // a node that leaves in order keeps the vote that others know it has given up
+	CountLeft       Fault = "count-left"               // those that left in order make quorum by themselves
+	ReturnUnasked   Fault = "return-unasked"           // a node that left takes its vote back without asking who stayed
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 )
 
@@ -42,5 +45,6 @@ func All() []Fault {
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
+		KeepVote, CountLeft, ReturnUnasked,
 	}
 }
