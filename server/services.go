@@ -18,6 +18,7 @@ import (
 	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
 	"github.com/lockstepd/lockstep/server/nbd"
+	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/service"
 	"github.com/lockstepd/lockstep/server/store"
 )
@@ -228,10 +229,12 @@ func (s *diskService) Stop(ctx context.Context) error {
 	if n := d.Status().Open; n > 0 && !s.e.ending.Load() {
 		return fmt.Errorf("%w: %d clients have the device open", service.ErrBusy, n)
 	}
+	var err error
 	if !s.e.ending.Load() {
+		err = d.Leave(ctx)
 		s.e.devices.Remove(d)
 	}
-	err := d.Close(ctx)
+	err = errors.Join(err, d.Close(ctx))
 	s.dev.Store(nil)
 	s.e.rev.Bump()
 	return err
@@ -315,7 +318,7 @@ func (e *engine) nodeEvent(ev cluster.Event) {
 func (e *engine) serveStage() ([]service.Spec, error) {
 	e.nbd = nbd.NewServer(nbd.Options{Backend: exports{e.devices, e.opts.Logger("nbd")}, Helper: e.msgr, Logger: e.opts.Logger("nbd")})
 	specs := []service.Spec{
-		{ID: id("roles"), Needs: ids("messenger"), Service: plain{stop: e.demoteAll}},
+		{ID: id("roles"), Needs: ids("messenger"), Service: plain{stop: e.leaveAll}},
 		{ID: id("nbd"), Needs: ids("roles"), Service: &nbdService{e: e}},
 	}
 	e.handlers.Set(handlersOf(e.conf.Current()))
@@ -334,16 +337,24 @@ func (e *engine) handlerSpec() service.Spec {
 	}
 }
 
-// demoteAll gives the primary role up where it was taken by hand, while peers
-// can still be told and asked to make durable what they have: without them
-// there may be no quorum to do so.
-func (e *engine) demoteAll(ctx context.Context) error {
-	var errs []error
-	for _, d := range e.devices.All() {
+// leaveAll gives the primary role up where it was taken by hand, and then this
+// node's votes to the peers that stay, while these can still be told and asked to
+// make durable what they have: without them there may be no quorum to do so.
+func (e *engine) leaveAll(ctx context.Context) error {
+	all := e.devices.All()
+	errs := make([]error, 2*len(all))
+	for i, d := range all {
 		if d.Status().Quorum.Quorate {
-			errs = append(errs, d.Demote(ctx))
+			errs[i] = d.Demote(ctx)
 		}
 	}
+	var leaving sync.WaitGroup
+	for i, d := range all {
+		if errs[i] == nil && d.Status().Role != replication.Primary {
+			leaving.Go(func() { errs[len(all)+i] = d.Leave(ctx) })
+		}
+	}
+	leaving.Wait()
 	return errors.Join(errs...)
 }
 

@@ -365,12 +365,11 @@ func (d *Device) ofOriginLocked(p *peer) {
 // are in reach.
 func (d *Device) regainLocked() {
 	ask := d.agreedLocked()
-	if mutate.Is(mutate.ReturnUnasked) && !d.returning && d.ctx != nil && d.votes.Given(d.cfg.Self) {
-		d.returning = true
-		d.done.Go(func() { d.regain(ask) })
+	if d.returning || d.leaving || d.closing || d.ctx == nil || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 || !d.votes.Given(d.cfg.Self) {
+		return
 	}
-	if d.returning || d.leaving || d.closing || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 ||
-		!d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()) || !d.pollableLocked(ask) {
+	may := d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()) && d.pollableLocked(ask)
+	if !may && !mutate.Is(mutate.ReturnUnasked) {
 		return
 	}
 	d.returning = true

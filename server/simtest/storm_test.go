@@ -183,7 +183,7 @@ func (s *storm) strike() {
 	if s.rng.IntN(2) == 0 {
 		n = s.primary()
 	}
-	k := s.rng.IntN(13)
+	k := s.rng.IntN(15)
 	if *strike >= 0 {
 		k = *strike
 	}
@@ -232,12 +232,38 @@ func (s *storm) strike() {
 		m := s.node()
 		s.stop(n, false)
 		s.stop(m, false)
+	case 13:
+		s.leave(n)
+	case 14:
+		s.lastStanding()
 	default: // survivors that do not see each other
 		if a, b := s.node(), s.node(); a != b {
 			s.c.Cut(a.ID, b.ID)
 		}
 		s.stop(s.primary(), false)
 	}
+}
+
+// leave ends a node in order, as far as its clients let it.
+func (s *storm) leave(n *Node) {
+	s.show(n, nil)
+	s.history.leave(n)
+}
+
+// lastStanding has all but one leave in order, and that one crash; then those
+// that left come back without it.
+func (s *storm) lastStanding() {
+	order := s.rng.Perm(len(s.c.Nodes))
+	for _, i := range order[1:] {
+		s.leave(s.c.Nodes[i])
+		s.wait(100)
+	}
+	s.wait(500)
+	s.stop(s.c.Nodes[order[0]], false)
+	for _, i := range order[1:] {
+		s.start(s.c.Nodes[i])
+	}
+	s.wait(1000)
 }
 
 // all stops every node at one moment and starts them one after the other.

@@ -234,11 +234,15 @@ func torture(t *testing.T, seed uint64) {
 // fault does one thing to the healthy cluster.
 func (h *history) fault() {
 	n := h.node()
-	switch h.rng.IntN(4) {
+	switch h.rng.IntN(6) {
 	case 0, 1:
 		h.kill(n)
 	case 2:
 		h.c.Isolate(n.ID)
+	case 3:
+		h.leave(n)
+	case 4:
+		h.lastStanding()
 	default:
 		if m := h.node(); m != n {
 			h.c.Cut(n.ID, m.ID)
@@ -271,14 +275,50 @@ func (h *history) kill(n *Node) {
 	n.PowerCut(float64(h.rng.IntN(5)) / 4)
 }
 
+// leave ends a node in order.
+func (h *history) leave(n *Node) {
+	if n.Dev == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_ = n.Stop(ctx) // what it could not finish is compared when it is back
+}
+
+// lastStanding has all but one leave in order. That one goes on, alone, and may
+// then be lost, and those that left come back without it.
+func (h *history) lastStanding() {
+	order := h.rng.Perm(len(h.c.Nodes))
+	for _, i := range order[1:] {
+		h.leave(h.c.Nodes[i])
+		h.write()
+	}
+	last := h.c.Nodes[order[0]]
+	if h.rng.IntN(2) == 0 {
+		last.Kill()
+		h.start(last)
+		h.write()
+	}
+	if h.rng.IntN(2) == 0 {
+		last.Kill() // with its power, what was not flushed would be gone
+		for _, i := range order[1:] {
+			h.start(h.c.Nodes[i])
+		}
+		time.Sleep(time.Second)
+		h.write()
+	}
+}
+
 func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }
 
 // act does one thing to the cluster, and writes through whoever lets it.
 func (h *history) act() {
 	n := h.node()
-	switch h.rng.IntN(8) {
+	switch h.rng.IntN(10) {
 	case 0:
 		h.kill(n)
+	case 8, 9:
+		h.leave(n)
 	case 1:
 		if h.up() > 1 && len(h.c.Nodes) > 2 {
 			h.kill(n)
