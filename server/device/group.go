@@ -154,9 +154,17 @@ func (d *Device) groupUnused() bool {
 }
 
 // genEagerLocked reports whether a generation is wanted that does not wait for
-// the next change: where there is current data for it, and only of a group.
+// the next change, where there is current data for it: of a group; and where
+// quorum orders generations, before the first read of a stint is answered. For
+// what the last primary had under way when it was lost may be on some disks and
+// not on others. What of it is read must stay: so the disks that do not take
+// part are left behind first.
 func (d *Device) genEagerLocked() bool {
-	return d.needGen && d.group.Load() != nil && (d.disk != nil && d.dstat == replication.UpToDate || d.remoteDataLocked())
+	if mutate.Is(mutate.ReadTail) && d.group.Load() == nil {
+		return false
+	}
+	first := d.orderedLocked() && !d.genStint && d.gens.HasPast()
+	return d.needGen && (first || d.group.Load() != nil) && (d.disk != nil && d.dstat == replication.UpToDate || d.remoteDataLocked())
 }
 
 // comrades is the devices that change their role together with d, by name.

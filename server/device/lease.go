@@ -116,7 +116,7 @@ func (d *Device) renewLeasesLocked() {
 // mayAnswerRead reports whether a read, whose data was just read, may be
 // answered. Where it may not it is dealt with.
 func (d *Device) mayAnswerRead(r *block.Request, b *block.Batch) bool {
-	if d.leased() {
+	if d.leased() && d.ranges.changes.Load() == 0 {
 		return true
 	}
 	d.mu.Lock()
@@ -125,6 +125,36 @@ func (d *Device) mayAnswerRead(r *block.Request, b *block.Batch) bool {
 }
 
 func (d *Device) mayAnswerReadLocked(r *block.Request, b *block.Batch) bool {
+	return d.certainLocked(r, b) && !d.deferReadLocked(r, b)
+}
+
+// deferReadLocked holds a read, whose data was just read, until the changes that
+// were under way in its range are answered: what they wrote may be in it, on this
+// disk and on no other, and what has been read must stay. It reports whether
+// there were any.
+func (d *Device) deferReadLocked(r *block.Request, b *block.Batch) bool {
+	e := block.Extent{Off: r.Off, Len: r.Len}
+	if d.ranges.changes.Load() == 0 || mutate.Is(mutate.ReadTail) || !d.ranges.changing(e) {
+		return false
+	}
+	o := d.newOpLocked()
+	o.kind, o.what, o.req, o.ext = readAfter, block.Read, r, e
+	d.beginLocked(o, b)
+	return true
+}
+
+// readAfterLocked answers a read that was deferred: what was under way is done.
+func (d *Device) readAfterLocked(o *op, b *block.Batch) {
+	r := o.req
+	d.releaseLocked(o, b)
+	if d.certainLocked(r, b) {
+		finish(r, nil, b)
+	}
+}
+
+// certainLocked reports whether this node is primary beyond doubt, as far as a
+// read is concerned. Where it is not the read is dealt with.
+func (d *Device) certainLocked(r *block.Request, b *block.Batch) bool {
 	switch {
 	case d.closing || d.role != replication.Primary:
 		finish(r, block.ErrDropped, b)

@@ -1,6 +1,8 @@
 package device
 
 import (
+	"sync/atomic"
+
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -16,6 +18,7 @@ const (
 	syncPull                  // a range that a resync target has asked for
 	syncRead                  // a range that a resync source reads for a target
 	readHere                  // a local read that had to wait
+	readAfter                 // a read whose answer waits for the changes that were under way
 	readThere                 // a peer's read
 	verifyHere                // a range that this node compares with a peer's
 	verifyThere               // a range that a peer compares with this node's
@@ -103,6 +106,20 @@ const maxFreeOps = 4096
 type ranges struct {
 	ext []block.Extent
 	ops []*op
+	// changes is how many of ops are the application's; readers look at it
+	// without the mutex.
+	changes atomic.Int32
+}
+
+// changing reports whether a change of the application's that is not answered
+// yet overlaps with e.
+func (r *ranges) changing(e block.Extent) bool {
+	for i := range r.ext {
+		if o := r.ops[i]; o.kind == appChange && !o.answered && r.ext[i].Overlaps(e) {
+			return true
+		}
+	}
+	return false
 }
 
 // add enters o and reports whether it may start.
@@ -113,6 +130,9 @@ func (r *ranges) add(o *op) bool {
 			r.ops[i].dependents = append(r.ops[i].dependents, o)
 		}
 	}
+	if o.kind == appChange {
+		r.changes.Add(1)
+	}
 	o.slot = len(r.ops)
 	r.ext = append(r.ext, o.ext)
 	r.ops = append(r.ops, o)
@@ -121,6 +141,9 @@ func (r *ranges) add(o *op) bool {
 
 // remove takes o out and appends those that may start now to ready.
 func (r *ranges) remove(o *op, ready []*op) []*op {
+	if o.kind == appChange {
+		r.changes.Add(-1)
+	}
 	last := len(r.ops) - 1
 	if o.slot != last {
 		r.ops[o.slot] = r.ops[last]

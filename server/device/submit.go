@@ -188,6 +188,8 @@ func (d *Device) startLocked(o *op, b *block.Batch) {
 		b.Defer(o)
 	case syncRead, readThere, verifyHere, verifyThere:
 		d.bulk.put(o)
+	case readAfter:
+		d.readAfterLocked(o, b)
 	default:
 		if !d.logLocked(o) {
 			d.al.put(o) // its extent must be hot on stable storage first

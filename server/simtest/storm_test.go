@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -485,6 +486,8 @@ func (x *stormClient) read(dev *device.Device, blk int64) bool {
 	if err == nil {
 		if bad := x.l.holds(blk, p); bad != nil {
 			x.err = fmt.Errorf("read through %s: %w", x.s.c.Nodes[x.at].Name, bad)
+		} else {
+			x.l.saw(blk, binary.LittleEndian.Uint64(p))
 		}
 	}
 	return err == nil

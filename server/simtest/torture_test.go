@@ -141,6 +141,29 @@ func (l *ledger) flushed() {
 	}
 }
 
+// saw notes that a client has read v from a block: a write that was not answered
+// has then been made, and what is read from now on is no older.
+func (l *ledger) saw(blk int64, v uint64) {
+	if l.maybe[blk][v] {
+		l.acked[blk] = v
+		delete(l.maybe[blk], v)
+	}
+}
+
+// read reads a block through a node that answers, and holds it to that.
+func (l *ledger) read(ctx context.Context, n *Node, blk int64) error {
+	p := make([]byte, block.Unit)
+	if err := n.Do(ctx, block.Read, 0, blk*block.Unit*7, p, 0); err != nil {
+		return nil // there was no answer
+	}
+	l.log.Debug("the client read", "node", n.Name, "block", blk, "value", binary.LittleEndian.Uint64(p))
+	if err := l.holds(blk, p); err != nil {
+		return fmt.Errorf("read through %s: %w", n.Name, err)
+	}
+	l.saw(blk, binary.LittleEndian.Uint64(p))
+	return nil
+}
+
 func (l *ledger) allows(blk int64, v uint64) bool {
 	return v == l.acked[blk] || l.maybe[blk][v] || l.cuts > 0 && (v == l.durable[blk] || l.floating[blk][v])
 }
@@ -376,6 +399,10 @@ func (h *history) write() {
 			return
 		}
 		p = n
+		h.read(p)
+		if h.rng.IntN(4) == 0 {
+			return // it is primary, and writes nothing
+		}
 	}
 	for range 1 + h.rng.IntN(12) {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
@@ -402,8 +429,24 @@ func (h *history) write() {
 		h.l.flush(ctx, p)
 		cancel()
 	}
+	h.read(p)
 	if h.rng.IntN(4) == 0 {
 		time.Sleep(time.Duration(h.rng.IntN(4000)) * time.Millisecond)
+	}
+}
+
+// read reads what is not certain, as a client may.
+func (h *history) read(p *Node) {
+	for blk := range int64(tortureBlocks) {
+		if len(h.l.maybe[blk]) == 0 {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		err := h.l.read(ctx, p, blk)
+		cancel()
+		if err != nil {
+			h.t.Fatalf("%v\n%s", err, h.c.Describe())
+		}
 	}
 }
 
