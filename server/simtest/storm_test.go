@@ -2,7 +2,6 @@ package simtest
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -487,7 +486,7 @@ func (x *stormClient) read(dev *device.Device, blk int64) bool {
 		if bad := x.l.holds(blk, p); bad != nil {
 			x.err = fmt.Errorf("read through %s: %w", x.s.c.Nodes[x.at].Name, bad)
 		} else {
-			x.l.saw(blk, binary.LittleEndian.Uint64(p))
+			x.l.saw(blk, p)
 		}
 	}
 	return err == nil

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -143,8 +144,9 @@ func (l *ledger) flushed() {
 
 // saw notes that a client has read v from a block: a write that was not answered
 // has then been made, and what is read from now on is no older.
-func (l *ledger) saw(blk int64, v uint64) {
-	if l.maybe[blk][v] {
+func (l *ledger) saw(blk int64, p []byte) {
+	v := binary.LittleEndian.Uint64(p)
+	if l.maybe[blk][v] && bytes.Equal(p, fill(v)) {
 		l.acked[blk] = v
 		delete(l.maybe[blk], v)
 	}
@@ -160,7 +162,7 @@ func (l *ledger) read(ctx context.Context, n *Node, blk int64) error {
 	if err := l.holds(blk, p); err != nil {
 		return fmt.Errorf("read through %s: %w", n.Name, err)
 	}
-	l.saw(blk, binary.LittleEndian.Uint64(p))
+	l.saw(blk, p)
 	return nil
 }
 
