@@ -126,6 +126,7 @@ func (d *Device) putAway(ctx context.Context, left leaving, note func(*store.Sup
 		} else {
 			err = errors.Join(err, left.meta.Abandon())
 		}
+		left.settle()
 		err = errors.Join(err, left.disk.Close())
 		d.departed()
 		done <- err

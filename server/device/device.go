@@ -222,6 +222,7 @@ type Device struct {
 	autoPromoted bool         // the last client's leaving demotes
 	att          *attachment  // of disk
 	departing    bool         // something of the last disk is still under way
+	metaLimit    *limiter     // of meta's file; nil where there is none
 	dropped      store.Disk   // a disk that has failed, until its metadata is given up, too
 	frozen       int          // changes wait for as many reasons
 	busy         bool         // changes come in, from the application or the primary

@@ -70,9 +70,21 @@ func (d *Device) metaFailedLocked(meta *store.Meta, what string, err error) {
 
 // leaving is a disk on its way out.
 type leaving struct {
-	disk store.Disk
-	meta *store.Meta
-	att  *attachment
+	disk  store.Disk
+	meta  *store.Meta
+	att   *attachment
+	limit *limiter
+}
+
+// settle waits until nothing of the disk or the metadata is under way any more,
+// late or not.
+func (l *leaving) settle() {
+	if disk, ok := l.disk.(*limitedDisk); ok {
+		disk.settle()
+	}
+	if l.limit != nil {
+		l.limit.settle()
+	}
 }
 
 // dropDiskLocked takes the disk out of the device. The peers that receive our
@@ -80,7 +92,7 @@ type leaving struct {
 // disk may lack of those under way, or loses with its cache, they mark. The
 // metadata stays in place until the caller has noted what there is to note.
 func (d *Device) dropDiskLocked(failed bool) leaving {
-	left := leaving{d.disk, d.meta, d.att}
+	left := leaving{d.disk, d.meta, d.att, d.metaLimit}
 	d.dropped = left.disk
 	d.readable.Store(nil)
 	d.disk, d.att = nil, nil
@@ -136,9 +148,7 @@ func (d *Device) failed(left leaving) {
 	d.done.Go(func() {
 		<-left.att.idle
 		_ = left.meta.Abandon()
-		if l, ok := left.disk.(*limitedDisk); ok {
-			l.settle()
-		}
+		left.settle()
 		_ = left.disk.Close()
 		d.departed()
 	})

@@ -47,6 +47,7 @@ type opened struct {
 	// those of the activity log were added.
 	stream uint64
 	before *[replication.MaxNodes][]block.Extent
+	limit  *limiter // of the metadata
 }
 
 // Assemble is Open with ways to open the disk, which says whether it is new
@@ -69,6 +70,8 @@ func Assemble(o Options, bk Backing, openDisk func() (store.Disk, bool, error), 
 
 // recovered takes over what was found after an unclean stop.
 func (d *Device) recovered(got *opened) {
+	d.metaLimit = got.limit
+	d.metaLimit.limit.Store(int64(d.cfg.DiskTimeout))
 	d.logStream, d.beforeLog = got.stream, [replication.MaxNodes][]block.Extent{}
 	if got.before != nil {
 		d.beforeLog = *got.before
@@ -80,7 +83,9 @@ func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) 
 	if err != nil {
 		return got, fmt.Errorf("device %s: %w", o.Name, err)
 	}
+	limit := newLimiter(s.bk.Meta, o.DiskTimeout)
 	meta, err := s.openMeta(store.MetaOptions{
+		Wrap:   func(f store.File) store.File { return limitedFile{f, limit} },
 		Device: o.Name, NodeID: o.Self, Create: true, Size: o.Size,
 		Init:        func(sb *store.Superblock) { initial(sb, o, created) },
 		Extents:     s.bk.Extents,
@@ -96,7 +101,7 @@ func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) 
 	if err := fit(disk, meta, o); err != nil {
 		return got, errors.Join(err, meta.Abandon(), disk.Close())
 	}
-	got = opened{disk: disk, meta: meta}
+	got = opened{disk: disk, meta: meta, limit: limit}
 	if got.before, err = recoverLog(meta, o); err != nil {
 		return got, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
 	}

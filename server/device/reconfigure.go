@@ -59,6 +59,9 @@ func (d *Device) Reconfigure(to Config) error {
 	}
 	if l, ok := d.disk.(*limitedDisk); ok {
 		l.limit.Store(int64(to.DiskTimeout))
+		if d.metaLimit != nil {
+			d.metaLimit.limit.Store(int64(to.DiskTimeout))
+		}
 	}
 	if !slices.Equal(now.FencePeer, to.FencePeer) {
 		d.handlerChangedLocked()

@@ -15,16 +15,15 @@ import (
 // disk_timeout. What it does later on touches nothing that matters.
 var errDiskTimeout = errors.New("the disk did not answer within disk_timeout")
 
-// limitedDisk bounds how long each operation of a disk may take, as far as there
-// is a limit, which may change at any time. Once one took
+// limiter bounds how long each operation of a disk, or of a metadata file, may
+// take, as far as there is a limit, which may change at any time. Once one took
 // too long, all fail at once. An operation that comes back late finds only
 // memory of its own: what is written is copied first, and what is read is
 // copied when it came in time.
-type limitedDisk struct {
-	store.Disk
+type limiter struct {
+	name  string
 	limit atomic.Int64 // a time.Duration, for operations that begin; 0: as long as it likes
 	dead  atomic.Bool
-	bufs  *block.Pool
 
 	mu    sync.Mutex // guards under
 	none  *sync.Cond // under has become 0
@@ -35,14 +34,25 @@ type limitedDisk struct {
 // ones are cut.
 const limitedPiece = 1 << 20
 
-func limitDisk(d store.Disk, limit time.Duration) *limitedDisk {
-	l := &limitedDisk{Disk: d, bufs: block.NewPool(limitedPiece)}
+func newLimiter(name string, limit time.Duration) *limiter {
+	l := &limiter{name: name}
 	l.limit.Store(int64(limit))
 	l.none = sync.NewCond(&l.mu)
 	return l
 }
 
-func (l *limitedDisk) count(n int) {
+// limitedDisk is a disk with a limiter.
+type limitedDisk struct {
+	store.Disk
+	*limiter
+	bufs *block.Pool
+}
+
+func limitDisk(d store.Disk, limit time.Duration) *limitedDisk {
+	return &limitedDisk{Disk: d, limiter: newLimiter(d.Path(), limit), bufs: block.NewPool(limitedPiece)}
+}
+
+func (l *limiter) count(n int) {
 	l.mu.Lock()
 	l.under += n
 	if l.under == 0 {
@@ -52,9 +62,9 @@ func (l *limitedDisk) count(n int) {
 }
 
 // do performs f, and waits for it as long as it may take.
-func (l *limitedDisk) do(what string, f func() error) error {
+func (l *limiter) do(what string, f func() error) error {
 	if l.dead.Load() {
-		return fmt.Errorf("%s %s: %w", what, l.Path(), errDiskTimeout)
+		return fmt.Errorf("%s %s: %w", what, l.name, errDiskTimeout)
 	}
 	limit := time.Duration(l.limit.Load())
 	if limit <= 0 {
@@ -73,12 +83,12 @@ func (l *limitedDisk) do(what string, f func() error) error {
 		return err
 	case <-t.C:
 		l.dead.Store(true)
-		return fmt.Errorf("%s %s: %w (%v)", what, l.Path(), errDiskTimeout, limit)
+		return fmt.Errorf("%s %s: %w (%v)", what, l.name, errDiskTimeout, limit)
 	}
 }
 
 // unlimited reports whether operations may go to the disk as they are.
-func (l *limitedDisk) unlimited() bool { return l.limit.Load() <= 0 && !l.dead.Load() }
+func (l *limiter) unlimited() bool { return l.limit.Load() <= 0 && !l.dead.Load() }
 
 // pieces cuts [0,n) for the copies.
 func pieces(n int, f func(at, end int) error) error {
@@ -176,7 +186,7 @@ func resizeDisk(d store.Disk, size int64) error {
 }
 
 // settle waits until nothing is under way any more, late or not.
-func (l *limitedDisk) settle() {
+func (l *limiter) settle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.under > 0 {

@@ -178,23 +178,35 @@ func TestAReadErrorIsMendedFromAPeer(t *testing.T) {
 }
 
 // TestADiskThatHangsIsDetached: with disk_timeout the device goes on without
-// it, and what comes back late touches nothing.
+// it, and what comes back late touches nothing. So it does where it is the
+// metadata that hangs.
 func TestADiskThatHangsIsDetached(t *testing.T) {
+	t.Run("disk", func(t *testing.T) {
+		hanging(t, storetest.OpWrite, func(n *Node) *storetest.Image { return n.Disk })
+	})
+	for name, op := range map[string]storetest.Op{"writes": storetest.OpWrite, "syncs": storetest.OpSync} {
+		t.Run("metadata, "+name, func(t *testing.T) {
+			hanging(t, op, func(n *Node) *storetest.Image { return n.Meta })
+		})
+	}
+}
+
+func hanging(t *testing.T, op storetest.Op, what func(*Node) *storetest.Image) {
 	for _, n := range []int{0, 1} {
 		o := three()
-		o.DiskTimeout = 2 * time.Second
+		o.DiskTimeout, o.Extents, o.ExtentBytes = 2*time.Second, 8, 64<<10
 		bubble(t, o, func(t *testing.T, c *Cluster) {
 			c.mustSync(t, 0)
 			c.mustPromote(t, 0)
 			l := c.begin(t, 0)
 			l.moves(t, c)
-			hang := c.Nodes[n].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+			hang := what(c.Nodes[n]).Inject(storetest.Fault{Ops: op, Hang: true})
 			c.until(t, n, "detached", is(replication.Diskless))
 			l.moves(t, c)
 			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err == nil || !strings.Contains(err.Error(), "still under way") {
 				t.Fatalf("attached while the old disk hangs: %v", err)
 			}
-			c.Nodes[n].Disk.Lift(hang)
+			what(c.Nodes[n]).Lift(hang)
 			hang.Release()
 			time.Sleep(time.Second)
 			if err := c.Nodes[n].Dev.Attach(timeout(t, time.Minute)); err != nil {

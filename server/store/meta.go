@@ -51,6 +51,8 @@ type MetaOptions struct {
 	// stable: the owner is to make everything up to epoch durable and then call
 	// SetStable. It must not block. It may be nil.
 	Pressure func(epoch uint64)
+	// Wrap, if not nil, is put around the file before anything is done with it.
+	Wrap func(File) File
 }
 
 func (o MetaOptions) session() logSession {
@@ -173,6 +175,9 @@ func sbPlace(seq uint64) int64 { return sbOff + int64(seq%sbSlots)*sbBytes }
 // OpenMetaFile is OpenMeta for a file that is open already, and named path in
 // messages. An empty one is formatted if opts.Create says so.
 func OpenMetaFile(f File, path string, opts MetaOptions) (*Meta, error) {
+	if opts.Wrap != nil {
+		f = opts.Wrap(f)
+	}
 	if size, err := f.Size(); err != nil {
 		return nil, ioError("size", path, 0, 0, err)
 	} else if size == 0 && opts.Create {
