@@ -80,9 +80,6 @@ func TestScenario01ReplicasAreEqual(t *testing.T) {
 	for _, nodes := range []int{1, 2, 3, 5, 32} {
 		o := three()
 		o.Nodes = nodes
-		if nodes == 32 {
-			o.Delay = 0 // or their thousand handshakes take the test's time
-		}
 		bubble(t, o, func(t *testing.T, c *Cluster) {
 			c.mustSync(t, 0)
 			c.mustPromote(t, 0)
