@@ -109,7 +109,7 @@ func TestUnderAServiceManager(t *testing.T) {
 			}
 			m.await("STATUS=alpha serves 1 device, all is well")
 			beta.Kill9()
-			m.await("STATUS=alpha serves 1 device, failed: node beta: down")
+			m.await("STATUS=alpha serves 1 device, failed: device r0: no quorum")
 			if out, err := alpha.Lockstepctl(within(t, patience), "service", "show", "cluster"); err != nil || !strings.Contains(out, "beta is ") {
 				t.Errorf("the service is well without beta (%v):\n%s", err, out)
 			}
