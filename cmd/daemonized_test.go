@@ -80,7 +80,7 @@ var daemonized = []asked{
 
 	// Clients.
 	{"mended: clients wait while the daemon restarts after a crash, and see no error", []string{"TestCrashLoop", "TestMonitorRestartsThePrimaryUnderLoad", "TestQemuRidesOutALostServer", "TestTheKernelRidesOutCrashes"}},
-	{"mended: a planned restart or an upgrade is noticed by no client, the kernel's included", []string{"TestPlannedRestartsUnderLoad", "TestARestartKeepsWhatWasNegotiated", "TestUpgrade", "TestTorture"}},
+	{"mended: a planned restart or an upgrade is noticed by no client, the kernel's included", []string{"TestPlannedRestartsUnderLoad", "TestARestartKeepsWhatWasNegotiated", "TestARestartThatWouldFailIsRefused", "TestUpgrade", "TestTorture"}},
 	{"unixctl: exit, list-commands, arguments", []string{"TestStockClient", "TestStockClientListsCommands", "TestEveryCommandByOvsAppctl"}},
 	{"unixctl: bad target, server errors", []string{"TestResolveWithoutADaemon", "TestDialSaysWhyItCannot", "TestUnixctlReplies"}},
 }

@@ -86,6 +86,70 @@ func TestPlannedRestartsUnderLoad(t *testing.T) {
 	}
 }
 
+// TestARestartThatWouldFailIsRefused: by a configuration with a fault, or by a
+// program that does not run, nobody is replaced who serves.
+func TestARestartThatWouldFailIsRefused(t *testing.T) {
+	t.Parallel()
+	for name, flags := range map[string][]string{"monitored": {"--monitor"}, "alone": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := layOutOwnPrograms(t, one())
+			n := c.Nodes[0]
+			n.Flags = flags
+			launch(t, n)
+			conn := open(t, n)
+			pid, err := n.DaemonPid()
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := func(says string) {
+				t.Helper()
+				out, status := ctlOf(t, n, "restart")
+				if status != 1 || !strings.Contains(out, "cannot restart") || !strings.Contains(out, says) {
+					t.Errorf("status %d, and not %q in\n%s", status, says, out)
+				}
+				if now, err := n.DaemonPid(); err != nil || now != pid {
+					t.Errorf("the daemon is %d (%v) and not %d", now, err, pid)
+				}
+				if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
+					t.Error(err)
+				}
+			}
+			good, err := os.ReadFile(c.Config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write := func(path string, data []byte, mode os.FileMode) {
+				t.Helper()
+				if err := os.WriteFile(path+".new", data, mode); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Rename(path+".new", path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write(c.Config, append([]byte("wrong = 1\n"), good...), 0o600)
+			refused(c.Config + ":1:1")
+			write(c.Config, good, 0o600)
+			exe := n.Args()[0]
+			copyFile(t, exe, exe+".kept")
+			write(exe, []byte("\x7fELF is not all that a program is made of"), 0o755)
+			refused(exe)
+			if err := os.Rename(exe+".kept", exe); err != nil {
+				t.Fatal(err)
+			}
+			before := lives(t, n)
+			restartByCommand(t, n)
+			if !poll(within(t, patience), func() bool { return lives(t, n) > before }) {
+				t.Error("no restart though all is well again")
+			}
+			if _, err := conn.WriteAt(make([]byte, 4096), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // lives counts how often a node's daemon has said that it serves.
 func lives(t *testing.T, n *cluster.Node) int {
 	t.Helper()

@@ -39,7 +39,7 @@ func (a *app) listCommandsCommand() *cobra.Command {
 func (a *app) restartCommand() *cobra.Command {
 	return a.command(verb{
 		use: "restart", short: "restart the daemon",
-		long: "Restarts the daemon, with a monitor or without, by the program that is on disk now. NBD clients stay connected; their requests wait meanwhile.",
+		long: "Restarts the daemon, with a monitor or without, by the program and the configuration that are on disk now; where these would not start, it says so and does nothing. NBD clients stay connected; their requests wait meanwhile.",
 		do:   "restart the daemon", example: "lockstepctl restart", run: a.act("restart", nil),
 	})
 }

@@ -102,7 +102,7 @@ func (e *Env) runMain(main Main) error {
 func (p *process) newEnv(v *vlog.Vlog, rep *reporter) (*Env, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	e := &Env{
-		opts: &p.opts, stage: p.stage, log: v.Logger("daemon"), vlog: v,
+		opts: &p.opts, stage: p.stage, image: p.image, log: v.Logger("daemon"), vlog: v,
 		coverage: coverage.NewRegistry(), memory: memory.NewAccount(),
 		notifier: notify.New(p.stage.Notify), ctx: ctx, cancel: cancel,
 		over: make(chan struct{}), serving: make(chan struct{}), alone: make(chan struct{}), reload: make(chan struct{}, 1), reporter: rep,

@@ -26,6 +26,7 @@ import (
 type Env struct {
 	opts     *Options
 	stage    stage
+	image    image
 	log      *slog.Logger
 	vlog     *vlog.Vlog
 	coverage *coverage.Registry
@@ -233,8 +234,15 @@ func (e *Env) Reloaded(err error) {
 // Exit asks the daemon to stop in order, as TERM does.
 func (e *Env) Exit() { e.cancel(ErrExit) }
 
-// Restart asks the daemon for a planned restart.
-func (e *Env) Restart() { e.cancel(ErrRestart) }
+// Restart asks the daemon for a planned restart. Where the program would not
+// start again, because of what is on disk now, it says so and does nothing.
+func (e *Env) Restart(ctx context.Context) error {
+	if err := e.image.probe(ctx, e.opts.ProbeArgs); err != nil {
+		return err
+	}
+	e.cancel(ErrRestart)
+	return nil
+}
 
 // Restarting reports whether the daemon is on its way to a planned restart, so
 // that connections should be handed over rather than closed.

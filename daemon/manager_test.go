@@ -392,7 +392,7 @@ func TestUpgrade(t *testing.T) {
 
 	// A broken program changes nothing.
 	broken := d.path("broken")
-	if err := os.WriteFile(broken, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+	if err := os.WriteFile(broken, []byte("#!/bin/sh\necho it is broken\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	saved := d.path("saved")
@@ -402,7 +402,13 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 	syscall.Kill(mon, syscall.SIGHUP)
-	d.logs("the new program does not work")
+	d.logs("the new program would not start")
+	if got := d.say("restart"); !strings.Contains(got, "exit status 1: it is broken") {
+		t.Errorf("a planned restart to a broken program: %q", got)
+	}
+	if d.pid() != pid || parentOf(pid) != mon {
+		t.Error("it was obeyed")
+	}
 
 	// A good one is a new file.
 	d.exe = saved

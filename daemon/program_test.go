@@ -354,7 +354,9 @@ func (s *echoServer) command(line string) string {
 		}
 		os.Exit(status)
 	case "restart":
-		s.env.Restart()
+		if err := s.env.Restart(context.Background()); err != nil {
+			return strings.ReplaceAll(err.Error(), "\n", "; ") + "\n"
+		}
 	case "alone":
 		select {
 		case <-s.env.MonitorGone():

@@ -32,7 +32,7 @@ type Options struct {
 	// StopTimeout that until it has stopped (default 60 s, see Env.Extend).
 	StartTimeout, StopTimeout time.Duration
 	Policy                    monitor.Policy
-	ProbeArgs                 []string // with which a new program must exit 0 before it replaces this one
+	ProbeArgs                 []string // with which the program must exit 0 before it is started again as planned
 	SyslogPath, JournalPath   string   // see vlog.Options
 }
 

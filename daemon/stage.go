@@ -1,7 +1,10 @@
 package daemon
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -250,6 +253,22 @@ func (im image) path() string {
 		return im.exe
 	}
 	return "/proc/self/exe"
+}
+
+// probeTimeout bounds the trial of a program.
+const probeTimeout = 10 * time.Second
+
+// probe runs the program that would be executed next with harmless arguments.
+func (im image) probe(ctx context.Context, args []string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("no end within %v", probeTimeout))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, im.path(), args...)
+	cmd.WaitDelay = time.Second // for a child of its own that holds the pipe
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w: %.2000s", im.exe, strings.Join(args, " "), errors.Join(err, context.Cause(ctx)), bytes.TrimSpace(out))
 }
 
 // exec executes the program again in this process. It returns only on failure.

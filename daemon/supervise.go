@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -533,30 +532,17 @@ func identify(path string) fileID {
 	return fileID{uint64(st.Dev), st.Ino, st.Mtim.Nano()}
 }
 
-// probeTimeout bounds the trial of a new program.
-const probeTimeout = 10 * time.Second
-
 // requestUpgrade tries the new program, and if it runs asks the daemon for a
 // planned restart, after which the monitor itself becomes the new program.
 func (s *supervisor) requestUpgrade(t *term) {
-	if err := s.probe(); err != nil {
-		s.log.Error("the new program does not work; the old one goes on", "error", err)
+	if err := s.image.probe(context.Background(), s.opts.ProbeArgs); err != nil {
+		s.log.Error("the new program would not start; the old one goes on", "error", err)
 		return
 	}
 	s.log.Info("the program has been replaced: asking the daemon for a planned restart")
 	if err := t.link.send(message{Op: opRestart}); err != nil {
 		s.log.Error("cannot ask the daemon for a planned restart", "error", err)
 	}
-}
-
-// probe runs the program with harmless arguments.
-func (s *supervisor) probe() error {
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, s.image.exe, s.opts.ProbeArgs...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %q: %w: %.200s", s.image.exe, s.opts.ProbeArgs, err, out)
-	}
-	return nil
 }
 
 // upgrade replaces the monitor's own program if it has changed on disk and
@@ -567,8 +553,8 @@ func (s *supervisor) upgrade() {
 		return
 	}
 	s.exe = now
-	if err := s.probe(); err != nil {
-		s.log.Error("the new program does not work; the monitor stays as it is", "error", err)
+	if err := s.image.probe(context.Background(), s.opts.ProbeArgs); err != nil {
+		s.log.Error("the new program would not start; the monitor stays as it is", "error", err)
 		return
 	}
 	st, sockets := s.childStage()

@@ -57,7 +57,9 @@ type Options struct {
 	// Ready is called once everything serves.
 	Ready func() error
 	// Exit and Restart ask the surroundings to end, or to restart, this process.
-	Exit, Restart func()
+	// Restart fails, and does nothing, where another would not start.
+	Exit    func()
+	Restart func(context.Context) error
 	// Status tells the service manager how things are, in words, and Extend
 	// that a stop will take so much longer, from now. Both may be nil.
 	Status func(string)

@@ -153,7 +153,8 @@ func (o *options) start(t *title.Title, args []string, stdout, stderr io.Writer)
 	return daemon.Run(daemon.Options{
 		Program: program, Version: version(), Args: args, Title: t, Flags: o.daemon, Modules: modules,
 		CrashDir: filepath.Join(o.engine.StateDir, "crash"), Dirs: []string{o.engine.StateDir},
-		ProbeArgs: []string{"--version"},
+		// The next one reads the file anew.
+		ProbeArgs: []string{"--check", "--config=" + o.engine.Config, "--node=" + o.engine.Node},
 	}, engineMain(o.engine, o.daemon))
 }
 

@@ -82,8 +82,10 @@ func (c *Control) exit(ctx context.Context, _ rpc.Actor, _ none) (api.Done, erro
 	return api.Done{Text: "stopping"}, nil
 }
 
-func (c *Control) restart(context.Context, rpc.Actor, none) (api.Done, error) {
-	c.o.Restart()
+func (c *Control) restart(ctx context.Context, _ rpc.Actor, _ none) (api.Done, error) {
+	if err := c.o.Restart(ctx); err != nil {
+		return api.Done{}, api.Errorf(api.CodeFailed, "cannot restart, for what is on disk now would not start: %v", err)
+	}
 	return api.Done{Text: "restarting"}, nil
 }
 

@@ -73,7 +73,8 @@ type Options struct {
 	Events    *events.Log
 	Revision  *events.Revision
 
-	Exit, Restart func()
+	Exit    func()
+	Restart func(context.Context) error
 	// MonitorGone is closed when a crash would be final; nil where that is no fault.
 	MonitorGone <-chan struct{}
 	Vlog        Vlog
