@@ -503,6 +503,33 @@ func TestMonitorPassesSignalsOn(t *testing.T) {
 	}
 }
 
+// TestSignalsBeforeTheDaemonServes reach it when it does: earlier, they would end it.
+func TestSignalsBeforeTheDaemonServes(t *testing.T) {
+	d := newTestd(t)
+	d.setenv(earlyVar + "=yes")
+	cmd := d.cmd("--monitor", "--pidfile", "--log-file")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	d.until("the daemon's beginning", func() bool { return strings.HasSuffix(d.file("early"), "\n") })
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGHUP} {
+		cmd.Process.Signal(sig)
+	}
+	if err := os.WriteFile(d.path("go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.serves()
+	if pid := fmt.Sprintln(d.pid()); d.file("early") != pid {
+		t.Errorf("%sserves, and %shad begun", pid, d.file("early"))
+	}
+	d.until("reload", func() bool { return d.file("reloads") != "" })
+	d.logs("|dump|INFO|goroutine ")
+}
+
 func TestDaemonThatDoesNotStopIsKilled(t *testing.T) {
 	d := newTestd(t)
 	d.opts.StopTimeout = 100 * time.Millisecond

@@ -32,6 +32,7 @@ const (
 	programVar = "DAEMON_TEST_PROGRAM" // the folder of its files
 	startVar   = "DAEMON_TEST_START"   // how it starts, see testMain
 	optionsVar = "DAEMON_TEST_OPTIONS" // see testOptions
+	earlyVar   = "DAEMON_TEST_EARLY"   // if set, a later stage waits, before it is a daemon, for a file "go"
 )
 
 // testOptions are the parts of daemon.Options that tests vary.
@@ -54,6 +55,12 @@ func TestMain(m *testing.M) {
 }
 
 func testProgram(dir string, t *title.Title, args []string) int {
+	if os.Getenv(earlyVar) != "" && os.Getenv("DAEMON_STAGE_FD") != "" {
+		appendLine(filepath.Join(dir, "early"), fmt.Sprint(os.Getpid()))
+		for !exists(filepath.Join(dir, "go")) {
+			time.Sleep(time.Millisecond) // the program's, not the test's
+		}
+	}
 	var f daemon.Flags
 	var version bool
 	var opts testOptions

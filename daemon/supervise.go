@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -162,8 +163,9 @@ type term struct {
 	stderr   *overheard
 	heard    bool // the verdict has come
 	serving  bool
-	asked    bool // it was asked to stop
-	hung     bool // it was killed because it did not start in time
+	later    []os.Signal // to be passed on when it serves
+	asked    bool        // it was asked to stop
+	hung     bool        // it was killed because it did not start in time
 	kill     *time.Timer
 	due      time.Time // when kill fires
 	ooms     uint64    // kills for lack of memory before it was started
@@ -371,6 +373,9 @@ func (s *supervisor) verdict(t *term, v readiness) {
 	}
 	s.policy.Serving(time.Now())
 	s.setTitle(t)
+	for _, sig := range t.later {
+		s.signal(t, sig)
+	}
 	if !s.reporter.pending() {
 		return
 	}
@@ -401,14 +406,17 @@ func (s *supervisor) signal(t *term, sig os.Signal) {
 			t.killAfter(s.opts.StopTimeout)
 		}
 		t.signal(sig)
-	case syscall.SIGHUP:
-		if identify(s.image.exe) != s.exe {
+	case syscall.SIGHUP, syscall.SIGUSR1:
+		switch {
+		case !t.serving: // it may not be ready for signals yet, and die of them
+			if !slices.Contains(t.later, sig) {
+				t.later = append(t.later, sig)
+			}
+		case sig == syscall.SIGHUP && identify(s.image.exe) != s.exe:
 			s.requestUpgrade(t)
-			return
+		default:
+			t.signal(sig)
 		}
-		t.signal(sig)
-	case syscall.SIGUSR1:
-		t.signal(sig)
 	}
 }
 
