@@ -297,7 +297,15 @@ func TestUser(t *testing.T) {
 				checkUser(t, parentOf(d.pid()), u)
 				pid := d.pid()
 				d.say("crash segv")
+				pid = d.restarted(pid)
+				checkUser(t, pid, u)
+				mon := parentOf(pid)
+				syscall.Kill(mon, syscall.SIGKILL)
+				d.gone(mon)
+				d.titled(pid, "serving without its monitor")
+				d.say("restart")
 				checkUser(t, d.restarted(pid), u)
+				checkUser(t, pid, u) // now the monitor
 			} else {
 				d.say("restart")
 				d.until("restart", func() bool { return strings.Count(d.file("starts"), "\n") == 2 })
