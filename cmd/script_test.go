@@ -242,7 +242,6 @@ func recipes() (map[string][]string, error) {
 // TestEveryRecipeIsRun by some script.
 func TestEveryRecipeIsRun(t *testing.T) {
 	elsewhere := map[string]string{
-		"React to events 1":                "it goes on for ever, and mails",
 		"Administrate from another host 1": "TestRemoteAdministration",
 	}
 	all, err := recipes()
