@@ -234,7 +234,7 @@ func progressLines(o Options) string {
 	d := devices()[0]
 	two := devices()[0]
 	two.Peers[2].Resync = &api.Resync{Done: 0, Total: 12 << 10}
-	for _, dev := range []api.Device{d, two, devices()[1], devices()[2]} {
+	for _, dev := range []api.Device{d, two, devices()[1], devices()[2], split().Devices[0]} {
 		b.WriteString(DeviceProgress(o.Width, dev) + "\n")
 	}
 	for _, r := range []api.Resync{{}, {Total: 100}, {Done: 99999, Total: 100000, Rate: 1, ETAS: 1}, {Done: 5, Total: 4}, {Done: 1, Total: 1 << 62, Rate: 1 << 40, ETAS: 1 << 62}} {

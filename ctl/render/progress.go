@@ -72,7 +72,7 @@ func standing(d api.Device) string {
 	var b strings.Builder
 	b.WriteString(d.Role + ", " + d.Disk)
 	for _, p := range d.Peers {
-		fmt.Fprintf(&b, "; %s: %s, %s", p.Node, p.Replication, p.Disk)
+		fmt.Fprintf(&b, "; %s: %s, %s", p.Node, linked(p).text, p.Disk)
 		if p.OutOfSync > 0 {
 			b.WriteString(", " + Bytes(p.OutOfSync) + " out of sync")
 		}

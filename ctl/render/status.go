@@ -130,11 +130,7 @@ func wellOff(d api.Device) bool {
 func addDevice(t *table, o Options, d api.Device) {
 	t.row(text(d.Name), roleCell(d.Role), diskCell(d.Disk), held(d), text(""), deviceNotes(d))
 	for _, p := range d.Peers {
-		state := refused(p)
-		if state.text == "" {
-			state = replicationCell(p.Replication)
-		}
-		t.row(text("  "+p.Node), roleCell(p.Role), diskCell(p.Disk), state, outOfSync(p.OutOfSync))
+		t.row(text("  "+p.Node), roleCell(p.Role), diskCell(p.Disk), linked(p), outOfSync(p.OutOfSync))
 		if p.Resync != nil {
 			t.below(text("    " + Progress(o.Width-4, *p.Resync)))
 		}
@@ -170,6 +166,14 @@ func refused(p api.DevicePeer) cell {
 		return cell{"refused", Bad}
 	}
 	return text("")
+}
+
+// linked is how a device is replicated with a peer, or why it is not.
+func linked(p api.DevicePeer) cell {
+	if c := refused(p); c.text != "" {
+		return c
+	}
+	return replicationCell(p.Replication)
 }
 
 // Progress is one line about a running resync or verify, in at most width

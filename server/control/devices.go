@@ -9,7 +9,6 @@ import (
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/server/config"
 	"github.com/lockstepd/lockstep/server/device"
-	"github.com/lockstepd/lockstep/server/replication"
 )
 
 func deviceOf(st *device.Status) api.Device {
@@ -20,7 +19,7 @@ func deviceOf(st *device.Status) api.Device {
 	for i := range st.Peers {
 		p := &st.Peers[i]
 		dp := api.DevicePeer{Node: p.Node, Role: p.Role.String(), Disk: p.Disk.String(), Replication: p.Repl.String(), OutOfSync: p.OutOfSync,
-			Refused: p.Refused, SplitBrain: p.Refused != "" && p.Decision.Action == replication.SplitBrain}
+			Refused: p.Refused, SplitBrain: split(*p)}
 		if g := p.Resync; g != nil {
 			dp.Resync = &api.Resync{Done: g.Done, Total: g.Total, Rate: g.Rate, ETAS: int64(g.Left / time.Second)}
 		}

@@ -87,6 +87,8 @@ func deviceProblems(st *device.Status, up map[string]bool) (ps []api.Problem) {
 		add(why, "the disk failed: %s", st.LastError)
 	case st.Detached:
 		add("lockstepctl device attach "+st.Name, "the disk is detached")
+	case st.Disk == replication.Consistent && slices.ContainsFunc(st.Peers, split):
+		// Whose data counts is what the split brain is about.
 	case st.Disk != replication.UpToDate && st.Disk != replication.Diskless && !resynced(st):
 		add(why, "the disk is %v", st.Disk)
 	}
@@ -126,12 +128,17 @@ func resynced(st *device.Status) bool {
 	})
 }
 
+// split reports whether both sides were written since they were last in sync.
+func split(p device.PeerStatus) bool {
+	return p.Refused != "" && p.Decision.Action == replication.SplitBrain
+}
+
 // peerProblem is what is wrong with a device's copy on a peer, or between the
 // two, and what to do; "" where nothing is.
 func peerProblem(name string, p *device.PeerStatus) (do, what string) {
 	why, amount := "lockstepctl device why "+name, block.Amount(p.OutOfSync)
 	switch {
-	case p.Refused != "" && p.Decision.Action == replication.SplitBrain:
+	case split(*p):
 		return why, fmt.Sprintf("split brain with %s: %s", p.Node, p.Refused)
 	case p.Refused != "":
 		return why, fmt.Sprintf("not replicated with %s: %s", p.Node, p.Refused)

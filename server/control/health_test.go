@@ -47,6 +47,9 @@ func TestHealth(t *testing.T) {
 		{name: "split brain", node: up, change: func(d *device.Status, p *device.PeerStatus) {
 			p.Connected, p.Refused, p.Decision.Action = false, "both sides were written", replication.SplitBrain
 		}, want: "degraded|device r0: split brain with beta: both sides were written" + why},
+		{name: "split brain after a restart", node: up, change: func(d *device.Status, p *device.PeerStatus) {
+			d.Disk, p.Connected, p.Refused, p.Decision.Action = replication.Consistent, false, "both sides were written", replication.SplitBrain
+		}, want: "degraded|device r0: split brain with beta: both sides were written" + why},
 		{name: "refused", node: up, change: func(d *device.Status, p *device.PeerStatus) {
 			p.Connected, p.Refused, p.Decision.Action = false, "the sizes differ", replication.Refuse
 		}, want: "degraded|device r0: not replicated with beta: the sizes differ" + why},
