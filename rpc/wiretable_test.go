@@ -75,9 +75,9 @@ func TestWhatTheStockClientTakes(t *testing.T) {
 		{"a newline", `{"id":0,"result":"hi\n","error":null}`, 0, "hi\n", ""},
 		{"an empty result", `{"id":0,"result":"","error":null}`, 0, "", ""},
 		{"both null", `{"id":0,"result":null,"error":null}`, 1, "", "transaction error (Protocol error)\n"},
-		{"an error, result null", `{"id":0,"result":null,"error":"bad\n"}`, 2, "", "server returned an error\n"},
-		{"an error, no result", `{"id":0,"error":"bad\n"}`, 2, "", "server returned an error\n"},
-		{"an error without newline", `{"id":0,"error":"bad"}`, 2, "", "server returned an error\n"},
+		{"an error, result null", `{"id":0,"result":null,"error":"bad\n"}`, 2, "", "bad\novs-appctl: TARGET: server returned an error\n"},
+		{"an error, no result", `{"id":0,"error":"bad\n"}`, 2, "", "bad\novs-appctl: TARGET: server returned an error\n"},
+		{"an error without newline", `{"id":0,"error":"bad"}`, 2, "", "badovs-appctl: TARGET: server returned an error\n"},
 		{"an error object", `{"id":0,"error":{"code":1}}`, 1, "", "transaction error (Invalid argument)\n"},
 		{"a result object", `{"id":0,"result":{"a":1},"error":null}`, 1, "", "transaction error (Invalid argument)\n"},
 		{"result and error", `{"id":0,"result":"a","error":"b"}`, 1, "", "transaction error (Protocol error)\n"},
@@ -105,7 +105,9 @@ func TestWhatTheStockClientTakes(t *testing.T) {
 		{"a part of a reply", `{"id":0,"resu`, 1, "", eof},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			stdout, stderr, code := appctl(t, scripted(t, tt.reply), "cmd")
+			path := scripted(t, tt.reply)
+			stdout, stderr, code := appctl(t, path, "cmd")
+			stderr = strings.ReplaceAll(stderr, path, "TARGET")
 			if code != tt.code || stdout != tt.stdout || !strings.HasSuffix(stderr, tt.stderr) {
 				t.Errorf("exit %d, stdout %.100q, stderr %.300q", code, stdout, stderr)
 			}

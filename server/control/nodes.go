@@ -118,7 +118,12 @@ func (c *Control) each(name, did string, verb func(node string) error) (api.Done
 }
 
 func (c *Control) nodeConnect(ctx context.Context, _ rpc.Actor, p api.NodeParams) (api.Done, error) {
-	return c.each(p.Node, "connecting", func(n string) error { return c.o.Messenger.Connect(ctx, n) })
+	before, _ := c.o.Messenger.Node(p.Node)
+	done, err := c.each(p.Node, "connecting", func(n string) error { return c.o.Messenger.Connect(ctx, n) })
+	if err == nil && before.State == "up" {
+		return text("%s is up", p.Node)
+	}
+	return done, err
 }
 
 type disconnectParams struct {
