@@ -15,6 +15,7 @@ import (
 	"github.com/lockstepd/lockstep/rpc"
 	"github.com/lockstepd/lockstep/rpc/api"
 	"github.com/lockstepd/lockstep/rpc/stream"
+	"github.com/lockstepd/lockstep/rpc/unixsock"
 )
 
 // cleanError is an error's text, safe for a terminal.
@@ -117,6 +118,8 @@ func (a *app) diagnose(err error) string {
 		return "it runs and does not listen yet (" + why + "); it is starting, or was started with another --unixctl: try again, or name its socket with -t PATH"
 	case a.isPath() && !a.isStream() && errors.Is(err, syscall.ECONNREFUSED):
 		return "nobody listens on that socket; the daemon is starting, or it died and left the socket behind: try again, or start it"
+	case a.isPath() && errors.Is(err, unixsock.ErrNotSocket):
+		return why + "; name the daemon's with -t PATH"
 	case errors.Is(err, stream.ErrNoIdentity):
 		return "TLS needs to know who you are and whom to trust; give --certificate, --private-key and --ca-cert"
 	case isType[*tls.CertificateVerificationError](err):

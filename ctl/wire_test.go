@@ -123,6 +123,7 @@ func TestUnreachable(t *testing.T) {
 		{"", "cannot reach lockstepd: it does not run (" + dir + "/lockstepd.pid: no such file or directory); start it with"},
 		{"stale", "cannot reach stale: it does not run ("},
 		{dead, "nobody listens on that socket"},
+		{filepath.Join(dir, "stale.pid"), "stale.pid: it exists and is not a socket; name the daemon's with -t PATH"},
 		{filepath.Join(dir, "no.ctl"), "no.ctl: no such file or directory; start the daemon, or name another socket with -t PATH"},
 	} {
 		var out, errs lockedBuffer

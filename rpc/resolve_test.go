@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lockstepd/lockstep/rpc/unixsock"
 )
 
 // holdLock is the other process of the tests of Resolve: it makes a pidfile,
@@ -185,6 +187,7 @@ func TestDialSaysWhyItCannot(t *testing.T) {
 	}{
 		{dir + "/none", "cannot reach " + dir + "/none: no such file or directory (is the daemon running?)", unix.ENOENT},
 		{dead + "2", "cannot reach " + dead + "2: connection refused (is the daemon running?)", unix.ECONNREFUSED},
+		{dir, "cannot reach " + dir + ": it exists and is not a socket", unixsock.ErrNotSocket},
 		{"ssl:127.0.0.1:1", "cannot reach ssl:127.0.0.1:1: only Unix sockets can be reached from here", ErrUnreachable},
 	} {
 		_, err := Dial(t.Context(), tt.target, DialOptions{})

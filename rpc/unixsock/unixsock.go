@@ -69,6 +69,9 @@ func Dial(ctx context.Context, path string) (*net.UnixConn, error) {
 		case timedOut(err), errors.Is(err, unix.EAGAIN) && !wait(ctx, retryDial):
 			return nil, fmt.Errorf("its queue of connections is full: %w", ended(ctx)) // nothing else takes time
 		case !errors.Is(err, unix.EAGAIN):
+			if info, e := os.Stat(path); e == nil && info.Mode().Type() != os.ModeSocket {
+				return nil, ErrNotSocket // which the kernel calls a refused connection
+			}
 			return nil, cause(err)
 		}
 	}
