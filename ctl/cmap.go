@@ -60,8 +60,8 @@ func (a *app) cmapCommands() *cobra.Command {
 		a.command(verb{
 			use: "load FILE", short: "apply a file of changes, all or none",
 			long: "Applies lines KEY TYPE VALUE, ^KEY (delete the key) and ^^PREFIX (delete all keys that\nbegin so); empty lines and those that begin with # mean nothing. All of them are applied\nas one change, or none, and the error names the line.",
-			args: []string{"FILE", "the file; - reads standard input"},
-			do:   "apply %s", example: "lockstepctl cmap load keys.txt\nprintf '^^user.old.\\nuser.site str north\\n' | lockstepctl cmap load -",
+			args: []string{"FILE", "the file; - reads standard input"}, files: true,
+			do: "apply %s", example: "lockstepctl cmap load keys.txt\nprintf '^^user.old.\\nuser.site str north\\n' | lockstepctl cmap load -",
 			run: a.act("cmap/load", a.loadParams),
 		}),
 	)
