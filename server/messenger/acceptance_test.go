@@ -351,9 +351,8 @@ func TestADisconnectedNodeStandsBy(t *testing.T) {
 			if d := dials() - before; d != 0 {
 				t.Errorf("node %s, which is to stand by, made %d connections", n.name, d)
 			}
-			if len(n.log) != 2 || len(other.log) != 2 {
-				t.Errorf("%q %q", n.log, other.log)
-			}
+			n.waitLog(fmt.Sprintf("up %d", 1-who), "down disconnect")
+			other.waitLog(fmt.Sprintf("up %d", who), "down disconnect")
 			start := time.Now()
 			must(t, n.Connect(t.Context(), other.name))
 			n.waitUp(2)
