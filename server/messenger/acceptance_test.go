@@ -353,6 +353,13 @@ func TestADisconnectedNodeStandsBy(t *testing.T) {
 			}
 			n.waitLog(fmt.Sprintf("up %d", 1-who), "down disconnect")
 			other.waitLog(fmt.Sprintf("up %d", who), "down disconnect")
+			if who == 0 { // the other one goes on to ask, and is told what would help
+				why, err := other.Why(n.name)
+				must(t, err)
+				if want := fmt.Sprintf("run \"node connect %s\" on node %s", other.name, n.name); !strings.Contains(strings.Join(why.Because, "\n"), want) {
+					t.Errorf("node %s is told %q, and not to %s", other.name, why.Because, want)
+				}
+			}
 			start := time.Now()
 			must(t, n.Connect(t.Context(), other.name))
 			n.waitUp(2)

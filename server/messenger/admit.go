@@ -15,7 +15,7 @@ func (p *peer) offered(o *offer) {
 	case p.ctx.Err() != nil:
 		r = refusal(wire.RefuseShutdown, "node %s shuts down", p.m.opt.NodeName)
 	case !p.wanted:
-		r = refusal(wire.RefuseDisconnected, "node %s was disconnected there by its administrator: run \"node connect %s\" there", p.m.opt.NodeName, p.m.opt.NodeName)
+		r = refusal(wire.RefuseDisconnected, "an administrator disconnected node %s on node %s: run \"node connect %[1]s\" on node %[2]s", p.name(), p.m.opt.NodeName)
 	case h.Kind == wire.KindKnock:
 		p.knocked(o)
 		return
