@@ -133,10 +133,10 @@ func (m *Messenger) relisten(lost net.Listener, why error) net.Listener {
 // nil: peers look for this node elsewhere by now, or it is not known how.
 func (m *Messenger) relistener(lost net.Listener) func(context.Context, net.Addr) (net.Listener, error) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	b := m.binding
+	b, present := m.binding, m.listeners[len(m.listeners)-1]
+	m.mu.Unlock()
 	switch {
-	case m.ctx.Err() != nil || m.listeners[len(m.listeners)-1] != lost:
+	case m.ctx.Err() != nil || present != lost:
 		return nil
 	case b.Address != "":
 		return func(ctx context.Context, _ net.Addr) (net.Listener, error) { return Bind(ctx, b) }
