@@ -26,6 +26,14 @@
 // Session.LeaseLeft is for how much longer the peer is certain to take this
 // node for alive (see the cluster package).
 //
+// # Where peers are accepted
+//
+// Bind takes a fixed port or the first free one of a range, passes over those on
+// a list, and tries again for a while. A node moves by Listen, and its sessions
+// stay; or by Rebind, as another entity with a new incarnation, and they end. A
+// socket that was shut down under the messenger is replaced: at the same address
+// nobody notices, at another one the node is another entity, too (rebind.go).
+//
 // # Policies
 //
 // What becomes of a frame when a link is cut depends on what it is for; and what
