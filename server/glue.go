@@ -133,11 +133,9 @@ func deviceOptions(l *config.Local, ld *config.LocalDevice) (device.Options, err
 	}
 	// The size is not among what is compared: a device grows by command, and tells
 	// its peers how large it is.
-	agreed := l.Agreement()
-	delete(agreed.Devices[ld.Name], "size")
 	o := device.Options{Config: device.Config{
 		Name: ld.Name, Size: int64(ld.Size), Self: l.Node.ID, Protocol: replication.Protocol(ld.Protocol[0]), Quorum: q,
-		AutoPromote: ld.AutoPromote, Fingerprint: fingerprint(agreed.Fingerprint().Devices[ld.Name]),
+		AutoPromote: ld.AutoPromote, Fingerprint: fingerprint(ld.Fingerprint("size")),
 	}}
 	if ld.OnNoQuorum == config.OnNoQuorumError {
 		o.OnNoQuorum = device.FailIO

@@ -33,11 +33,25 @@ func (c *Config) Agreement() Agreement {
 		agreed(a.Cluster, slots(pathOf("node", i, n.Name), n, &n.src, nodeFields()))
 	}
 	for _, d := range c.Devices {
-		m := map[string]string{}
-		agreed(m, d.slots(""))
-		a.Devices[d.Name] = m
+		a.Devices[d.Name] = d.agreement()
 	}
 	return a
+}
+
+func (d *Device) agreement() map[string]string {
+	m := map[string]string{}
+	agreed(m, d.slots(""))
+	return m
+}
+
+// Fingerprint is that of what nodes must agree on about this device alone, but
+// for some keys.
+func (d *Device) Fingerprint(but ...string) string {
+	m := d.agreement()
+	for _, key := range but {
+		delete(m, key)
+	}
+	return digest(m)
 }
 
 // agreed puts the values that must agree into m.

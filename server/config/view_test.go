@@ -187,3 +187,17 @@ func TestTheSchemaListsEveryKey(t *testing.T) {
 		}
 	}
 }
+
+// TestADevicesFingerprintIsThatOfTheAgreement: the same of all devices and of one.
+func TestADevicesFingerprintIsThatOfTheAgreement(t *testing.T) {
+	data, err := os.ReadFile("example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := decode(t, string(data))
+	for _, d := range c.Devices {
+		if want := c.Fingerprint().Devices[d.Name]; d.Fingerprint() != want || d.Fingerprint("size") == want {
+			t.Errorf("%s: %s, and %s without its size; the agreement has %s", d.Name, d.Fingerprint(), d.Fingerprint("size"), want)
+		}
+	}
+}
