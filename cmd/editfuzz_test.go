@@ -45,7 +45,7 @@ func passing(key string) bool {
 	case strings.HasPrefix(key, "nodes."):
 		return strings.HasSuffix(key, ".since") || strings.HasSuffix(key, ".rtt_us") || strings.HasSuffix(key, ".missed_pings") || strings.HasSuffix(key, ".last_error")
 	}
-	return strings.HasSuffix(key, ".since") || strings.HasPrefix(key, "runtime.health") || strings.HasPrefix(key, "runtime.problems")
+	return strings.HasSuffix(key, ".since") || strings.HasPrefix(key, "runtime.status.")
 }
 
 // randomEdit is one change of the file: old, which is there once, becomes text,

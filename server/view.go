@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,6 +71,7 @@ func (e *engine) provideKeys() error {
 		{"devices.", e.deviceNames, e.deviceKeys},
 		{"services.", e.services.Names, e.serviceKeys},
 		{"cluster.", one, e.clusterKeys},
+		{"runtime.status.", one, e.statusKeys},
 		{"stats.nodes.", e.nodeNames, e.nodeStats},
 		{"stats.devices.", e.deviceNames, e.deviceStats},
 		{"stats.nbd.", one, e.nbdStats},
@@ -174,6 +176,8 @@ func (e *engine) deviceKeys(name string) []pair {
 		{"protocol", cmap.String(st.Protocol.String())},
 		{"backing", cmap.String(st.Backing)},
 		{"last_error", cmap.String(st.LastError)},
+		{"group", cmap.String(st.Group)},
+		{"quorum_why", cmap.String(st.Quorum.Why)},
 	}
 	for i := range st.Peers {
 		out = append(out, peerKeys(&st.Peers[i])...)
@@ -193,6 +197,12 @@ func peerKeys(p *device.PeerStatus) []pair {
 		out = append(out,
 			pair{at + "resync.done", cmap.Int(r.Done)}, pair{at + "resync.total", cmap.Int(r.Total)},
 			pair{at + "resync.rate", cmap.Int(r.Rate)}, pair{at + "resync.eta_s", cmap.Int(int64(r.Left / time.Second))},
+		)
+	}
+	if v := p.Verified; v != nil {
+		out = append(out,
+			pair{at + "verified.at", cmap.String(stamp(v.At))}, pair{at + "verified.differ", cmap.Int(v.Differ)},
+			pair{at + "verified.skipped", cmap.Int(v.Skipped)}, pair{at + "verified.stopped", cmap.String(v.Stopped)},
 		)
 	}
 	return out
@@ -247,6 +257,24 @@ func (e *engine) serviceKeys(name string) []pair {
 		{"state", cmap.String(string(i.State))}, {"since", cmap.String(stamp(i.Since))}, {"health", cmap.String(i.Health)},
 		{"restarts", cmap.Int(int64(i.Restarts))}, {"version", cmap.Int(int64(i.Version))},
 	}
+}
+
+// statusKeys are what the status says of the node as a whole.
+func (e *engine) statusKeys(string) []pair {
+	c := e.control
+	if c == nil || e.msgr == nil {
+		return nil
+	}
+	health, problems := c.Summary()
+	out := []pair{{"health", cmap.String(health)}, {"id", cmap.Int(int64(e.local().Node.ID))}}
+	for i, p := range problems {
+		at := "problems." + strconv.Itoa(i+1) + "."
+		out = append(out, pair{at + "subject", cmap.String(p.Subject)}, pair{at + "what", cmap.String(p.What)}, pair{at + "do", cmap.String(p.Do)})
+	}
+	for _, o := range e.conf.Overrides() {
+		out = append(out, pair{"overrides." + o.Path + ".value", cmap.String(o.Value)}, pair{"overrides." + o.Path + ".file", cmap.String(o.File)})
+	}
+	return out
 }
 
 func (e *engine) clusterKeys(string) []pair {

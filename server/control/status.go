@@ -39,6 +39,15 @@ func (c *Control) snapshot(dev string) (api.Status, error) {
 	return st, nil
 }
 
+// Summary is what the status says of the whole: its health, and why.
+func (c *Control) Summary() (health string, problems []api.Problem) {
+	st, err := c.snapshot("")
+	if err != nil {
+		return "unknown", []api.Problem{{Subject: "status", What: err.Error()}}
+	}
+	return st.Health, st.Problems
+}
+
 func (c *Control) statusWait(ctx context.Context, _ rpc.Actor, p api.StatusWaitParams) (api.Status, error) {
 	if _, err := c.o.Revision.Wait(ctx, p.Revision); err != nil && ctx.Err() == nil {
 		return api.Status{}, err
