@@ -303,6 +303,7 @@ func TestReloadBySignalByHandInPartAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.must(t, []string{"set by command: cluster.tick_time = 30s (file: 1s)"}, "status")
+	n.must(t, []string{"cluster.tick_time: 1s → 30s", "cluster.max_ping_count: 5 → 6"}, "config", "history")
 	n.must(t, nil, "config", "save")
 	if out := n.must(t, nil, "status"); strings.Contains(out, "set by command") {
 		t.Errorf("what was saved is not the file's:\n%s", out)

@@ -44,7 +44,7 @@ func (a *app) configCommands() *cobra.Command {
 		}),
 		a.command(verb{
 			use: "history", short: "show the last configurations",
-			long: "Shows the last ten revisions of the configuration, the newest first: when, by whom, and\nwhat each changed. config rollback goes back to one.",
+			long: "Shows the last ten revisions of the configuration, the newest first: when, by whom, and\nwhat each changed. They are kept over restarts. config rollback goes back to one.",
 			do:   "show the history", example: "lockstepctl config history",
 			run: a.askText("config/history"),
 		}),

@@ -245,6 +245,7 @@ func newEngine(o Options) (*engine, error) {
 	if e.conf, err = reload.New(reload.Options{
 		Path: o.Config, Node: o.Node, Env: config.OS(), Appliers: e.appliers(), Logger: o.Logger("config"),
 		Store: reload.FileStore(filepath.Join(o.StateDir, "overlay.json")), Observe: e.configEvent,
+		History: reload.HistoryFile(filepath.Join(o.StateDir, "revisions.json")),
 	}); err != nil {
 		return nil, &ConfigError{err}
 	}

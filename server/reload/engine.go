@@ -25,6 +25,8 @@ type Options struct {
 	Logger   *slog.Logger
 	// Store keeps the overlay over restarts; nil forgets it.
 	Store Store
+	// History keeps the revisions over restarts.
+	History HistoryFile
 	// Observe is told of every revision that was committed and of every
 	// configuration that was not. It must not wait; it may read the Engine, not
 	// change it.
@@ -112,7 +114,7 @@ func New(opts Options) (*Engine, error) {
 	}
 	rev := Revision{Number: 1, Time: time.Now(), Who: "start", data: data, base: base}
 	rev.overlay, rev.held = e.stored(base)
-	e.now, e.history = rev, []Revision{rev}
+	e.begin(rev)
 	e.tried = sum(data, base)
 	return e, nil
 }
@@ -361,6 +363,7 @@ func (e *Engine) commit(t *transaction, who string) Revision {
 	if moved {
 		e.keep(t.overlay)
 	}
+	e.keepHistory()
 	if !quiet || mended {
 		e.opts.Logger.Info("configuration holds", "revision", rev.Number, "who", who, "changes", len(t.applied), "pending", len(rev.Pending))
 		e.observe(Outcome{rev, nil, who})

@@ -122,6 +122,7 @@ func (b *bed) start() {
 		Path: b.file, Node: "alpha", Env: config.OS(), Appliers: []Applier{b.cluster, b.device},
 		Logger:  slog.New(slog.NewTextHandler(b.t.Output(), nil)),
 		Store:   FileStore(b.file + ".settings"),
+		History: HistoryFile(b.file + ".revisions"),
 		Observe: func(o Outcome) { b.outcomes = append(b.outcomes, o) },
 	})
 	if err != nil {
@@ -508,6 +509,36 @@ func TestHistoryKeepsTenAndRollsBack(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(b.file), ".*")); len(left) != 0 {
 		t.Errorf("left behind %v", left)
+	}
+}
+
+// TestARollbackReachesBehindARestart: revisions go on counting over restarts,
+// one that changes nothing is none.
+func TestARollbackReachesBehindARestart(t *testing.T) {
+	b := newBed(t)
+	b.edit(`"8s" #`, `"9s" #`)
+	b.must(b.Reload(t.Context(), everyone))
+	b.must(b.Set(t.Context(), everyone, config.Setting{Key: "device.r0.quorum", Value: "off"}))
+	b.start()
+	if h := b.History(); len(h) != 3 || h[0].Number != 3 || h[0].Changes[0].Key != "device.r0.quorum" || h[0].Who != everyone.Who {
+		t.Fatalf("%+v", h)
+	}
+	b.edit(`"8s" #`, `"10s" #`) // while nobody runs
+	b.start()
+	if h := b.History(); len(h) != 4 || h[0].Number != 4 || h[0].Who != "start" || h[0].Changes[0].String() != "cluster.tick_time: 9s → 10s (live)" {
+		t.Fatalf("%+v", h)
+	}
+	rev, err := b.Rollback(t.Context(), everyone, 1)
+	b.must(rev, err)
+	if rev.Number != 5 || b.Current().Cluster.TickTime != 8*time.Second || b.read1() != base {
+		t.Errorf("%+v, and the file is\n%s", rev, b.read1())
+	}
+	if err := os.WriteFile(b.file+".revisions", []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	if h := b.History(); len(h) != 1 || h[0].Number != 1 {
+		t.Errorf("%+v", h)
 	}
 }
 
