@@ -13,12 +13,12 @@ import (
 )
 
 // acceptance says which tests show what is asked of services, the object
-// database and the configuration.
+// database and the configuration. The first of each is named after it.
 var acceptance = map[string][]string{
 	"S1 start order, a failure undone":          {"TestS1StartFollowsNeedsAndAFailureIsUndone", "TestS1AStartSideBySideIsGivenUpWhenAnotherFails", "TestS1AStartThatDoesNotComeBackIsBounded", "TestDaemonThatCannotStart"},
-	"S2 stop in reverse, busy, TERM twice":      {"TestS2BusyIsRetriedWithABound", "TestS2StopsAtTheSameTimeAreOne", "TestS2AStopThatHangsDoesNotKeepTheOthers"},
+	"S2 stop in reverse, busy, TERM twice":      {"TestS2BusyIsRetriedWithABound", "TestS2StopsAtTheSameTimeAreOne", "TestS2AStopThatHangsDoesNotKeepTheOthers", "TestS2TheDaemonStopsInTheReverse"},
 	"S3 look-up by name and version":            {"TestS3LookupIsByExactNameAndVersion"},
-	"S4 members join and leave, in order":       {"TestTableTransitions", "TestUnackedFramesAreToldBeforeTheNewSession", "TestARestartedPeerIsANewSession", "TestNodesComeAndGo"},
+	"S4 members join and leave, in order":       {"TestS4MembersJoinLeaveAndReturnInOrder", "TestTableTransitions", "TestUnackedFramesAreToldBeforeTheNewSession", "TestARestartedPeerIsANewSession", "TestNodesComeAndGo"},
 	"S5 types and limits of keys":               {"TestS5EveryTypeGoesRoundAndHasItsLimits", "TestS5KeysHaveTheirLimitsAndTheirOwnErrors"},
 	"S6 equal sets, types, read-only, overflow": {"TestS6SettingTheSameIsNoEventAndTypesStay", "TestS6CountingStopsAtTheLimitsOfTheType", "TestComputedKeysAreReadOnlyAndComputedWhenRead"},
 	"S7 tracking":                                {"TestS7TrackersSeeOldAndNewInOrderOfCommit", "TestS7AStoppedTrackerIsBoundedAndTold", "TestS7NoneIsLostToAReaderThatReads", "TestKeysAreTracked"},
@@ -26,7 +26,7 @@ var acceptance = map[string][]string{
 	"S9 reload: all or nothing":                  {"TestS9ARefusedFileChangesNothing", "TestARefusedConfigurationChangesNothing", "TestRandomEditsNeverHalfApply", "TestEditorsSaves", "TestEditorsSavesAreOneReload"},
 	"S10 run-time sets pass the same rules":      {"TestS10WhatACommandSetsPassesTheRulesOfTheFile", "TestS10TheObjectDatabaseShowsAndSetsTheConfiguration", "TestS10AGuardDecidesAboutAllItsKeysAtOnce"},
 	"S11 check, start and reload say the same":   {"TestS11CheckStartAndReloadSayTheSame"},
-	"S12 stable output, exit codes":              {"TestOutcomes", "TestScripts", "TestGolden"},
+	"S12 stable output, exit codes":              {"TestS12OutputIsStableAndExitCodesTell", "TestOutcomes", "TestScripts", "TestGolden"},
 	"S13 who may, granted and revoked; isolated": {"TestS13GroupsAreGrantedAndRevokedWhileItRuns", "TestRemoteAdministration", "TestManyClients", "TestClientThatDoesNotReadIsCutOff", "TestStoppedSubscribersCostNothing"},
 	"S14 two daemons":                            {"TestS14ASecondDaemonLeavesTheFirstAlone"},
 }
@@ -35,6 +35,9 @@ var acceptance = map[string][]string{
 func TestAcceptanceListIsCovered(t *testing.T) {
 	have := testsOfModule(t)
 	for what, tests := range acceptance {
+		if id, _, _ := strings.Cut(what, " "); !strings.HasPrefix(tests[0], "Test"+id) {
+			t.Errorf("%s: %s is not named after it", what, tests[0])
+		}
 		for _, test := range tests {
 			if !have[test] {
 				t.Errorf("%s: there is no %s", what, test)

@@ -1,0 +1,182 @@
+package cmd_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lockstepd/lockstep/cmd/internal/cluster"
+)
+
+// TestS2TheDaemonStopsInTheReverse: every service of a real daemon, those that
+// the configuration has brought later included, stops in the exact reverse of
+// the order in which they started, each with its line in the log.
+func TestS2TheDaemonStopsInTheReverse(t *testing.T) {
+	t.Parallel()
+	n := startConfigured(t, "")
+	n.add(t, "\n[[device]]\nname = \"r1\"\nsize = \"1MiB\"\n\n[metrics]\nlisten = \""+n.c.IP(0)+":9799\"\n")
+	n.untilKey(t, "services.metrics.state", "running")
+	n.untilKey(t, "services.nbd/r1/unix.state", "running")
+	p := n.Proc()
+	if err := n.Term(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	var started, stopped []string
+	for _, m := range regexp.MustCompile(`service (started|stopped) service=(\S+)`).FindAllStringSubmatch(p.LogTail(10000), -1) {
+		if m[1] == "started" {
+			started = append(started, m[2])
+		} else {
+			stopped = append(stopped, m[2])
+		}
+	}
+	slices.Reverse(stopped)
+	if len(started) < 15 || !slices.Equal(started, stopped) {
+		t.Errorf("started %q\nstopped, from the last to the first, %q", started, stopped)
+	}
+}
+
+// TestS4MembersJoinLeaveAndReturnInOrder: whatever befalls a peer, in the middle
+// of a resync too, what every device tells of it lies between its nodeup and the
+// next: no agreement before, none left over after.
+func TestS4MembersJoinLeaveAndReturnInOrder(t *testing.T) {
+	t.Parallel()
+	cfg := quick()
+	cfg.Devices[0].ResyncRate = "1MiB/s"
+	cfg.Devices = append(cfg.Devices, cluster.Device{Name: "r1", Size: "1MiB", Quorum: "majority"})
+	c := start(t, cfg)
+	alpha, beta := c.Node("alpha"), c.Node("beta")
+	conn := open(t, alpha)
+	for round := range 3 {
+		beta.Kill9()
+		until(t, alpha, "beta is down", cluster.PeerDown("beta"))
+		if _, err := conn.WriteAt(make([]byte, 8<<20), 0); err != nil {
+			t.Fatal(err)
+		}
+		launch(t, beta)
+		until(t, alpha, "beta resyncs", func(s cluster.Status) bool {
+			p := s.Device("r0").Peer("beta")
+			return p.Resync != nil || p.Disk == "UpToDate" && round > 0
+		})
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	inSync(t, c, "r0")
+	if out, err := alpha.Lockstepctl(within(t, patience), "tick", "set", "3"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	up, agreed, ups, downs := false, map[string]bool{}, 0, 0
+	for _, e := range eventsOf(t, alpha, "tick-time") {
+		if e.Node != "beta" {
+			continue
+		}
+		what := fmt.Sprintf("event %d, %s of %q: %s", e.Seq, e.Type, e.Device, e.Text)
+		switch e.Type {
+		case "nodeup":
+			if up || len(agreed) > 0 {
+				t.Errorf("%s, while it is up: %t, and %v agree with it", what, up, agreed)
+			}
+			up = true
+			ups++
+		case "nodedown":
+			if !up {
+				t.Errorf("%s, and it was not up", what)
+			}
+			up = false
+			downs++
+		case "replication":
+			switch {
+			case strings.HasSuffix(e.Text, "-> Off"):
+				delete(agreed, e.Device)
+			case !up:
+				t.Errorf("%s, and it is not up", what)
+			default:
+				agreed[e.Device] = true
+			}
+		}
+	}
+	if ups != 4 || downs != 3 || len(agreed) != 2 {
+		t.Errorf("up %d times, down %d times, in the end %v agree", ups, downs, agreed)
+	}
+}
+
+// told is an event as it is told to subscribers.
+type told struct {
+	Seq                      uint64
+	Type, Node, Device, Text string
+}
+
+// eventsOf are all events of a node from its start to the first of a type.
+func eventsOf(t *testing.T, n *cluster.Node, last string) (out []told) {
+	t.Helper()
+	conn, err := net.Dial("unix", n.Socket())
+	check(t, err)
+	defer conn.Close()
+	deadline, _ := within(t, patience).Deadline()
+	check(t, conn.SetDeadline(deadline))
+	fmt.Fprintf(conn, `{"jsonrpc":"2.0","id":1,"method":"events/subscribe","params":{"after":%d}}`+"\n", uint64(math.MaxUint64))
+	dec := json.NewDecoder(conn)
+	for {
+		var m struct {
+			Method string
+			Params told
+		}
+		check(t, dec.Decode(&m))
+		if m.Method == "lost" {
+			t.Fatal("events were lost")
+		}
+		if m.Method == "event" {
+			out = append(out, m.Params)
+		}
+		if m.Params.Type == last {
+			return out
+		}
+	}
+}
+
+// TestS12OutputIsStableAndExitCodesTell: what has not changed is shown by the
+// same bytes, to people and to programs; how it went is in the exit code.
+func TestS12OutputIsStableAndExitCodesTell(t *testing.T) {
+	t.Parallel()
+	n := startConfigured(t, "")
+	for _, args := range [][]string{
+		{"status"}, {"-f", "json", "status"}, {"-f", "json", "--pretty", "status"}, {"-f", "json", "service", "list"}, {"-f", "json", "config", "show"},
+		{"config", "show"}, {"-f", "json", "device", "list"}, {"cmap", "dump", "config."}, {"-f", "json", "cmap", "dump", "devices."}, {"list-commands"},
+	} {
+		first := n.must(t, nil, args...)
+		for range 4 {
+			if again := n.must(t, nil, args...); again != first {
+				t.Errorf("%q: first\n%s\nand then\n%s", args, first, again)
+			}
+		}
+		if slices.Contains(args, "json") && !json.Valid([]byte(first)) {
+			t.Errorf("%q is no JSON:\n%s", args, first)
+		}
+	}
+	n.edit(t, "max_ping_count = 4", "max_ping_count = 1")
+	n.untilSaid(t, "max_ping_count")
+	for line, want := range map[string]int{
+		"status": 0, "status --check": 5, "status nothing": 1, "device promote nothing": 1, "config reload": 1, "config check": 1,
+		"statsu": 2, "cmap get": 2, "service stop messenger": 1, "cmap get user.nothing": 1,
+	} {
+		if out, got := n.ctl(t, strings.Fields(line)...); got != want {
+			t.Errorf("%s: exit %d, not %d:\n%s", line, got, want, out)
+		}
+	}
+	n.edit(t, "max_ping_count = 1", "max_ping_count = 4")
+	n.untilKey(t, "runtime.config.error", "")
+	if out, got := n.ctl(t, "status", "--check"); got != 0 {
+		t.Errorf("mended: exit %d\n%s", got, out)
+	}
+	if err := n.Term(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	if out, got := n.ctl(t, "status"); got != 3 {
+		t.Errorf("nobody runs: exit %d\n%s", got, out)
+	}
+}
