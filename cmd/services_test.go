@@ -2,12 +2,16 @@ package cmd_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lockstepd/lockstep/cmd/internal/cluster"
@@ -179,4 +183,58 @@ func TestS12OutputIsStableAndExitCodesTell(t *testing.T) {
 	if out, got := n.ctl(t, "status"); got != 3 {
 		t.Errorf("nobody runs: exit %d\n%s", got, out)
 	}
+}
+
+// TestHandlersRunProgramsWithinTheirLimits: a real program is told of its event
+// in variables and on standard input, without a shell between; one that fails is
+// run again, one that takes too long is ended with all that it started; how each
+// ended is in service show, in the health and in the log.
+func TestHandlersRunProgramsWithinTheirLimits(t *testing.T) {
+	t.Parallel()
+	n := layOutConfigured(t, "")
+	at := func(name string) string { return filepath.Join(n.c.Dir, name) }
+	handler := func(event, script, more string) string {
+		return fmt.Sprintf("\n[[handler]]\nevent = %q\ncommand = [\"/bin/sh\", \"-c\", %q, \"a  b;$(x)\"]\n%s\n", event, script, more)
+	}
+	n.add(t, handler("config", "echo \"$0 $LOCKSTEP_EVENT $LOCKSTEP_DATA_REVISION $(wc -l)\" >> "+at("told"), "")+
+		handler("config", "echo x >> "+at("failed")+"; exit 3", "retries = 1")+
+		handler("config", "echo $$ > "+at("slow")+"; sleep 1000 & wait", "timeout = \"1s\"")+
+		handler("config", "echo never >> "+at("filtered"), "device = [\"r0\"]"))
+	launch(t, n.Node)
+	n.must(t, nil, "cmap", "set", "config.cluster.max_ping_count", "str", "6")
+	shows := func(lines ...string) {
+		t.Helper()
+		var out string
+		if !poll(within(t, patience), func() bool {
+			out, _ = n.ctl(t, "service", "show", "handlers")
+			out = regexp.MustCompile(` +`).ReplaceAllString(out, " ")
+			return !slices.ContainsFunc(lines, func(l string) bool { return !strings.Contains(out, l) })
+		}) {
+			t.Fatalf("not %q in\n%s", lines, out)
+		}
+	}
+	shows("handlers.1.succeeded 1", "handlers.1.last exit status 0", "handlers.2.failed 1", "handlers.2.retried 1", "handlers.2.last exit status 3",
+		"handlers.3.failed 1", "handlers.3.last took longer than 1s", "handlers.4.succeeded 0", "handlers.4.failed 0")
+	shows("health handler 2 (config) failed: exit status 3")
+	for name, want := range map[string]string{"told": "a  b;$(x) config 2 1\n", "failed": "x\nx\n"} {
+		if raw, err := os.ReadFile(at(name)); err != nil || string(raw) != want {
+			t.Errorf("%s: %q, %v; not %q", name, raw, err, want)
+		}
+	}
+	if _, err := os.Stat(at("filtered")); err == nil {
+		t.Error("a handler of another device ran")
+	}
+	raw, err := os.ReadFile(at("slow"))
+	check(t, err)
+	var group int
+	if _, err := fmt.Sscan(string(raw), &group); err != nil || group < 2 {
+		t.Fatalf("%q, %v", raw, err)
+	}
+	if !poll(within(t, patience), func() bool { return errors.Is(syscall.Kill(-group, 0), syscall.ESRCH) }) {
+		t.Error("what a slow handler started is still there")
+	}
+	if log := n.Proc().LogTail(1000); !strings.Contains(log, "handler failed") || !strings.Contains(log, "exit status 3") {
+		t.Errorf("the log says nothing:\n%s", log)
+	}
+	n.must(t, []string{`lockstep_handler_results_total{command="/bin/sh",event="config",handler="2",result="failed"} 1`}, "metrics")
 }
