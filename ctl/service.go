@@ -28,16 +28,21 @@ func (a *app) serviceCommands() *cobra.Command {
 		}),
 		a.serviceVerb("start", "start a service that is stopped"),
 		a.serviceVerb("stop", "stop a service that may be stopped while running"),
+		a.serviceVerb("reload", "let a service take its changed configuration"),
 		a.serviceVerb("restart", "stop a service and start it again"),
 	)
 }
 
 func (a *app) serviceVerb(name, short string) *cobra.Command {
+	long, example := "Refused, with the reason, where other services need it.", "metrics"
+	if name == "reload" {
+		long, example = "The service goes on running. Refused where it has nothing to reload.", "config"
+	}
 	return a.command(verb{
 		use: name + " SERVICE", short: short,
-		long: "Refused, with the reason, where other services need it.",
+		long: long,
 		args: []string{"SERVICE", argService},
-		do:   name + " service %s", example: "lockstepctl service " + name + " metrics", complete: completeServices,
+		do:   name + " service %s", example: "lockstepctl service " + name + " " + example, complete: completeServices,
 		run: a.act("service/"+name, serviceParams),
 	})
 }

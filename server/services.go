@@ -18,6 +18,7 @@ import (
 	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
 	"github.com/lockstepd/lockstep/server/nbd"
+	"github.com/lockstepd/lockstep/server/reload"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/service"
 	"github.com/lockstepd/lockstep/server/store"
@@ -50,6 +51,18 @@ type runner struct {
 }
 
 func (r runner) Run(ctx context.Context) error { return r.run(ctx) }
+
+// configService follows the configuration, and can be told to read it again.
+type configService struct {
+	runner
+	conf *reload.Engine
+}
+
+// Reload applies the file as it is now.
+func (s configService) Reload(ctx context.Context) error {
+	_, err := s.conf.Reload(ctx, reload.Request{Who: "service"})
+	return err
+}
 
 // id is the identity of a part of this version of the engine.
 func id(name string) service.ID { return service.ID{Name: name, Version: 1} }
@@ -540,6 +553,6 @@ func (e *engine) lastStage() ([]service.Spec, error) {
 			return nil
 		}, vitals: e.clusterVitals()}},
 		{ID: id("config"), Needs: ids("cluster", "nbd", "cmap", "events"), Policy: service.Policy{Restart: true},
-			Service: runner{plain{vitals: e.configVitals()}, e.followConfig}},
+			Service: configService{runner{plain{vitals: e.configVitals()}, e.followConfig}, e.conf}},
 	}, nil
 }

@@ -17,6 +17,7 @@ func (c *Control) serviceCommands() []rpc.Command {
 		{Name: "service/show", Usage: "SERVICE", MinArgs: 1, MaxArgs: 1, Doc: "show a part of the daemon and its figures", Do: rpc.Typed(c.serviceShow, nil)},
 		{Name: "service/start", Usage: "SERVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: applying, Doc: "start a service that is stopped", Do: rpc.Typed(c.serviceDo("started", c.o.Services.Start), done)},
 		{Name: "service/stop", Usage: "SERVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: applying, Doc: "stop a service that may be stopped while the rest runs", Do: rpc.Typed(c.serviceDo("stopped", c.o.Services.Stop), done)},
+		{Name: "service/reload", Usage: "SERVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: applying, Doc: "let a service take its changed configuration", Do: rpc.Typed(c.serviceDo("reloaded", c.o.Services.Reload), done)},
 		{Name: "service/restart", Usage: "SERVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: applying, Doc: "stop a service and start it again", Do: rpc.Typed(c.serviceDo("restarted", c.o.Services.Restart), done)},
 	}
 }
