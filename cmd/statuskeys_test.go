@@ -19,6 +19,15 @@ var elsewhere = map[string]string{
 	"config_revision": "runtime.config.revision", "config_error": "runtime.config.error",
 }
 
+// seldom is where the object database has what this status does not show, for
+// nothing of the kind is so: its keys are there all the same, and empty.
+var seldom = map[string]string{
+	".problems.failed":                "runtime.status.problems.1.failed",
+	".devices.peers.verified.stopped": "devices.r0.peers.beta.verified.stopped",
+	".devices.peers.split_brain":      "devices.r0.peers.beta.split_brain",
+	".devices.peers.refused":          "devices.r0.peers.beta.refused",
+}
+
 // statusLeaves are the values of a status by their keys in the object database,
 // and by their places in the type.
 func statusLeaves(at, place string, v any, out map[string]string, places map[string]bool) {
@@ -68,9 +77,9 @@ func typeLeaves(place string, t reflect.Type, out map[string]bool) {
 		out[place] = true
 		return
 	}
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		typeLeaves(place+"."+name, t.Field(i).Type, out)
+	for field := range t.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		typeLeaves(place+"."+name, field.Type, out)
 	}
 }
 
@@ -80,7 +89,7 @@ func TestAllThatStatusShowsIsInTheObjectDatabase(t *testing.T) {
 	t.Parallel()
 	cfg := quick()
 	cfg.Devices[0].Extra = "group = \"pair\"\n"
-	cfg.Devices = append(cfg.Devices, cluster.Device{Name: "r1", Size: "16MiB", Quorum: "majority", ResyncRate: "1MiB/s", Extra: "group = \"pair\"\n"})
+	cfg.Devices = append(cfg.Devices, cluster.Device{Name: "r1", Size: "64MiB", Quorum: "majority", ResyncRate: "1MiB/s", Extra: "group = \"pair\"\n"})
 	c := start(t, cfg)
 	raw, err := os.ReadFile(c.Config)
 	if err != nil {
@@ -113,7 +122,12 @@ func TestAllThatStatusShowsIsInTheObjectDatabase(t *testing.T) {
 		statusLeaves("", "", st, values, places)
 		wrong = nil
 		for p := range want {
-			if !places[p] && !strings.HasSuffix(p, ".stopped") { // of a verify that was cut short
+			if places[p] {
+				continue
+			}
+			if key, ok := seldom[p]; ok {
+				values[key] = ""
+			} else {
 				wrong = append(wrong, "the status has no "+p)
 			}
 		}
@@ -147,7 +161,7 @@ func (n *configured) unlike(t *testing.T, want map[string]string) (wrong []strin
 		switch {
 		case !ok:
 			wrong = append(wrong, "there is no key "+key)
-		case got != value && !(value == "true" && got == "1" || value == "false" && got == "0") && !passing(key) &&
+		case got != value && !(value == "true" && got == "1" || (value == "false" || value == "") && got == "0") && !passing(key) &&
 			!strings.Contains(key, ".resync.") && !strings.HasSuffix(key, ".out_of_sync") && !strings.HasSuffix(key, ".at"):
 			wrong = append(wrong, fmt.Sprintf("%s is %q, in the status %q", key, got, value))
 		}

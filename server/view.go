@@ -12,6 +12,7 @@ import (
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/events"
 	"github.com/lockstepd/lockstep/server/messenger"
+	"github.com/lockstepd/lockstep/server/replication"
 )
 
 // pair is a key below some prefix, with its value.
@@ -192,6 +193,8 @@ func peerKeys(p *device.PeerStatus) []pair {
 		{at + "disk", cmap.String(p.Disk.String())},
 		{at + "replication", cmap.String(p.Repl.String())},
 		{at + "out_of_sync", cmap.Int(p.OutOfSync)},
+		{at + "refused", cmap.String(p.Refused)},
+		{at + "split_brain", cmap.Bool(p.Refused != "" && p.Decision.Action == replication.SplitBrain)},
 	}
 	if r := p.Resync; r != nil {
 		out = append(out,
@@ -269,7 +272,7 @@ func (e *engine) statusKeys(string) []pair {
 	out := []pair{{"health", cmap.String(health)}, {"id", cmap.Int(int64(e.local().Node.ID))}}
 	for i, p := range problems {
 		at := "problems." + strconv.Itoa(i+1) + "."
-		out = append(out, pair{at + "subject", cmap.String(p.Subject)}, pair{at + "what", cmap.String(p.What)}, pair{at + "do", cmap.String(p.Do)})
+		out = append(out, pair{at + "subject", cmap.String(p.Subject)}, pair{at + "what", cmap.String(p.What)}, pair{at + "do", cmap.String(p.Do)}, pair{at + "failed", cmap.Bool(p.Failed)})
 	}
 	for _, o := range e.conf.Overrides() {
 		out = append(out, pair{"overrides." + o.Path + ".value", cmap.String(o.Value)}, pair{"overrides." + o.Path + ".file", cmap.String(o.File)})
