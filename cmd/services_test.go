@@ -148,6 +148,16 @@ func eventsOf(t *testing.T, n *cluster.Node, last string) (out []told) {
 func TestS12OutputIsStableAndExitCodesTell(t *testing.T) {
 	t.Parallel()
 	n := startConfigured(t, "")
+	still, last := 0, ""
+	if !poll(within(t, patience), func() bool { // the start is over
+		now := n.must(t, nil, "-f", "json", "status")
+		if still++; now != last {
+			still, last = 0, now
+		}
+		return still == 10
+	}) {
+		t.Fatal("the status never stands still")
+	}
 	for _, args := range [][]string{
 		{"status"}, {"-f", "json", "status"}, {"-f", "json", "--pretty", "status"}, {"-f", "json", "service", "list"}, {"-f", "json", "config", "show"},
 		{"config", "show"}, {"-f", "json", "device", "list"}, {"cmap", "dump", "config."}, {"-f", "json", "cmap", "dump", "devices."}, {"list-commands"},
