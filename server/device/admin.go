@@ -207,7 +207,7 @@ func (d *Device) installLocked(got *opened) {
 	g.Noted = max(g.Noted, d.gens.Noted)
 	g.Learn(&replication.Gens{Seen: d.gens.Seen})
 	d.gens = g
-	d.origin = originOf(&sb)
+	d.origin, d.newcomer = originOf(&sb), sb.Flags&store.Newcomer != 0
 	for id, n := range votesOf(&sb) {
 		d.votes.Note(id, n)
 	}
@@ -346,6 +346,10 @@ func (d *Device) planFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.B
 		pl.promised = 0
 		if t == wire.Commit && c.Kind == wire.ChangeResize {
 			d.learnSizeLocked(int64(c.Arg))
+		}
+		if t == wire.Commit && c.Kind == wire.ChangeCreate && d.newcomer {
+			d.newcomer = false // the device begins now
+			d.saveLocked(nil)
 		}
 		if t == wire.Commit && c.Kind == wire.ChangeDiscard && d.role != replication.Primary {
 			d.discardLocked(p.bit(), b)

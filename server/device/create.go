@@ -63,7 +63,7 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 		if d.meta != meta {
 			return
 		}
-		d.gens = g
+		d.gens, d.newcomer = g, false
 		why := "made blank by an administrator"
 		if existing {
 			why = "its content is the device's data, by an administrator's word"

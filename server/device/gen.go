@@ -45,7 +45,7 @@ func (d *Device) startGenLocked() {
 	}
 	payload := g.Append(nil)
 	for id := range d.genWait.All() {
-		d.peers[id].send(wire.Header{Type: wire.NewGen}, payload, nil, b)
+		d.peers[id].send(wire.Header{Type: wire.NewGen, Arg: [3]uint64{d.origin}}, payload, nil, b)
 	}
 	no := d.genNo
 	d.work.do(func() {
@@ -172,7 +172,7 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 
 // genReceivedLocked takes over the primary's new generation; it confirms when
 // it is durable. It is tentative until the primary says that all have it.
-func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
+func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
@@ -195,6 +195,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 			// data than it has.
 			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self))
 			d.genOld = replication.NoGen
+			d.beginsAsLocked(origin)
 		}
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
@@ -212,8 +213,16 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation) {
 			others = others.Without(p.id)
 		}
 		d.gens = d.gens.Bump(next, others)
+		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// beginsAsLocked: a generation is of its primary's origin.
+func (d *Device) beginsAsLocked(origin uint64) {
+	if origin != replication.NoOrigin {
+		d.origin = origin
+	}
 }
 
 // objectLocked answers a generation that does not fit with our facts, so that

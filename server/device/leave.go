@@ -329,7 +329,7 @@ func (d *Device) objectionToPollLocked(p *peer, c *wire.Change) (why string, aga
 // learnVotesLocked takes over what a peer knows of who has a vote, and of what
 // origin the device is. An agreement waits until that is durable.
 func (d *Device) learnVotesLocked(theirs *replication.Facts) {
-	mine := replication.Facts{Origin: d.origin, Gens: d.gens}
+	mine := replication.Facts{Origin: d.origin, Gens: d.gens, Role: d.role}
 	if mine.Foreign(theirs) {
 		return
 	}

@@ -55,8 +55,9 @@ type peer struct {
 	held     bool           // it pauses the resync with us
 	closed   bool           // the peer closed the device: its next hello is a new one's
 
-	given   bool // by its own word it has given its vote up
-	parting bool // it is about to: nobody counts on its vote any more
+	newcomer bool // by its own word, see replication.Census
+	given    bool // by its own word it has given its vote up
+	parting  bool // it is about to: nobody counts on its vote any more
 }
 
 // bit is the peer's id as a set.
@@ -223,7 +224,7 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.NewGen:
 		var g wire.Generation
 		if d.decodedLocked(p, h.Type, g.Decode(payload)) {
-			d.genReceivedLocked(p, g)
+			d.genReceivedLocked(p, g, h.Arg[0])
 		}
 	case wire.NewGenAck:
 		d.genConfirmedLocked(p, h.Arg[0], false, b)

@@ -21,6 +21,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.censusLocked()
 	d.upgradeLocked()
 	d.censusLocked()
+	d.acquaintLocked()
 	d.receiversChangedLocked(b)
 	if d.role == replication.Primary && !d.needGen {
 		d.needGen = d.needsGenLocked()
@@ -39,6 +40,15 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.regainLocked()
 	if d.frozen > 0 {
 		d.touchLocked() // who freezes waits for it to become quiet
+	}
+}
+
+// acquaintLocked: a new disk that has the current data, where there is quorum,
+// knows from then on what it takes part in.
+func (d *Device) acquaintLocked() {
+	if d.newcomer && d.dstat == replication.UpToDate && d.quorum.Quorate {
+		d.newcomer = false
+		d.saveLocked(nil)
 	}
 }
 
@@ -98,10 +108,20 @@ func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
 	if c.UpToDate+c.Present > 0 && d.votes.Given(d.cfg.Self) {
 		c.Voteless++
 	}
+	if c.UpToDate+c.Present > 0 && d.newcomer {
+		c.Newcomers++
+	}
+	// Where all that are in reach are new, and nothing was written, it is the
+	// device that is new.
+	past := d.gens.HasPast() || c.UpToDate+c.Present > c.Newcomers
 	for _, p := range d.peers {
 		if p != nil {
 			d.countPeerLocked(p, seen.Has(p.id), &c)
+			past = past || p.agreed && p.disk.HasData() && (!p.newcomer || p.hs.theirs.HasPast())
 		}
+	}
+	if !past || mutate.Is(mutate.TrustNewcomers) {
+		c.Newcomers = 0
 	}
 	return c
 }
@@ -130,6 +150,9 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 		d.countDataLocked(p, c)
 		if p.voteless() {
 			c.Voteless++
+		}
+		if p.newcomer {
+			c.Newcomers++
 		}
 	case p.agreed:
 		c.Outdated++
@@ -377,6 +400,9 @@ func (d *Device) announceLocked(b *block.Batch) {
 	if d.votes.Given(d.cfg.Self) {
 		st.Flags |= wire.DevFlagVoteless
 	}
+	if d.newcomer {
+		st.Flags |= wire.DevFlagNewcomer
+	}
 	if d.pullingLocked() {
 		st.Flags |= wire.DevFlagSyncing
 	}
@@ -429,7 +455,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	// These two are ordered by the data link and come with it.
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
 	p.state, p.heard = st, true
-	p.given = st.Flags&wire.DevFlagVoteless != 0
+	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
 	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
@@ -529,7 +555,7 @@ func (d *Device) save() error {
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
-	members, origin, votes, self := uint32(d.disks), d.origin, d.votes, d.cfg.Self
+	members, origin, votes, self, newcomer := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
@@ -548,6 +574,7 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		}
 		set(store.PrimaryInd, role == replication.Primary)
 		set(store.CrashedPrimary, crashed)
+		set(store.Newcomer, newcomer)
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
 		putOrigin(sb, origin)

@@ -47,17 +47,21 @@ type Facts struct {
 	// written down anywhere, and is the same wherever its data is. 0: not known.
 	Origin uint64
 	Votes  Votes
+	// Newcomer: what is known of this node's disk begins with it; see Census.
+	Newcomer bool
 }
 
 // HasPast reports whether something was ever written to the data, as far as its
 // node knows.
 func (f *Facts) HasPast() bool { return f.Gens.HasPast() }
 
-// Adopts reports whether this node's disk, of which nothing was ever written,
-// is to be of the peer's origin from now on.
+// Adopts reports whether this node's disk, on which nothing was ever written,
+// is to be of the peer's origin from now on. Anything else gets the origin with
+// a generation, from its primary, or with the data, from the source of a resync;
+// and what a primary begins is of the primary's own.
 func (f *Facts) Adopts(peer *Facts) bool {
 	switch {
-	case peer.Origin == NoOrigin || f.Origin == peer.Origin || f.HasPast():
+	case peer.Origin == NoOrigin || f.Origin == peer.Origin || f.HasPast() || f.Role == Primary:
 		return false
 	case f.Origin == NoOrigin || peer.HasPast():
 		return true
@@ -71,7 +75,7 @@ const NoOrigin = 0
 // Foreign reports whether the two disks were never one device's. What the peer
 // says of generations and votes then means nothing here.
 func (f *Facts) Foreign(peer *Facts) bool {
-	return f.Origin != NoOrigin && peer.Origin != NoOrigin && f.Origin != peer.Origin && f.HasPast() && peer.HasPast()
+	return f.Origin != NoOrigin && peer.Origin != NoOrigin && f.Origin != peer.Origin && f.Gens.begun() && peer.Gens.begun()
 }
 
 // Knows reports whether this node, without the other, could tell that its data

@@ -91,6 +91,10 @@ func (gs *Gens) pushHistory(g Gen) {
 // primary began.
 func (gs *Gens) HasPast() bool { return gs.Current != NoGen && gs.Current != DayOne }
 
+// begun reports whether a generation that a primary began is known to have come
+// into force.
+func (gs *Gens) begun() bool { return gs.Base != NoGen && gs.Base != DayOne }
+
 // Knows reports whether g is an ancestor of gs.Current that gs remembers.
 func (gs *Gens) Knows(g Gen) bool {
 	return g != NoGen && (slices.Contains(gs.Bitmap[:], g) || slices.Contains(gs.History[:], g))

@@ -77,6 +77,10 @@ type Census struct {
 	Unknown  int // out of reach; may be working
 	// Voteless is how many of those in reach have given up their votes (Votes).
 	Voteless int
+	// Newcomers is how many of those in reach may have replaced a disk that was
+	// lost, and do not know what that one was part of. 0 where the device itself is
+	// new.
+	Newcomers int
 	// Tiebreakers are the device's diskless nodes.
 	TiebreakersPresent, TiebreakersMissing int
 	// Had: there was quorum until now. A tiebreaker keeps quorum, never gives it.
@@ -109,6 +113,8 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 		return Verdict{false, "no disk with current data is in reach"}
 	case p.Kind == QuorumMajority && c.Voteless == here && c.Outdated+c.Unknown > 0:
 		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, here+c.Outdated+c.Unknown)}
+	case p.Ordered(here+c.Outdated+c.Unknown) && c.Newcomers > 0 && c.Unknown > 0 && c.Newcomers+c.Unknown >= p.need(here+c.Outdated+c.Unknown):
+		return Verdict{false, fmt.Sprintf("%d of the %d disks in reach are new, and with their predecessors those away may have gone on", c.Newcomers, here)}
 	case here >= need && c.Outdated > 0 && c.Unknown == 0 && p.Kind == QuorumMajority:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the others are known to take no part", here, here+c.Outdated)}
 	case here >= need:

@@ -373,3 +373,46 @@ func TestScenario32AnotherDevicesMetadata(t *testing.T) {
 		c.mustAllSync(t)
 	})
 }
+
+// TestScenario33AReplacedDiskHasNoSay: it has no memory of what was promised to
+// its predecessor. With a stale disk it makes no majority; with one that has the
+// newest data it does where every former majority had that, or another in reach.
+func TestScenario33AReplacedDiskHasNoSay(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Isolate(2)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[0].Kill()
+		c.Nodes[1].Kill()
+		n := c.Nodes[1]
+		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		c.mustStart(t, 1)
+		c.Rejoin(2)
+		c.mustBeWithout(t, 1, 2)
+		c.Nodes[1].Kill()
+		c.Nodes[2].Kill()
+		c.mustStart(t, 1, 2)
+		c.mustBeWithout(t, 1, 2)
+		c.mustStart(t, 0)
+		c.mustAllSync(t)
+		c.mustHold(t, 0, 'b')
+		// Now it has a memory of its own.
+		c.Nodes[0].Kill()
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 1, 0, 'c', 4096)
+	})
+	bubble(t, nodes(2), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		n := c.Nodes[1]
+		n.Kill()
+		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		c.mustStart(t, 1)
+		c.mustAllSync(t)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.mustEqual(t)
+	})
+}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 var (
@@ -259,7 +260,7 @@ func torture(t *testing.T, seed uint64) {
 // fault does one thing to the healthy cluster.
 func (h *history) fault() {
 	n := h.node()
-	switch h.rng.IntN(6) {
+	switch h.rng.IntN(7) {
 	case 0, 1:
 		h.kill(n)
 	case 2:
@@ -268,6 +269,8 @@ func (h *history) fault() {
 		h.leave(n)
 	case 4:
 		h.lastStanding()
+	case 5:
+		h.replace()
 	default:
 		if m := h.node(); m != n {
 			h.c.Cut(n.ID, m.ID)
@@ -332,6 +335,23 @@ func (h *history) lastStanding() {
 		time.Sleep(time.Second)
 		h.write()
 	}
+}
+
+// replace has one node miss what the others write, and another lose its disk and
+// get a new one; the two meet before those come back that have what was written.
+func (h *history) replace() {
+	order := h.rng.Perm(len(h.c.Nodes))
+	stale, replaced := h.c.Nodes[order[0]], h.c.Nodes[order[1]]
+	h.c.Isolate(stale.ID)
+	h.write()
+	for _, i := range order[1:] {
+		h.c.Nodes[i].Kill()
+	}
+	replaced.Disk, replaced.Meta = storetest.NewImage(replaced.c.opts.Size), storetest.NewImage(0)
+	h.start(replaced)
+	h.c.Rejoin(stale.ID)
+	time.Sleep(time.Second)
+	h.write()
 }
 
 func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }

@@ -40,11 +40,12 @@ const (
 	HadQuorum                        // this node had quorum when it last wrote this
 	JustCreated                      // nothing was ever written by anybody
 	Left                             // this node has left in order, and has no vote
+	Newcomer                         // it does not know what was promised to peers before this metadata was made
 )
 
 func (f Flags) String() string {
 	return flagNames(uint32(f), []string{"consistent", "was-up-to-date", "primary", "crashed-primary",
-		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created", "left-in-order"})
+		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created", "left-in-order", "newcomer"})
 }
 
 // PeerFlags are what is so of a peer.

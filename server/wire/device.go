@@ -59,6 +59,7 @@ const (
 	DevFlagFollowing             // a primary in contact sends it its writes
 	DevFlagBest                  // every disk is in its reach, and no complete one is newer
 	DevFlagVoteless              // it has left in order, and not got its vote back yet; in DeviceState
+	DevFlagNewcomer              // its metadata is new, and quorum has not been there since
 )
 
 // DeviceState is the payload of DevState: the sender's state after the

@@ -36,6 +36,7 @@ const (
 	KeepVote        Fault = "keep-vote"                // a node that leaves in order keeps the vote that others know it has given up
 	CountLeft       Fault = "count-left"               // those that left in order make quorum by themselves
 	ReturnUnasked   Fault = "return-unasked"           // a node that left takes its vote back without asking who stayed
+	TrustNewcomers  Fault = "trust-newcomers"          // disks that were made anew make majorities with stale ones
 	ReadTail        Fault = "read-tail"                // a primary answers reads before it has left behind who may lack what it holds
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 )
@@ -46,6 +47,6 @@ func All() []Fault {
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
-		KeepVote, CountLeft, ReturnUnasked, ReadTail,
+		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers,
 	}
 }
