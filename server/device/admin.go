@@ -207,7 +207,7 @@ func (d *Device) installLocked(got *opened) {
 	g.Noted = max(g.Noted, d.gens.Noted)
 	g.Learn(&replication.Gens{Seen: d.gens.Seen})
 	d.gens = g
-	d.origin, d.newcomer = originOf(&sb), sb.Flags&store.Newcomer != 0
+	d.origin, d.newcomer, d.member = originOf(&sb), sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
 	for id, n := range votesOf(&sb) {
 		d.votes.Note(id, n)
 	}

@@ -164,6 +164,7 @@ type Device struct {
 	votes        replication.Votes
 	votesNews    bool // not all of votes and origin is durable
 	newcomer     bool // see replication.Census
+	member       bool // has had the current data where there was quorum
 	leaving      bool // is about to stop, and asks to give its vote up
 	returning    bool // asks for its vote back
 	poll         poll
@@ -332,7 +333,7 @@ func (d *Device) load() {
 		d.began = int64(binary.LittleEndian.Uint64(sb.Ext[extBegan:]))
 	}
 	d.origin, d.votes = originOf(&sb), votesOf(&sb)
-	d.newcomer = sb.Flags&store.Newcomer != 0
+	d.newcomer, d.member = sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
 	d.room = sb.Size
 	d.cfg.Size = max(d.cfg.Size, grownTo(&sb))
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0

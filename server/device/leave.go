@@ -329,12 +329,13 @@ func (d *Device) objectionToPollLocked(p *peer, c *wire.Change) (why string, aga
 // learnVotesLocked takes over what a peer knows of who has a vote, and of what
 // origin the device is. An agreement waits until that is durable.
 func (d *Device) learnVotesLocked(theirs *replication.Facts) {
-	mine := replication.Facts{Origin: d.origin, Gens: d.gens, Role: d.role}
+	mine := replication.Facts{Origin: d.origin, Gens: d.gens, Role: d.role, Member: d.member}
 	if mine.Foreign(theirs) {
 		return
 	}
 	news := d.votes.Learn(&theirs.Votes, d.cfg.Self)
 	if d.meta != nil && mine.Adopts(theirs) {
+		d.newcomer = d.newcomer || mine.Joins(theirs)
 		d.origin, news = theirs.Origin, true
 	}
 	if !news {

@@ -95,7 +95,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
-		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer,
+		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
 	}
 	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew
@@ -693,7 +693,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	}
 	for flag, on := range map[uint16]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagBest: f.Best, wire.DevFlagNewcomer: f.Newcomer,
+		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagBest: f.Best, wire.DevFlagNewcomer: f.Newcomer, wire.DevFlagMember: f.Member,
 	} {
 		if on {
 			w.Flags |= flag
@@ -709,7 +709,7 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received, Began: w.Began,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Best: w.Flags&wire.DevFlagBest != 0, Newcomer: w.Flags&wire.DevFlagNewcomer != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
+		Best: w.Flags&wire.DevFlagBest != 0, Newcomer: w.Flags&wire.DevFlagNewcomer != 0, Member: w.Flags&wire.DevFlagMember != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)

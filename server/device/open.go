@@ -136,7 +136,6 @@ func initial(sb *store.Superblock, o Options, created bool) {
 		}
 	}
 	defer func() { putOrigin(sb, randomID()) }()
-	sb.Flags |= store.Newcomer
 	if created {
 		putGens(sb, &replication.Gens{Current: replication.DayOne, Base: replication.DayOne})
 		sb.Flags |= store.Consistent | store.WasUpToDate | store.JustCreated

@@ -43,11 +43,11 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	}
 }
 
-// acquaintLocked: a new disk that has the current data, where there is quorum,
-// knows from then on what it takes part in.
+// acquaintLocked: a disk that has the current data, where there is quorum, knows
+// from then on what it takes part in.
 func (d *Device) acquaintLocked() {
-	if d.newcomer && d.dstat == replication.UpToDate && d.quorum.Quorate {
-		d.newcomer = false
+	if (d.newcomer || !d.member) && d.meta != nil && d.ctx != nil && d.dstat == replication.UpToDate && d.quorum.Quorate {
+		d.newcomer, d.member = false, true
 		d.saveLocked(nil)
 	}
 }
@@ -111,16 +111,12 @@ func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
 	if c.UpToDate+c.Present > 0 && d.newcomer {
 		c.Newcomers++
 	}
-	// Where all that are in reach are new, and nothing was written, it is the
-	// device that is new.
-	past := d.gens.HasPast() || c.UpToDate+c.Present > c.Newcomers
 	for _, p := range d.peers {
 		if p != nil {
 			d.countPeerLocked(p, seen.Has(p.id), &c)
-			past = past || p.agreed && p.disk.HasData() && (!p.newcomer || p.hs.theirs.HasPast())
 		}
 	}
-	if !past || mutate.Is(mutate.TrustNewcomers) {
+	if mutate.Is(mutate.TrustNewcomers) {
 		c.Newcomers = 0
 	}
 	return c
@@ -555,7 +551,7 @@ func (d *Device) save() error {
 // superblockLocked captures what is to be written.
 func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
-	members, origin, votes, self, newcomer := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer
+	members, origin, votes, self, newcomer, member := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer, d.member
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
@@ -575,6 +571,7 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		set(store.PrimaryInd, role == replication.Primary)
 		set(store.CrashedPrimary, crashed)
 		set(store.Newcomer, newcomer)
+		set(store.Member, member)
 		set(store.JustCreated, gens.Current == replication.DayOne)
 		sb.Members = members
 		putOrigin(sb, origin)

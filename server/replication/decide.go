@@ -47,9 +47,17 @@ type Facts struct {
 	// written down anywhere, and is the same wherever its data is. 0: not known.
 	Origin uint64
 	Votes  Votes
-	// Newcomer: what is known of this node's disk begins with it; see Census.
-	Newcomer bool
+	// Newcomer: this node's disk was made for a device that was there, maybe in
+	// the place of one that was lost, and has had no part in a quorum since; see
+	// Census. Member: it has.
+	Newcomer, Member bool
 }
+
+// Joins reports whether this node's disk, of which nothing is known, is about to
+// be one of the peer's device, which was there without it.
+func (f *Facts) Joins(peer *Facts) bool { return f.Adopts(peer) && !f.Member && peer.settled() }
+
+func (f *Facts) settled() bool { return f.Member || f.HasPast() }
 
 // HasPast reports whether something was ever written to the data, as far as its
 // node knows.
@@ -65,6 +73,8 @@ func (f *Facts) Adopts(peer *Facts) bool {
 		return false
 	case f.Origin == NoOrigin || peer.HasPast():
 		return true
+	case f.Member != peer.Member:
+		return peer.Member
 	}
 	return peer.Origin < f.Origin // neither is older, and both sides choose the same
 }

@@ -105,11 +105,11 @@ func TestDecide(t *testing.T) {
 		{"a new disk", func(_, p *Facts) { p.Gens.Current = DayOne }, SourceFull, "fresh"},
 		{"two primaries", func(m, p *Facts) { m.Role, p.Role = Primary, Primary }, SplitBrain, "two-primaries"},
 		{"behind a mixture", func(_, p *Facts) { p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10 }, SelfOutdated, "peer-moved-on-mixture"},
-		{"another origin", func(m, p *Facts) { m.Origin, p.Origin = 1, 2 }, Unrelated, RuleOrigin},
+		{"another origin", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base = 1, 2, 10, 10 }, Unrelated, RuleOrigin},
 		{"another origin, and the peer has quorum and is later", func(m, p *Facts) {
-			m.Origin, p.Origin, m.Ordered, p.Ordered, p.Quorate, p.Role, p.Gens.Current, p.Gens.Base = 1, 2, true, true, true, Primary, 99, 99
+			m.Gens.Base, m.Origin, p.Origin, m.Ordered, p.Ordered, p.Quorate, p.Role, p.Gens.Current, p.Gens.Base = 10, 1, 2, true, true, true, Primary, 99, 99
 		}, Unrelated, RuleOrigin},
-		{"another origin, and an administrator discards there", func(m, p *Facts) { m.Origin, p.Origin, p.Discard = 1, 2, true }, SourceFull, "discard"},
+		{"another origin, and an administrator discards there", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, p.Discard = 1, 2, 10, 10, true }, SourceFull, "discard"},
 		{"another origin, of a disk that was never written", func(m, p *Facts) { m.Origin, p.Origin, p.Gens.Current = 1, 2, DayOne }, SourceFull, "fresh"},
 		{"an origin that is not known", func(m, _ *Facts) { m.Origin = 1 }, InSync, "equal"},
 		{"another size", func(_, p *Facts) { p.Size = 8192 }, Refuse, "size"},

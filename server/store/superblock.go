@@ -40,12 +40,13 @@ const (
 	HadQuorum                        // this node had quorum when it last wrote this
 	JustCreated                      // nothing was ever written by anybody
 	Left                             // this node has left in order, and has no vote
-	Newcomer                         // it does not know what was promised to peers before this metadata was made
+	Newcomer                         // it was made for a device that was there, and has had no part in a quorum yet
+	Member                           // it has had the current data where there was quorum
 )
 
 func (f Flags) String() string {
 	return flagNames(uint32(f), []string{"consistent", "was-up-to-date", "primary", "crashed-primary",
-		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created", "left-in-order", "newcomer"})
+		"log-clean", "log-disabled", "lost-quorum", "had-quorum", "just-created", "left-in-order", "newcomer", "member"})
 }
 
 // PeerFlags are what is so of a peer.

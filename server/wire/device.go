@@ -59,7 +59,8 @@ const (
 	DevFlagFollowing             // a primary in contact sends it its writes
 	DevFlagBest                  // every disk is in its reach, and no complete one is newer
 	DevFlagVoteless              // it has left in order, and not got its vote back yet; in DeviceState
-	DevFlagNewcomer              // its metadata is new, and quorum has not been there since
+	DevFlagNewcomer              // its disk was made for a device that was there, and has had no part in a quorum yet
+	DevFlagMember                // it has had the current data where there was quorum; in DeviceFacts
 )
 
 // DeviceState is the payload of DevState: the sender's state after the
