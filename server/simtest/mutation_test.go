@@ -63,7 +63,7 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 	if f == mutate.ClearEarly {
 		kind = 8 // it shows only where power is lost right after a resync
 	}
-	tests := "TestTorture|TestStorm|TestNothingIsMergedSilently|TestBlocksAreRegisters"
+	tests := "TestTorture|TestStorm|TestNothingIsMergedSilently"
 	if f == mutate.PromoteApart {
 		tests = "TestGroupIsAPrefix"
 	}
