@@ -64,8 +64,11 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		kind = 8 // it shows only where power is lost right after a resync
 	}
 	tests := "TestTorture|TestStorm|TestNothingIsMergedSilently"
-	if f == mutate.PromoteApart {
+	switch f {
+	case mutate.PromoteApart:
 		tests = "TestGroupIsAPrefix"
+	case mutate.ReadTail, mutate.TrustNewcomers:
+		tests = "TestTorture" // the storm has no clients that only read, and no new disks
 	}
 	cmd := exec.CommandContext(ctx, self, "-strike", fmt.Sprint(kind), "-test.run=^("+tests+")$", "-test.failfast", "-test.timeout=3m",
 		"-fault", string(f), "-seeds", fmt.Sprint(histories))
