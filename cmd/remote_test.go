@@ -113,7 +113,6 @@ listen = ["pssl:7800:%s"]
 		t.Fatal(err)
 	}
 	check(row{ca, "watcher", "status", 0, "r0"})
-	revision = 1
 	edit("listen = [\"pssl:7801:"+ip+"\"]\n", "")
 	check(row{ca, "watcher", "status", 3, "connection refused"})
 
