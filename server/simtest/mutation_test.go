@@ -69,6 +69,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestGroupIsAPrefix"
 	case mutate.ReadTail, mutate.TrustNewcomers:
 		tests = "TestTorture" // the storm has no clients that only read, and no new disks
+	case mutate.VoteUnsynced:
+		tests, histories = "TestTorture", 3*histories // few of them
 	}
 	cmd := exec.CommandContext(ctx, self, "-strike", fmt.Sprint(kind), "-test.run=^("+tests+")$", "-test.failfast", "-test.timeout=3m",
 		"-fault", string(f), "-seeds", fmt.Sprint(histories))
