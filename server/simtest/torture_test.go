@@ -344,6 +344,9 @@ func (h *history) replace() {
 	stale, replaced := h.c.Nodes[order[0]], h.c.Nodes[order[1]]
 	h.c.Isolate(stale.ID)
 	h.write()
+	if h.c.opts.Protocol == replication.ProtocolB {
+		time.Sleep(time.Second) // what was only received may be on no disk but the one that is lost
+	}
 	for _, i := range order[1:] {
 		h.c.Nodes[i].Kill()
 	}
