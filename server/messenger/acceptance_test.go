@@ -346,6 +346,7 @@ func TestADisconnectedNodeStandsBy(t *testing.T) {
 				defer sn.mu.Unlock()
 				return sn.dials[[2]string{n.name, other.name}]
 			}
+			synctest.Wait() // what had begun before is over
 			before := dials()
 			time.Sleep(time.Hour)
 			if d := dials() - before; d != 0 {

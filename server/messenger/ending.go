@@ -86,7 +86,8 @@ func (p *peer) release(s *Session, hard bool) {
 	}
 }
 
-// goodbyeTime is how long an ending session waits for its Goodbye to be sent.
+// goodbyeTime is how long an ending session waits for its Goodbye to be sent, and
+// one that can send no more for the peer's.
 const goodbyeTime = 100 * time.Millisecond
 
 // sayGoodbye sends m, if the socket takes it within a moment.

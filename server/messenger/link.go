@@ -213,9 +213,8 @@ func (l *link) drain(st *stream, rounds int) {
 		}
 		if err != nil {
 			st.err = fmt.Errorf("sending: %w", err)
-			l.mu.Unlock()
-			st.close(true) // the reader sees it, and reports the error
-			l.mu.Lock()
+			// The reader reports the error, when it has read what the peer said last.
+			time.AfterFunc(goodbyeTime, func() { st.close(true) })
 		}
 	}
 	clear(st.segs)
