@@ -82,7 +82,7 @@ type DeviceResizeParams struct {
 const (
 	WaitUpToDate  = "uptodate"  // the local disk is UpToDate
 	WaitConnected = "connected" // every peer of the device is connected
-	WaitSynced    = "synced"    // connected, and nothing is out of sync
+	WaitSynced    = "synced"    // connected, nothing is out of sync, and no vote given up is still to come back
 	WaitPrimary   = "primary"   // the device is primary here
 )
 

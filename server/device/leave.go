@@ -289,6 +289,7 @@ func (d *Device) polledLocked(p *peer, c wire.Change, b *block.Batch) {
 		d.eventLocked("quorum", p, "%s leaves in order: quorum does without it", p.name)
 	case wire.ChangeReturn:
 		d.votes.Note(p.id, uint32(c.Arg>>32))
+		d.touchLocked()
 		d.log.Info("a node that had left has its vote again", "device", d.opts.Name, "peer", p.name)
 	}
 	s := p.session
@@ -393,6 +394,7 @@ func (d *Device) regain(ask replication.NodeSet) {
 	d.mu.Lock()
 	if err == nil && d.poll.no == nil && !d.leaving && !d.closing {
 		d.votes.Take(d.cfg.Self)
+		d.touchLocked()
 		d.eventLocked("quorum", nil, "this node, which had left in order, has its vote again")
 		d.saveLocked(func(_ error, b *block.Batch) { d.evaluateLocked(b) })
 	}

@@ -242,7 +242,7 @@ func (d *Device) Released(ctx context.Context) {
 
 // WaitFor blocks until the device is in a state that a script waits for:
 // "uptodate" (this disk), "connected" (every peer), "synced" (every disk up to
-// date), "primary", "secondary".
+// date, and every vote back), "primary", "secondary".
 func (d *Device) WaitFor(ctx context.Context, what string) error {
 	var cond func() bool
 	switch what {
@@ -252,7 +252,7 @@ func (d *Device) WaitFor(ctx context.Context, what string) error {
 		cond = func() bool { return d.everyPeer(func(p *peer) bool { return p.agreed }) }
 	case "synced", "":
 		cond = func() bool {
-			return (d.dstat == replication.UpToDate || d.dstat == replication.Diskless) && d.everyPeer(func(p *peer) bool {
+			return (d.dstat == replication.UpToDate || d.dstat == replication.Diskless) && d.votes.Left()&d.disks == 0 && d.everyPeer(func(p *peer) bool {
 				return p.agreed && (p.diskless || p.disk == replication.UpToDate && p.repl == replication.Established)
 			})
 		}
