@@ -245,7 +245,7 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 		dec.Action = replication.InSync
 	}
 	if p.hs.config != d.cfg.Fingerprint {
-		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration", CopySlot: -1,
+		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration",
 			Why: "the two nodes' configurations of this device differ in what must agree (size, nodes, protocol, quorum)"}
 	}
 	changed := dec.Action != p.decision.Action || dec.Rule != p.decision.Rule
@@ -436,6 +436,7 @@ func (d *Device) enterInSyncLocked(p *peer) {
 		d.ofOriginLocked(p)
 	}
 	best := inSyncState(&p.hs.mine, &p.hs.theirs)
+	d.best = d.best || p.hs.theirs.Best // of equal data the one knows what the other does
 	if d.passedLocked() && !d.best {
 		best = min(best, replication.Outdated)
 	}

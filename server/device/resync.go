@@ -60,14 +60,8 @@ const (
 func (d *Device) enterSourceLocked(p *peer, dec replication.Decision) {
 	d.setReplLocked(p, replication.PausedSyncS)
 	p.sync = syncState{full: dec.Full()}
-	bm := d.meta.Bitmap(p.id)
-	switch {
-	case dec.Full():
-		bm.SetAll()
-	case dec.CopySlot >= 0:
-		for e := range d.meta.Bitmap(dec.CopySlot).Runs(0) {
-			bm.Set(e)
-		}
+	if dec.Full() {
+		d.meta.Bitmap(p.id).SetAll()
 	}
 	d.forgetBeyondLocked(p.id)
 	if d.gens.Bitmap[p.id] == replication.NoGen {
@@ -109,6 +103,32 @@ func (d *Device) beginPullLocked(p *peer) {
 	} else {
 		d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	}
+	if !p.sync.full {
+		d.adoptLocked(p, s)
+		return
+	}
+	// What this disk lacks of the generation that it is about to bear nobody else
+	// may know: it has to be marked against all of them first, durably.
+	meta := d.meta
+	for id := range d.disks.Without(d.cfg.Self).All() {
+		meta.Bitmap(id).SetAll()
+		d.forgetBeyondLocked(id)
+	}
+	d.work.do(func() {
+		err := meta.WriteBitmaps()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if err != nil {
+			d.metaFailedLocked(meta, "metadata write", err)
+		} else if p.session == s && p.sync.pulling && p.agreed && meta == d.meta {
+			d.adoptLocked(p, s)
+		}
+	})
+}
+
+// adoptLocked has this disk, which is a mixture from now on, bear its source's
+// generations, and asks the source to begin when that is durable.
+func (d *Device) adoptLocked(p *peer, s Session) {
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)

@@ -154,9 +154,6 @@ type Decision struct {
 	Action Action
 	Rule   string // stable name of the rule that decided
 	Why    string // one sentence
-	// CopySlot is the node whose bitmap the source uses for the target in
-	// place of the target's own slot; -1: the target's own.
-	CopySlot int
 	// Even: the two sides differ only in changes that were not answered, so
 	// neither is behind.
 	Even bool
@@ -183,11 +180,7 @@ func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == Tar
 // bitmap is not empty the answer is a resync (the case in which LINBIT/drbd#145
 // loses data).
 func Decide(me, peer *Facts) Decision {
-	d := decide(me, peer)
-	if d.CopySlot == 0 && d.Rule != ruleCopy {
-		d.CopySlot = -1
-	}
-	return d
+	return decide(me, peer)
 }
 
 // strangers: generations and bitmaps of two disks that were never one device's
@@ -207,10 +200,7 @@ func strangers(me, peer *Facts) Decision {
 // RuleOrigin is the rule by which disks of different origins are kept apart.
 const RuleOrigin = "origin"
 
-const (
-	ruleCopy  = "other-slot"
-	ruleEqual = "equal-dirty"
-)
+const ruleEqual = "equal-dirty"
 
 func decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
@@ -502,29 +492,16 @@ func ancestry(me, peer *Facts) Decision {
 	switch {
 	case mOld && pOld:
 		return Decision{Action: SplitBrain, Rule: "crossed", Why: "each side remembers the other's generation as its past"}
+	// A bitmap that was kept since that generation for another node would do only
+	// as long as that node is not being resynced, and only of this peer.
 	case mOld:
-		if slot := slotOf(p, m.Current); slot >= 0 {
-			return Decision{Action: TargetBits, Rule: ruleCopy, CopySlot: slot, Why: "the peer kept a bitmap since this disk's generation, for another node"}
-		}
 		return Decision{Action: TargetFull, Rule: "peer-history", Why: "this disk's generation is in the peer's past, and no bitmap reaches back to it"}
 	case pOld:
-		if slot := slotOf(m, p.Current); slot >= 0 {
-			return Decision{Action: SourceBits, Rule: ruleCopy, CopySlot: slot, Why: "this node kept a bitmap since the peer's generation, for another node"}
-		}
 		return Decision{Action: SourceFull, Rule: "history", Why: "the peer's generation is in this disk's past, and no bitmap reaches back to it"}
 	case commonPast(m, p):
 		return Decision{Action: SplitBrain, Rule: "diverged", Why: "both sides were written since they were last in sync"}
 	}
 	return Decision{Action: Unrelated, Rule: "unrelated", Why: "the two disks have no generation in common"}
-}
-
-func slotOf(gs *Gens, g Gen) int {
-	for id, b := range gs.Bitmap {
-		if b == g {
-			return id
-		}
-	}
-	return -1
 }
 
 func commonPast(a, b *Gens) bool {

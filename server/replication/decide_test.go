@@ -91,7 +91,7 @@ func TestDecide(t *testing.T) {
 		{"the peer moved on", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[0] = 11, 10 }, TargetBits, "peer-moved-on"},
 		{"this node moved on", func(m, _ *Facts) { m.Gens.Current, m.Gens.Bitmap[1] = 11, 10 }, SourceBits, "moved-on"},
 		{"in the past, no bitmap", func(_, p *Facts) { p.Gens.Current, p.Gens.History[0] = 12, 10 }, TargetFull, "peer-history"},
-		{"a bitmap kept for another node", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[5] = 12, 10 }, TargetBits, ruleCopy},
+		{"a bitmap kept for another node", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[5] = 12, 10 }, TargetFull, "peer-history"},
 		{"both moved on, quorum off", func(m, p *Facts) {
 			m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0] = 11, 12, 9, 9
 		}, SplitBrain, "diverged"},

@@ -38,7 +38,7 @@ func (p SplitPolicy) Resolve(me, peer *Facts, d Decision) Decision {
 		return d
 	}
 	out := Decision{
-		Action: resync(me, peer, loser != me), Rule: ruleSplit, CopySlot: -1,
+		Action: resync(me, peer, loser != me), Rule: ruleSplit,
 		Why: fmt.Sprintf("%s; resolved by %s: node %d's changes are discarded", d.Why, why, loser.Node),
 	}
 	if loser.Role == Primary {

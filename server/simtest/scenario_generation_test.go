@@ -416,3 +416,41 @@ func TestScenario33AReplacedDiskHasNoSay(t *testing.T) {
 		c.mustEqual(t)
 	})
 }
+
+// TestScenario33TwoOfOneOldGeneration: of two disks of one generation, a source
+// kept marks against the one only. Once that is being resynced its marks do not
+// do for the other any more.
+func TestScenario33TwoOfOneOldGeneration(t *testing.T) {
+	o := three()
+	o.Size = 80 * mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Isolate(2)
+		for off := int64(0); off < 64*mib; off += 4 * mib {
+			c.mustWrite(t, 0, off, 'b', 4*mib)
+		}
+		c.mustFlush(t, 0)
+		c.Nodes[0].Kill()
+		n := c.Nodes[1]
+		n.Kill()
+		n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		c.mustStart(t, 1)
+		c.Rejoin(2)
+		c.until(t, 1, "it has what node 2 has", func(replication.DiskState) bool {
+			return c.Nodes[1].Dev.Status().Peers[1].Repl == replication.Established
+		})
+		c.Isolate(1)
+		c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 50 * time.Millisecond})
+		c.mustStart(t, 0)
+		c.until(t, 0, "half of node 2's resync is confirmed", func(replication.DiskState) bool {
+			p := c.Nodes[0].Dev.Status().Peers[1]
+			return p.Repl == replication.SyncSource && p.OutOfSync < 60*mib
+		})
+		c.Rejoin(1)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'b')
+	})
+}
