@@ -454,3 +454,36 @@ func TestScenario33TwoOfOneOldGeneration(t *testing.T) {
 		c.mustHold(t, 0, 'b')
 	})
 }
+
+// TestScenario33TheSourceOfANewDiskDiesAtOnce: a new disk that is about to get
+// everything bears its source's generation, of which it has nothing. The next
+// source is in that generation too, and never knew the new disk.
+func TestScenario33TheSourceOfANewDiskDiesAtOnce(t *testing.T) {
+	o := three()
+	o.Delay = 20 * time.Millisecond
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', mib)
+		c.mustFlush(t, 0)
+		n := c.Nodes[1]
+		n.Kill()
+		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		c.Cut(1, 2)
+		c.mustStart(t, 1)
+		for range 10000 {
+			if n.Dev.Status().Disk == replication.Inconsistent {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(15 * time.Millisecond) // its source is asked to begin, and has not heard
+		c.Nodes[0].Kill()
+		c.Heal(1, 2)
+		c.until(t, 1, "it is resynced", is(replication.UpToDate))
+		c.mustStart(t, 0)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 1, 'a')
+	})
+}
