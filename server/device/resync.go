@@ -103,7 +103,7 @@ func (d *Device) beginPullLocked(p *peer) {
 	} else {
 		d.setDiskLocked(replication.Inconsistent, "resync from "+p.name)
 	}
-	if !p.sync.full {
+	if !p.sync.full || mutate.Is(mutate.BearUnmarked) {
 		d.adoptLocked(p, s)
 		return
 	}

@@ -69,6 +69,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestGroupIsAPrefix"
 	case mutate.ReadTail, mutate.TrustNewcomers:
 		tests = "TestTorture" // the storm has no clients that only read, and no new disks
+	case mutate.BearUnmarked:
+		tests = "TestScenario33TheSourceOfANewDiskDiesAtOnce" // it takes the right moment
 	case mutate.VoteUnsynced:
 		tests, histories = "TestTorture", 3*histories // few of them
 	}

@@ -38,6 +38,7 @@ const (
 	ReturnUnasked   Fault = "return-unasked"           // a node that left takes its vote back without asking who stayed
 	TrustNewcomers  Fault = "trust-newcomers"          // disks that were made anew make majorities with stale ones
 	ReadTail        Fault = "read-tail"                // a primary answers reads before it has left behind who may lack what it holds
+	BearUnmarked    Fault = "bear-unmarked"            // a disk bears the generation of its source before it has marked what it lacks
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 )
 
@@ -47,6 +48,6 @@ func All() []Fault {
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
-		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers,
+		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 	}
 }
