@@ -12,13 +12,14 @@ import (
 )
 
 // A resync is driven by its target. It marks itself inconsistent, unless all
-// that differs was never answered (see wholeLocked), sends its bitmap, gets the source's in return, and then asks for what either marks,
-// piece by piece, while it takes the primary's writes as they come. A reply
-// must never land on something newer. From a source that is the primary it
-// cannot: reply and writes come over one link, in the order in which the
-// source carried them out. From any other source a write may overtake a reply;
-// then the reply is dropped and the piece asked for again. (To hold the range
-// against writes instead would let the two sides wait for each other.)
+// that differs was never answered (see wholeLocked), sends its bitmap, gets the
+// source's in return, and then asks for what either marks, piece by piece, while
+// it takes the primary's writes as they come. A reply must never land on
+// something newer. From a source that is the primary it cannot: reply and writes
+// come over one link, in the order in which the source carried them out. From any
+// other source a write may overtake a reply; then the reply is dropped and the
+// piece asked for again. (To hold the range against writes instead would let the
+// two sides wait for each other.)
 //
 // The source takes its mark off when it reads a piece and puts it back if the
 // target is lost; the target takes its own off when the piece is on stable
