@@ -1,9 +1,7 @@
 package device
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -88,32 +86,6 @@ func (d *Device) rehelloLocked(again replication.NodeSet, b *block.Batch) {
 			d.helloLocked(p, b)
 		}
 	}
-}
-
-func (d *Device) factsLocked(p *peer) replication.Facts {
-	f := replication.Facts{
-		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
-		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
-		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
-		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
-	}
-	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
-		f.Announced = d.genNew
-	}
-	if d.primary < 0 && d.change.promised != 0 {
-		f.Primary = d.change.promisedTo // it has our vote
-	}
-	if f.Primary == p.id {
-		f.Primary = replication.NoPrimary // the peer knows best
-	}
-	if d.role == replication.Primary {
-		f.Received = d.window.head
-	}
-	if d.meta != nil {
-		d.forgetBeyondLocked(p.id)
-		f.Dirty = d.meta.Bitmap(p.id).Count()
-	}
-	return f
 }
 
 // forgetBeyondLocked drops marks beyond the end of the device: of room that was
@@ -220,18 +192,6 @@ func (d *Device) passedLocked() bool { return d.orderedLocked() && d.gens.Behind
 
 // orderedLocked reports whether the generations in force are a chain.
 func (d *Device) orderedLocked() bool { return d.cfg.Quorum.Ordered(d.disks.Len()) }
-
-// sameFacts reports whether two sets of our facts lead to the same decision.
-// How many units are dirty does not matter, whether there are any does; how
-// much of a stream was received matters when its primary is gone.
-func sameFacts(a, b *replication.Facts, primary bool) bool {
-	x, y := *a, *b
-	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
-	if primary {
-		x.Received, y.Received = 0, 0
-	}
-	return x == y
-}
 
 // decideLocked agrees with the pair of hellos at hand, if there is one and it
 // lets us.
@@ -461,211 +421,6 @@ func inSyncState(a, b *replication.Facts) replication.DiskState {
 	return hi.Disk
 }
 
-// contactLostLocked: the device's agreement with a peer ended with its contact.
-func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
-	if p.hs.no == 0 && !p.agreed {
-		return
-	}
-	was := p.agreed
-	if was {
-		if d.role == replication.Primary && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
-			d.fenceLocked(p)
-		}
-		d.partLocked(p, reason, b)
-	}
-	p.hs.sent, p.hs.got, p.hs.peerNo = false, false, 0
-	p.role, p.disk = replication.UnknownRole, replication.DUnknown
-	p.refused = ""
-	d.voteLostLocked(p, b)
-	d.flush.lostLocked(d, p, b)
-	d.readsLostLocked(p, b)
-	d.evaluateLocked(b)
-	if was {
-		d.chooseSourceLocked(b)
-	}
-}
-
-// partLocked ends an agreement: what the peer may not have is marked, and
-// nothing more is awaited of it.
-func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
-	inSync := p.repl == replication.Established && p.disk == replication.UpToDate
-	p.agreed, p.inSync, p.early = false, false, nil
-	d.endVerifyLocked(p, reason)
-	d.pollPartedLocked(p)
-	p.hs.sent, p.hs.got = false, false
-	d.genHas = d.genHas.Without(p.id)
-	if d.genBusy && d.genWait.Has(p.id) {
-		// It takes part no longer; if it comes back, in another generation.
-		d.genWait = d.genWait.Without(p.id)
-		d.genAgain = true
-		d.work.do(d.settleGen)
-	}
-	d.syncPartLocked(p)
-	d.setReplLocked(p, replication.Off)
-	if d.receives.Has(p.id) {
-		d.receives = d.receives.Without(p.id)
-		d.excludeLocked(p, inSync, reason, b)
-	}
-	if d.primary == p.id {
-		d.primaryLostLocked(p, reason, b)
-	}
-	p.state = wire.DeviceState{Primary: wire.NoNode}
-}
-
-// excludeLocked: as the primary, go on without a peer. What it did not
-// confirm, and what it confirmed but may still lose, is marked; and where it
-// had been in sync, the marks get a generation of their own, which is durable
-// before any change that missed the peer is answered.
-func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
-	doubtful := d.missSinceLocked(p, p.stable)
-	if inSync || d.needsGenLocked() {
-		d.needGen = true
-		d.genAgain = d.genBusy
-	}
-	waiting := false
-	for o := range d.window.all {
-		if o.wait.Has(p.id) {
-			waiting = true
-			break
-		}
-	}
-	if waiting && d.needGen && !mutate.Is(mutate.AnswerEarly) {
-		d.hold |= holdGeneration
-	}
-	// Quorum first: whether these may be answered depends on it.
-	d.censusLocked()
-	for o := range d.window.all {
-		if !o.wait.Has(p.id) {
-			continue
-		}
-		if !mutate.Is(mutate.ForgetMissed) {
-			d.missLocked(p.bit(), o.ext)
-		}
-		doubtful = append(doubtful, o.ext)
-		o.miss = o.miss.With(p.id)
-		o.wait &^= p.bit()
-		o.need &^= p.bit()
-		d.progressLocked(o, b)
-	}
-	// Before the generation, on the same link: when that is confirmed, the other
-	// replicas know what the lost one may lack.
-	d.shareMarksLocked(p.id, doubtful, b)
-	if d.needGen && waiting {
-		d.startGenLocked()
-	}
-	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
-}
-
-// missSinceLocked marks what was changed after seq as out of sync with a peer,
-// and returns it.
-func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
-	list, complete := d.recent.after(seq)
-	for _, c := range list {
-		marked = append(marked, c.ext)
-	}
-	if d.meta == nil || mutate.Is(mutate.ForgetMissed) || mutate.Is(mutate.ForgetUnflushed) {
-		return marked
-	}
-	if !complete {
-		marked = append(marked, d.meta.AL().Hot()...)
-	}
-	bm := d.meta.Bitmap(p.id)
-	for _, e := range marked {
-		bm.Set(e)
-	}
-	return marked
-}
-
-// shareMarksLocked tells the replicas what another, or the primary's own disk,
-// may lack although it was sent it: they have taken it for one that has
-// everything.
-func (d *Device) shareMarksLocked(id int, es []block.Extent, b *block.Batch) {
-	if len(es) == 0 || d.receives == 0 || mutate.Is(mutate.KeepMarks) {
-		return
-	}
-	slices.SortFunc(es, func(x, y block.Extent) int { return cmp.Compare(x.Off, y.Off) })
-	var payload []byte
-	first, at := uint64(0), uint64(0)
-	send := func() {
-		h := wire.Header{Type: wire.Marks, Arg: [3]uint64{uint64(id), first}}
-		for to := range d.receives.All() {
-			d.peers[to].send(h, payload, nil, b)
-		}
-		payload, first = payload[:0], at
-	}
-	for _, e := range es {
-		u := e.Units()
-		off, end := max(uint64(u.Off)/block.Unit, at), min(uint64(u.End()), uint64(d.cfg.Size))/block.Unit
-		if off >= end {
-			continue
-		}
-		payload = wire.AppendRun(payload, off-at, end-off)
-		at = end
-		if len(payload) >= bitsPayload {
-			send()
-		}
-	}
-	if len(payload) > 0 {
-		send()
-	}
-}
-
-// marksReceivedLocked takes the primary's word on what another replica may lack.
-func (d *Device) marksReceivedLocked(p *peer, f *wire.Frame) {
-	id := int(f.Arg[0])
-	if d.meta == nil || id >= replication.MaxNodes || id == d.cfg.Self || !d.disks.Has(id) {
-		return
-	}
-	bm := d.meta.Bitmap(id)
-	_, err := wire.Runs(f.Payload, f.Arg[1], d.cfg.Size, func(e block.Extent) { bm.Set(e) })
-	d.decodedLocked(p, f.Type, err)
-}
-
-// primaryLostLocked: the primary is out of contact. What of its last changes
-// the other replicas may not have is marked against all of them; those in
-// contact then compare notes.
-func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
-	d.primary = -1
-	if d.unsyncedLocked() {
-		d.work.do(d.syncDisk) // before any vote or handshake
-	}
-	if d.meta != nil && d.recent.len() > 0 && !mutate.Is(mutate.SkipReconcile) {
-		list, complete := d.recent.after(d.floor)
-		others := d.disks.Without(d.cfg.Self)
-		for _, c := range list {
-			d.missLocked(others, c.ext)
-		}
-		if !complete {
-			for _, e := range d.meta.AL().Hot() {
-				d.missLocked(others, e)
-			}
-		}
-		d.saveLocked(nil)
-		meta := d.meta
-		d.work.do(func() {
-			if err := meta.WriteBitmaps(); err != nil {
-				d.log.Error("cannot write the bitmaps", "err", err)
-			}
-		})
-		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", len(list))
-		var again replication.NodeSet
-		for _, q := range d.peers {
-			if q != nil && q != p && !q.diskless {
-				again = again.With(q.id)
-			}
-		}
-		d.work.do(func() {
-			b := &block.Batch{}
-			d.mu.Lock()
-			if d.primary < 0 {
-				d.rehelloLocked(again, b)
-			}
-			d.mu.Unlock()
-			b.Finish()
-		})
-	}
-}
-
 func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 	if p.repl == s {
 		return
@@ -674,54 +429,4 @@ func (d *Device) setReplLocked(p *peer, s replication.ReplState) {
 	p.repl, p.since = s, time.Now()
 	d.eventLocked("replication", p, "replication with %s: %v -> %v", p.name, old, s)
 	d.touchLocked()
-}
-
-// wireFacts and factsOf translate facts to and from the wire.
-func wireFacts(f *replication.Facts) wire.DeviceFacts {
-	w := wire.DeviceFacts{
-		Origin: f.Origin, Votes: f.Votes,
-		Role: uint8(f.Role), Disk: uint8(f.Disk), Size: f.Size, Dirty: f.Dirty,
-		Stream: f.Stream, Received: f.Received, Current: uint64(f.Gens.Current), Base: uint64(f.Gens.Base), Seen: uint64(f.Gens.Seen), Noted: uint64(f.Gens.Noted), Primary: wire.NoNode, Announced: uint64(f.Announced), Began: f.Began,
-	}
-	if f.Primary >= 0 {
-		w.Primary = uint8(f.Primary)
-	}
-	for i, g := range f.Gens.Bitmap {
-		w.Bitmap[i] = uint64(g)
-	}
-	for i, g := range f.Gens.History {
-		w.History[i] = uint64(g)
-	}
-	for flag, on := range map[uint16]bool{
-		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
-		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagBest: f.Best, wire.DevFlagNewcomer: f.Newcomer, wire.DevFlagMember: f.Member,
-	} {
-		if on {
-			w.Flags |= flag
-		}
-	}
-	return w
-}
-
-func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
-	f := replication.Facts{
-		Origin: w.Origin, Votes: w.Votes,
-		Node: node, Role: replication.Role(w.Role), Disk: replication.DiskState(w.Disk), Size: w.Size,
-		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received, Began: w.Began,
-		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
-		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Best: w.Flags&wire.DevFlagBest != 0, Newcomer: w.Flags&wire.DevFlagNewcomer != 0, Member: w.Flags&wire.DevFlagMember != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
-	}
-	if w.Primary < replication.MaxNodes {
-		f.Primary = int(w.Primary)
-	}
-	f.Gens.Current, f.Gens.Noted = replication.Gen(w.Current), replication.Gen(w.Noted)
-	f.Gens.Base, f.Gens.Seen = replication.Gen(w.Base), replication.Gen(w.Seen)
-	for i, g := range w.Bitmap {
-		f.Gens.Bitmap[i] = replication.Gen(g)
-	}
-	for i, g := range w.History {
-		f.Gens.History[i] = replication.Gen(g)
-	}
-	return f
 }
