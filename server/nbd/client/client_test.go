@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // scripted is the server's side of a pipe: it shakes hands and then says what
-// it is told, whatever it is asked.
+// it is told to the first request, whatever that asks.
 func scripted(t testing.TB, structured bool, say []byte) net.Conn {
 	ours, theirs := net.Pipe()
 	go func() {
@@ -29,6 +29,7 @@ func scripted(t testing.TB, structured bool, say []byte) net.Conn {
 		_, _ = io.ReadFull(theirs, make([]byte, 4))
 		for answer(theirs, structured) {
 		}
+		_, _ = io.ReadFull(theirs, make([]byte, proto.RequestSize)) // it answers, and does not foretell
 		go func() { _, _ = io.Copy(io.Discard, theirs) }()
 		_, _ = theirs.Write(say)
 	}()
