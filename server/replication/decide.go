@@ -172,17 +172,6 @@ func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == S
 // Full reports whether everything is to be moved.
 func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
 
-// Decide says what me and peer do about the device they share. It is
-// symmetric: Decide(a, b).Action == Decide(b, a).Action.Mirror(), so both
-// sides come to the same end without a further word. First match wins.
-//
-// A dirty bit is never dropped: where the generations are equal and either
-// bitmap is not empty the answer is a resync (the case in which LINBIT/drbd#145
-// loses data).
-func Decide(me, peer *Facts) Decision {
-	return decide(me, peer)
-}
-
 // strangers: generations and bitmaps of two disks that were never one device's
 // mean nothing to each other, whoever has quorum.
 func strangers(me, peer *Facts) Decision {
@@ -202,7 +191,14 @@ const RuleOrigin = "origin"
 
 const ruleEqual = "equal-dirty"
 
-func decide(me, peer *Facts) Decision {
+// Decide says what me and peer do about the device they share. It is
+// symmetric: Decide(a, b).Action == Decide(b, a).Action.Mirror(), so both
+// sides come to the same end without a further word. First match wins.
+//
+// A dirty bit is never dropped: where the generations are equal and either
+// bitmap is not empty the answer is a resync (the case in which LINBIT/drbd#145
+// loses data).
+func Decide(me, peer *Facts) Decision {
 	if d, ok := precondition(me, peer); ok {
 		return d
 	}
@@ -349,7 +345,7 @@ func twoPrimaries(me, peer *Facts) Decision {
 		return Decision{Action: Refuse, Rule: "rival", Why: "the side without quorum follows another primary"}
 	}
 	loser.Role = Secondary
-	d := decide(&m, &p)
+	d := Decide(&m, &p)
 	if d.Action == SplitBrain {
 		d = yielding(me, peer)
 	}
