@@ -29,7 +29,7 @@ terminal, as lines elsewhere, not at all with -q. Interrupting it stops the wait
 not the resync.`,
 		args: []string{
 			"DEVICE", argDevice,
-			"STATE", `uptodate (this node's disk), connected (to every peer), synced (connected and nothing out of sync; the default), primary (here)`,
+			"STATE", `uptodate (this node's disk), connected (to every peer), synced (connected, nothing out of sync, and every vote back that was given up by a stop in order; the default), primary (here)`,
 		},
 		do: "wait for %s", example: "lockstepctl device wait r0 synced\nlockstepctl -T 60 -q device wait r0 uptodate && start-my-database",
 		complete: completeDeviceThenState, flagWords: map[string]completer{"for": words(waitStates[:]...)},

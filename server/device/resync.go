@@ -144,8 +144,7 @@ func (d *Device) adoptLocked(p *peer, s Session) {
 // voidLogLocked: marks that stem from this replica's own activity log are void
 // against the very primary whose writes it was applying, if that has run on
 // since: it marked all that this node may lack, and this node has nothing that
-// it has not. Where this
-// disk lacks everything no mark is.
+// it has not. Where this disk lacks everything, no mark is void.
 func (d *Device) voidLogLocked(p *peer) {
 	if p.sync.full || p.role != replication.Primary || d.logStream == 0 || p.hs.theirs.Stream != d.logStream || d.beforeLog[p.id] == nil {
 		return

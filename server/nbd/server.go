@@ -27,7 +27,8 @@ type Limits struct {
 	TotalBytes    int64         // of all connections' payloads; default 1 GiB; beyond it each may have one request
 	Slabs         int           // of 1 MiB that writes in flight may hold per connection; default 8
 	// Spin is how long a reader polls for the next request before it sleeps,
-	// where requests come one at a time; default 20 µs, negative for none.
+	// where requests come one at a time and there is more than one processor;
+	// default 20 µs, negative for none.
 	Spin time.Duration
 	// Patience is how long it polls, and helps, while the last one is under way;
 	// default 60 µs, negative for none.
