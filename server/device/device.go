@@ -212,7 +212,8 @@ type Device struct {
 	nextID uint64
 
 	quorum       replication.Verdict
-	primary      int // the node that is primary, as far as known; -1: none
+	tied         bool // and it rests on tiebreakers
+	primary      int  // the node that is primary, as far as known; -1: none
 	change       changeState
 	opens        int
 	tagged       []*op               // source reads that wait for the primary's writes

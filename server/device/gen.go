@@ -35,10 +35,10 @@ func (d *Device) startGenLocked() {
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, d.nextGenLocked()
-	d.genAway = d.disks &^ d.sendReceivesLocked()
+	d.genAway = d.disks&^d.sendReceivesLocked() | d.unheardLocked()
 	// Those in contact that do not take part note that they are outdated: else
 	// they could pass for current among themselves.
-	d.genWait, d.genHas = d.receives|d.withDataLocked(), 0
+	d.genWait, d.genHas = d.notersLocked(), 0
 	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
 	if d.disk == nil || d.dstat < replication.UpToDate && !d.pullingLocked() {
 		g.Old = 0 // what this disk holds, if there is one, is not what goes on
@@ -95,6 +95,9 @@ func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Ba
 	if d.genBusy && no == d.genNo && second == d.committing && d.genWait.Has(p.id) {
 		d.genWait = d.genWait.Without(p.id)
 		d.genHas = d.genHas.With(p.id)
+		if d.receives.Has(p.id) {
+			p.confirmed = d.genNew
+		}
 		d.genSettleLocked(b)
 	}
 }
@@ -103,7 +106,7 @@ func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Ba
 // Who is lost meanwhile takes part no longer, and wants another generation
 // after this one.
 func (d *Device) genSettleLocked(b *block.Batch) {
-	d.genWait &= d.receives | d.withDataLocked()
+	d.genWait &= d.notersLocked()
 	if !d.genBusy || d.genWait != 0 || d.genHeld {
 		return
 	}
@@ -141,7 +144,7 @@ func (d *Device) takeGenLocked() {
 		d.stats.Generations++
 		d.genStint = true
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
-		d.genWait = d.receives | d.withDataLocked()
+		d.genWait = d.notersLocked()
 		if late := d.genWait &^ d.genHas; late != 0 {
 			// Who has come since knows nothing of this one.
 			d.genWait &= d.genHas
@@ -173,6 +176,10 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 // genReceivedLocked takes over the primary's new generation; it confirms when
 // it is durable. It is tentative until the primary says that all have it.
 func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
+	if d.witnessLocked() {
+		d.witnessGenLocked(p, g)
+		return
+	}
 	if d.meta == nil || !p.agreed {
 		return
 	}
@@ -255,7 +262,7 @@ func (d *Device) leftBehindLocked(primary *peer) {
 
 // genCommitLocked: all have noted the generation, so it is in force.
 func (d *Device) genCommitLocked(p *peer, no uint64) {
-	if d.meta == nil || !p.agreed {
+	if d.meta == nil && !d.witnessLocked() || !p.agreed {
 		return
 	}
 	if d.genNotedNo != no {
@@ -279,9 +286,19 @@ func (d *Device) genCommitLocked(p *peer, no uint64) {
 	d.leftBehindLocked(p)
 }
 
-// confirmLocked answers the primary once our state is durable.
+// confirmLocked answers the primary once our state is durable, with what we were
+// told that others may lack.
 func (d *Device) confirmLocked(p *peer, h wire.Header) {
-	s := p.session
+	s, meta := p.session, d.meta
+	if meta != nil && d.disks.Len() <= 2 { // else the activity log covers it
+		d.work.do(func() {
+			if err := meta.WriteBitmaps(); err != nil {
+				d.mu.Lock()
+				d.metaFailedLocked(meta, "metadata write", err)
+				d.mu.Unlock()
+			}
+		})
+	}
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.agreed {
 			p.send(h, nil, nil, b)

@@ -149,7 +149,7 @@ func (d *Device) reachLocked() replication.NodeSet { return d.withDataLocked() }
 // pollableLocked reports whether all of a set can be asked.
 func (d *Device) pollableLocked(set replication.NodeSet) bool {
 	for id := range set.All() {
-		if !d.peers[id].speaksVotes() {
+		if !d.peers[id].speaks(wire.FeatureVotes) {
 			return false
 		}
 	}

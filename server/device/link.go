@@ -164,7 +164,11 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 // in the quorum.
 func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	theirs := &p.hs.theirs
-	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || theirs.Disk == replication.Diskless || d.quorum.Quorate && d.dstat == replication.UpToDate {
+	if d.witnessLocked() {
+		return d.witnessLearnLocked(theirs)
+	}
+	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || theirs.Disk == replication.Diskless && !p.diskless ||
+		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate {
 		return false
 	}
 	if !d.gens.Learn(&theirs.Gens) {

@@ -25,6 +25,7 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 	p.hs.sent, p.hs.got, p.hs.peerNo = false, false, 0
 	p.role, p.disk = replication.UnknownRole, replication.DUnknown
 	p.refused = ""
+	p.steady, p.confirmed = false, replication.NoGen
 	d.voteLostLocked(p, b)
 	d.flush.lostLocked(d, p, b)
 	d.readsLostLocked(p, b)

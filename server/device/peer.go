@@ -55,9 +55,11 @@ type peer struct {
 	held     bool           // it pauses the resync with us
 	closed   bool           // the peer closed the device: its next hello is a new one's
 
-	newcomer bool // by its own word, see replication.Census
-	given    bool // by its own word it has given its vote up
-	parting  bool // it is about to: nobody counts on its vote any more
+	confirmed replication.Gen // of ours, the last that it has noted as one that takes part
+	steady    bool            // diskless: in contact since there was quorum without tiebreakers
+	newcomer  bool            // by its own word, see replication.Census
+	given     bool            // by its own word it has given its vote up
+	parting   bool            // it is about to: nobody counts on its vote any more
 }
 
 // bit is the peer's id as a set.
@@ -66,10 +68,10 @@ func (p *peer) bit() replication.NodeSet { return replication.Of(p.id) }
 // voteless reports whether a peer in reach has no vote.
 func (p *peer) voteless() bool { return p.given || p.parting }
 
-// speaksVotes reports whether the nodes' versions let each other leave.
-func (p *peer) speaksVotes() bool {
+// speaks reports whether both nodes' versions have a feature.
+func (p *peer) speaks(feature uint64) bool {
 	s, ok := p.session.(interface{ Features() uint64 })
-	return ok && s.Features()&wire.FeatureVotes != 0
+	return ok && s.Features()&feature != 0
 }
 
 // send queues a frame about the device for the peer.

@@ -251,6 +251,9 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 	case !c.Force && d.dstat == replication.UpToDate && p.disk.HasData() && p.disk < replication.Consistent && !d.remoteFor(p):
 		return false, true, self + " has newer data"
 	}
+	if !c.Force && d.witnessedAgainstLocked(p) {
+		return false, true, self + " has seen the primary go on without " + p.name
+	}
 	if d.unsyncedLocked() {
 		d.work.do(d.syncDisk)
 		return false, true, self + " is making its disk durable"

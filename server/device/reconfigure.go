@@ -144,7 +144,7 @@ func (d *Device) sendHelloLocked(p *peer, b *block.Batch) {
 	f := wireFacts(&p.hs.mine)
 	f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
 	f.Protocol = uint8(d.cfg.Protocol)
-	f.Members, f.Config, f.Whole = uint32(d.disks), d.cfg.Fingerprint, p.speaksVotes()
+	f.Members, f.Config, f.Whole = uint32(d.disks), d.cfg.Fingerprint, p.speaks(wire.FeatureVotes)
 	p.session.Send(&wire.Header{Type: wire.DevHello}, f.Append(nil), nil, b)
 }
 

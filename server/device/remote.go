@@ -49,7 +49,8 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	d.recent.add(seq, o.ext)
 	// Marked when it arrives, not when it is applied: the order against
 	// changes of the set of receivers is that of the link.
-	d.missLocked(d.missesLocked(p), o.ext)
+	o.miss = d.missesLocked(p)
+	d.missLocked(o.miss, o.ext)
 	if f.Flags&wire.FlagRecvAck != 0 {
 		p.send(wire.Header{Type: wire.RecvAck, Arg: [3]uint64{seq, 1}}, nil, nil, b)
 	}
@@ -71,6 +72,10 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 func (d *Device) followsLocked(p *peer) bool {
 	return d.disk != nil && d.dstat.HasData() && d.role != replication.Primary && (p.agreed || p.hs.sent)
 }
+
+// logsLocked reports whether a primary has a disk that takes part, and so an
+// activity log.
+func (p *peer) logsLocked() bool { return replication.NodeSet(p.state.Receives).Has(p.id) }
 
 // missesLocked is who, with a disk, does not receive what p sends as primary:
 // p itself among them, where its own disk takes no part.

@@ -143,7 +143,7 @@ func (d *Device) factsRequestedLocked(p *peer, id uint64, b *block.Batch) {
 	facts := d.factsLocked(p)
 	f := wireFacts(&facts)
 	f.Name, f.No, f.Handle = d.opts.Name, p.hs.no, d.opts.Handle
-	f.Protocol, f.Members, f.Config, f.Whole = uint8(d.cfg.Protocol), uint32(d.disks), d.cfg.Fingerprint, p.speaksVotes()
+	f.Protocol, f.Members, f.Config, f.Whole = uint8(d.cfg.Protocol), uint32(d.disks), d.cfg.Fingerprint, p.speaks(wire.FeatureVotes)
 	p.send(wire.Header{Type: wire.FactsReply, Arg: [3]uint64{id}}, f.Append(nil), nil, b)
 }
 

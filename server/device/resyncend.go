@@ -37,7 +37,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		}
 		facts := d.factsLocked(p)
 		f := wireFacts(&facts)
-		f.Name, f.No, f.Handle, f.Whole = d.opts.Name, p.hs.no, d.opts.Handle, p.speaksVotes()
+		f.Name, f.No, f.Handle, f.Whole = d.opts.Name, p.hs.no, d.opts.Handle, p.speaks(wire.FeatureVotes)
 		p.sync, p.found = syncState{}, nil
 		p.inSync = true
 		d.crashed = false

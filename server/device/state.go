@@ -72,7 +72,9 @@ func (d *Device) refreshLocked(b *block.Batch) {
 
 // censusLocked counts who is in reach and applies the quorum policy.
 func (d *Device) censusLocked() {
-	v := d.cfg.Quorum.Quorum(d.tallyLocked(^replication.NodeSet(0)))
+	c := d.tallyLocked(^replication.NodeSet(0))
+	v := d.cfg.Quorum.Quorum(c)
+	d.tied = v.Quorate && d.tiedLocked(c)
 	if v.Quorate != d.quorum.Quorate {
 		d.since["quorum"] = time.Now()
 		word := "lost"
@@ -111,6 +113,9 @@ func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
 	if c.UpToDate+c.Present > 0 && d.newcomer {
 		c.Newcomers++
 	}
+	if !d.peersHaveDisk(d.cfg.Self) {
+		c.TiebreakersPresent++ // which it keeps as a witness, see witness.go
+	}
 	for _, p := range d.peers {
 		if p != nil {
 			d.countPeerLocked(p, seen.Has(p.id), &c)
@@ -125,7 +130,8 @@ func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
 func (d *Device) peersHaveDisk(id int) bool { return d.disks.Has(id) }
 
 func (d *Device) countDataLocked(p *peer, c *replication.Census) {
-	if p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established {
+	current := p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established
+	if current && !d.witnessedAgainstLocked(p) {
 		c.UpToDate++
 	} else {
 		c.Present++
@@ -134,7 +140,7 @@ func (d *Device) countDataLocked(p *peer, c *replication.Census) {
 
 func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 	switch {
-	case p.diskless && p.agreed && seen:
+	case p.diskless && p.steady && p.agreed && seen:
 		c.TiebreakersPresent++
 	case p.diskless:
 		c.TiebreakersMissing++

@@ -213,13 +213,14 @@ func (d *Device) logLocked(o *op) bool {
 }
 
 // keepsLogLocked: a primary always keeps an activity log. A replica needs one
-// only where a third disk may have to be reconciled with it when both it and
-// the primary are gone.
+// where a third disk may have to be reconciled with it when both it and the
+// primary are gone, and where it alone knows what another disk misses: the
+// primary has none.
 func (d *Device) keepsLogLocked(o *op) bool {
 	if mutate.Is(mutate.SkipLog) || mutate.Is(mutate.SkipReplicaLog) && o.kind == peerChange {
 		return false
 	}
-	return o.kind == appChange || o.kind == mend || d.disks.Len() > 2
+	return o.kind == appChange || o.kind == mend || d.disks.Len() > 2 || o.miss != 0 || !o.from.logsLocked()
 }
 
 // issueLocked sends a change to the local disk and to those peers that take

@@ -23,6 +23,9 @@ const (
 	// it comes from and who has a vote (DeviceFacts.Whole), and that let each
 	// other leave.
 	FeatureVotes = 1 << 0
+	// FeatureWitness is the feature bit of nodes that, without a disk, take note
+	// of generations.
+	FeatureWitness = 1 << 1
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255

@@ -1,0 +1,109 @@
+package simtest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+// Two disks that do not see each other, and tiebreakers that see both: the one
+// that goes on is known to those, and the other does not take its place.
+func TestScenario29ATiebreakerBridges(t *testing.T) {
+	for _, tiebreakers := range []int{1, 2, 3} {
+		for what, then := range map[string]func(t *testing.T, c *Cluster){
+			"the primary dies":  func(*testing.T, *Cluster) {},
+			"it dies at once":   nil,
+			"all forget":        restartTiebreakers,
+			"another is lost":   func(_ *testing.T, c *Cluster) { c.Isolate(len(c.Nodes) - 1) },
+			"another forgets":   func(t *testing.T, c *Cluster) { n := len(c.Nodes) - 1; c.Nodes[n].Kill(); c.mustStart(t, n) },
+			"the other returns": func(t *testing.T, c *Cluster) { c.Nodes[1].Kill(); c.mustStart(t, 1) },
+		} {
+			t.Run(fmt.Sprint(tiebreakers, " tiebreakers, ", what), func(t *testing.T) {
+				o := three()
+				o.Nodes = 2 + tiebreakers
+				for i := range tiebreakers {
+					o.Diskless = o.Diskless.With(2 + i)
+				}
+				bubble(t, o, func(t *testing.T, c *Cluster) {
+					c.mustAllSync(t)
+					c.mustPromote(t, 0)
+					c.mustWrite(t, 0, 0, 'a', 4096)
+					c.Cut(0, 1)
+					c.mustWrite(t, 0, 0, 'b', 4096)
+					if then != nil {
+						time.Sleep(5 * time.Second)
+						then(t, c)
+						time.Sleep(5 * time.Second)
+					}
+					c.Nodes[0].Kill()
+					for n := 1; n < o.Nodes; n++ { // the disk left behind, or who has none
+						if err := c.Nodes[n].Dev.Promote(timeout(t, 3*time.Second), false); err == nil {
+							t.Fatalf("n%d was promoted without what was written last\n%s", n, c.Describe())
+						}
+					}
+					c.mustStart(t, 0)
+					for n := range c.Nodes {
+						c.Rejoin(n)
+					}
+					c.mustAllSync(t)
+					c.mustEqual(t)
+					c.mustHoldDisks(t, 0, 'b')
+					c.mustPromote(t, 1)
+				})
+			})
+		}
+	}
+}
+
+func restartTiebreakers(t *testing.T, c *Cluster) {
+	for n := 2; n < len(c.Nodes); n++ {
+		c.Nodes[n].Kill()
+		c.mustStart(t, n)
+	}
+}
+
+// TestScenario29ATiebreakerSaysWhoIsBehind: who is left behind knows it, and
+// says so, while the other goes on.
+func TestScenario29ATiebreakerSaysWhoIsBehind(t *testing.T) {
+	bubble(t, tie(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.Cut(0, 1)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.until(t, 1, "it knows", is(replication.Outdated))
+		if c.quorate(1) || !c.quorate(0) {
+			t.Fatalf("the wrong side has quorum\n%s", c.Describe())
+		}
+		c.mustWrite(t, 0, 4096, 'c', 4096)
+		c.Heal(0, 1)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+	})
+}
+
+// TestScenario38ADisklessPrimaryKeepsQuorum with half of the disks: it is a
+// tiebreaker itself. Whoever comes back without what it wrote is not promoted.
+func TestScenario38ADisklessPrimaryKeepsQuorum(t *testing.T) {
+	o := three()
+	o.Diskless = replication.Of(0)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Nodes[1].Kill()
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[2].Kill()
+		c.mustStart(t, 1)
+		time.Sleep(5 * time.Second)
+		if c.quorate(0) || c.quorate(1) {
+			t.Fatalf("quorum with old data\n%s", c.Describe())
+		}
+		c.mustStart(t, 2)
+		c.mustAllSync(t)
+		c.mustWrite(t, 0, 4096, 'c', 4096)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'b')
+	})
+}
