@@ -164,6 +164,10 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 // in the quorum.
 func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	theirs := &p.hs.theirs
+	if d.meta == nil && d.overtakenLocked(theirs) {
+		d.yieldLocked(p, b)
+		return true
+	}
 	if d.witnessLocked() {
 		return d.witnessLearnLocked(theirs)
 	}
@@ -180,6 +184,14 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	d.behindLocked(p.name + " knows of a newer generation in force")
 	d.saveLocked(nil)
 	return true
+}
+
+// overtakenLocked reports whether a generation has come into force that this
+// primary without a disk, which lost quorum, knows nothing of: another was
+// primary meanwhile.
+func (d *Device) overtakenLocked(theirs *replication.Facts) bool {
+	g := theirs.Gens.Seen
+	return d.role == replication.Primary && !d.quorum.Quorate && theirs.Ordered && theirs.Disk.HasData() && g.After(d.gens.Seen) && g != d.genNew
 }
 
 // behindLocked: what the disk holds is no longer current if a generation is in

@@ -149,8 +149,12 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.recent.reset()
 	d.newEpochLocked()
 	for _, p := range d.peers {
-		if p != nil {
-			p.stable = start
+		if p == nil {
+			continue
+		}
+		p.stable = start
+		if d.disk == nil && p.agreed {
+			d.gens = d.gens.Heard(p.hs.theirs.Gens.Seen, replication.Gen(p.state.Current))
 		}
 	}
 	d.saveLocked(nil)
@@ -174,8 +178,8 @@ func (d *Device) needsGenLocked() bool {
 	if d.gens.Current == replication.DayOne || d.gens.Current == replication.NoGen {
 		return true
 	}
-	if d.gens.Tentative() || d.passedLocked() {
-		return d.disk != nil // nothing may be answered in what is not in force
+	if d.disk != nil && (d.gens.Tentative() || d.passedLocked()) {
+		return true // nothing may be answered in what is not in force
 	}
 	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
 		if !d.genStint {
@@ -183,6 +187,11 @@ func (d *Device) needsGenLocked() bool {
 		}
 		if slot := d.gens.Bitmap[id]; slot == replication.NoGen || slot == d.gens.Current {
 			return true
+		}
+	}
+	for _, p := range d.peers {
+		if p != nil && p.diskless && !p.agreed && !d.genStint {
+			return true // it may take itself for primary still, and learns by this that it is not
 		}
 	}
 	return false

@@ -308,7 +308,7 @@ func sharedSlot(me, peer *Facts) bool {
 
 func precondition(me, peer *Facts) (Decision, bool) {
 	if !me.Disk.HasData() || !peer.Disk.HasData() {
-		return Decision{Action: NoDisk, Rule: "no-disk", Why: "at least one side has no disk, so there is nothing to compare"}, true
+		return noDisk(me, peer), true
 	}
 	if me.Size != peer.Size {
 		return Decision{Action: Refuse, Rule: "size", Why: fmt.Sprintf("the device is %d bytes here and %d there", me.Size, peer.Size)}, true
@@ -326,13 +326,9 @@ func yielding(me, peer *Facts) Decision {
 // whatever their generations say.
 func twoPrimaries(me, peer *Facts) Decision {
 	split := Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary"}
-	wins := me.Quorate
-	if me.Quorate == peer.Quorate {
-		if !me.Ordered {
-			return discard(me, peer, split)
-		}
-		// Neither can answer anything without the other.
-		wins = wouldLead(me, peer)
+	wins, judged := judge(me, peer)
+	if !judged {
+		return discard(me, peer, split)
 	}
 	m, p := *me, *peer
 	m.Primary, p.Primary = NoPrimary, NoPrimary
@@ -340,9 +336,8 @@ func twoPrimaries(me, peer *Facts) Decision {
 	if !wins {
 		loser = &m
 	}
-	if loser.Role != Primary && (me.Role == Primary || peer.Role == Primary) {
-		// The one that has quorum is primary; the other follows one that has not.
-		return Decision{Action: Refuse, Rule: "rival", Why: "the side without quorum follows another primary"}
+	if loser.Role != Primary {
+		return followsAnother
 	}
 	loser.Role = Secondary
 	d := Decide(&m, &p)
@@ -357,6 +352,42 @@ func twoPrimaries(me, peer *Facts) Decision {
 	}
 	d.Yields = Of(loser.Node)
 	d.Why = "the primary without quorum yields; " + d.Why
+	return d
+}
+
+// judge says which of two primaries, or of a primary and one that follows
+// another, goes on. Without quorum nobody can tell.
+func judge(me, peer *Facts) (wins, judged bool) {
+	if me.Quorate != peer.Quorate {
+		return me.Quorate, true
+	}
+	// Neither can answer anything without the other.
+	return wouldLead(me, peer), me.Ordered
+}
+
+// followsAnother: the one that has quorum is primary; the other follows one that
+// has not.
+var followsAnother = Decision{Action: Refuse, Rule: "rival", Why: "the side without quorum follows another primary"}
+
+// noDisk: there is no data to compare, but of two primaries one yields all the
+// same: it may write to the other's disk.
+func noDisk(me, peer *Facts) Decision {
+	d := Decision{Action: NoDisk, Rule: "no-disk", Why: "at least one side has no disk, so there is nothing to compare"}
+	if !(me.Role == Primary && rival(me, peer) || peer.Role == Primary && rival(peer, me)) {
+		return d
+	}
+	wins, judged := judge(me, peer)
+	if !judged {
+		return Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary, or follow different ones, and one has no disk: demote one of them"}
+	}
+	loser := peer
+	if !wins {
+		loser = me
+	}
+	if loser.Role != Primary {
+		return followsAnother
+	}
+	d.Yields, d.Why = Of(loser.Node), "the primary without quorum yields; "+d.Why
 	return d
 }
 

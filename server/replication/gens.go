@@ -126,6 +126,14 @@ func (gs *Gens) Learn(peer *Gens) bool {
 	return *gs != old
 }
 
+// Heard notes generations that are in force, or may be, at nodes with a disk.
+func (gs Gens) Heard(seen ...Gen) Gens {
+	for _, g := range seen {
+		gs.Seen = newest(gs.Seen, g)
+	}
+	return gs
+}
+
 // InForce notes that g is in force.
 func (gs Gens) InForce(g Gen) Gens {
 	gs.Seen = newest(gs.Seen, g)
