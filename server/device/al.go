@@ -56,21 +56,47 @@ func (q *alQueue) run(ctx context.Context, d *Device) {
 	}
 }
 
+// activityLocked is the activity log that changes are noted in: that of the
+// metadata or, on a primary without a disk, an account of it in memory.
+func (d *Device) activityLocked() *store.ActivityLog {
+	if d.meta != nil {
+		return d.meta.AL()
+	}
+	if d.role != replication.Primary {
+		return nil
+	}
+	if d.account == nil {
+		d.openAccountLocked(nil)
+	}
+	return d.account
+}
+
+// openAccountLocked begins an account with what is hot in the log that was kept
+// so far: that is so at the replicas, too.
+func (d *Device) openAccountLocked(hot []block.Extent) {
+	d.account = store.NewAccount(store.MetaOptions{Extents: d.opts.LogExtents, ExtentBytes: d.opts.LogExtentBytes, Pressure: d.Pressure})
+	for _, e := range hot {
+		if err := d.account.Activate(d.ctx, []block.Extent{e}); err == nil {
+			d.account.End(e, d.epochLocked(d.window.head))
+		}
+	}
+}
+
 // alBatch is how many changes share a transaction at most.
 const alBatch = 64
 
 // activate makes the extents of ops hot and lets the ops go on.
 func (d *Device) activate(ctx context.Context, ops []*op) {
 	d.mu.Lock()
-	meta := d.meta
+	meta, log := d.meta, d.activityLocked()
 	d.mu.Unlock()
 	var err error
-	if meta != nil {
+	if log != nil {
 		es := make([]block.Extent, len(ops))
 		for i, o := range ops {
 			es[i] = o.ext
 		}
-		err = meta.AL().Activate(ctx, es)
+		err = log.Activate(ctx, es)
 	}
 	if errors.Is(err, store.ErrTooManyExtents) && len(ops) > 1 {
 		d.activate(ctx, ops[:len(ops)/2])
@@ -82,12 +108,12 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
-	if err != nil {
+	if err != nil && meta != nil {
 		d.metaFailedLocked(meta, "activity log", err)
 	}
 	for _, o := range ops {
-		if meta != nil && err == nil {
-			o.log = meta.AL()
+		if err == nil {
+			o.log = log
 		}
 		d.issueLocked(o, b)
 	}
@@ -116,7 +142,9 @@ func (d *Device) Pressure(epoch uint64) {
 // relieveLocked has the primary flush again and again while the activity log
 // waits: one flush makes durable only what was everywhere when it began.
 func (d *Device) relieveLocked(b *block.Batch) {
-	if d.pressed != 0 {
-		d.backgroundFlushLocked(b)
+	if d.pressed == 0 {
+		return
 	}
+	d.stableLocked() // those that stood in the way may be gone, and with them what a flush would do
+	d.backgroundFlushLocked(b)
 }

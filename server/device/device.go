@@ -115,7 +115,11 @@ type Options struct {
 	Config
 	Disk store.Disk  // nil: diskless
 	Meta *store.Meta // nil exactly when Disk is
-	Log  *slog.Logger
+	// LogExtents and LogExtentBytes size the activity log of the nodes with a
+	// disk; 0 for the defaults.
+	LogExtents     int
+	LogExtentBytes int64
+	Log            *slog.Logger
 	// Event is called with the device's mutex held: it must not block or call
 	// back.
 	Event func(Event)
@@ -206,6 +210,9 @@ type Device struct {
 	genWait    replication.NodeSet // nodes that have not confirmed it
 	genHas     replication.NodeSet // nodes that have noted it in the contact of now
 	receives   replication.NodeSet // nodes that are sent changes
+	rolls      uint32              // how often that, or the primary's own disk, has changed
+	roll       roll                // as a replica: the last that the primary told
+	account    *store.ActivityLog  // of a primary without a disk; see activityLocked
 
 	flush  flushState
 	remote map[uint64]*remoteRead

@@ -101,6 +101,8 @@ func (d *Device) dropDiskLocked(failed bool) leaving {
 	left.att.partLocked()
 	b := &block.Batch{}
 	if d.role == replication.Primary {
+		d.rolls++
+		d.openAccountLocked(left.meta.AL().Hot())
 		if failed {
 			d.shareMarksLocked(d.cfg.Self, d.doubtfulLocked(), b)
 		}

@@ -282,9 +282,9 @@ func (d *Device) stableLocked() {
 	}
 	stable := d.stableSeqLocked()
 	d.recent.trim(stable)
-	if d.meta != nil {
+	if l := d.activityLocked(); l != nil {
 		epoch := d.epochLocked(stable)
-		d.meta.AL().SetStable(epoch)
+		l.SetStable(epoch)
 		if epoch >= d.pressed {
 			d.pressed = 0
 		}
@@ -308,6 +308,7 @@ func (d *Device) stableSeqLocked() uint64 {
 // changes before it were applied.
 func (fl *flushState) requestedLocked(d *Device, p *peer, no, floor uint64, b *block.Batch) {
 	d.floorLocked(p, floor)
+	d.tagsReachedLocked(b)
 	fl.asked = append(fl.asked, askedFlush{p: p, s: p.session, no: no, after: d.received, floor: floor})
 	fl.appliedLocked(d, b)
 }

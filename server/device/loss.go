@@ -59,7 +59,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	if d.primary == p.id {
 		d.primaryLostLocked(p, reason, b)
 	}
-	p.state = wire.DeviceState{Primary: wire.NoNode}
+	p.state, p.roll = wire.DeviceState{Primary: wire.NoNode}, roll{}
 }
 
 // excludeLocked: as the primary, go on without a peer. What it did not
@@ -67,6 +67,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // had been in sync, the marks get a generation of their own, which is durable
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
+	d.rolls++
 	doubtful := d.missSinceLocked(p, p.stable)
 	if inSync || d.needsGenLocked() {
 		d.needGen = true
@@ -113,11 +114,14 @@ func (d *Device) missSinceLocked(p *peer, seq uint64) (marked []block.Extent) {
 	for _, c := range list {
 		marked = append(marked, c.ext)
 	}
-	if d.meta == nil || mutate.Is(mutate.ForgetMissed) || mutate.Is(mutate.ForgetUnflushed) {
+	if mutate.Is(mutate.ForgetMissed) || mutate.Is(mutate.ForgetUnflushed) {
 		return marked
 	}
-	if !complete {
-		marked = append(marked, d.meta.AL().Hot()...)
+	if l := d.activityLocked(); !complete && l != nil {
+		marked = append(marked, l.Hot()...)
+	}
+	if d.meta == nil {
+		return marked // the replicas note it
 	}
 	bm := d.meta.Bitmap(p.id)
 	for _, e := range marked {

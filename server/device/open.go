@@ -23,6 +23,7 @@ type Backing struct {
 // device of such disks is in sync from the start.
 func Open(o Options, bk Backing) (*Device, error) {
 	if bk.Disk == "" {
+		o.LogExtents, o.LogExtentBytes = bk.Extents, bk.ExtentBytes
 		return New(o)
 	}
 	return Assemble(o, bk,
@@ -60,6 +61,7 @@ func Assemble(o Options, bk Backing, openDisk func() (store.Disk, bool, error), 
 		return nil, err
 	}
 	o.Disk, o.Meta = got.disk, got.meta
+	o.LogExtents, o.LogExtentBytes = bk.Extents, bk.ExtentBytes
 	if d, err = New(o); err != nil {
 		return nil, errors.Join(err, got.meta.Abandon(), got.disk.Close())
 	}

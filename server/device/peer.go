@@ -38,6 +38,8 @@ type peer struct {
 	acks      ackRun
 	sync      syncState
 	lastSt    wire.DeviceState // what we last announced to it
+	lastRoll  roll             // and with which roll
+	roll      roll             // with which it said last who is in sync with it
 	told      bool
 	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
@@ -150,6 +152,7 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.marksReceivedLocked(p, f)
 	case wire.PeerFloor:
 		d.floorLocked(p, f.Arg[0])
+		d.tagsReachedLocked(b)
 	case wire.ReadReq:
 		d.readRequestedLocked(p, f, b)
 	case wire.ReadReply:

@@ -159,16 +159,22 @@ func (d *Device) decideAllLocked(b *block.Batch) {
 func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 	p.state.Receives = uint32(h.Arg[0])
 	p.state.InSync = uint32(h.Arg[1])
+	p.roll = rollOf(h)
 	if h.Arg[2] != 0 && h.Arg[2] != d.stream {
 		d.followLocked(p, h.Arg[2])
 	}
+	if d.primary == p.id {
+		d.roll = p.roll
+	}
+	d.endOverLocked()
 	d.settleLocked(p, b)
+	d.announceLocked(b)
 }
 
 // followLocked begins to follow a new stint of a primary.
 func (d *Device) followLocked(p *peer, stream uint64) {
 	d.primary = p.id
-	d.stream, d.received, d.floor = stream, 0, 0
+	d.stream, d.received, d.floor, d.roll = stream, 0, 0, roll{}
 	d.recent.reset()
 	d.newEpochLocked()
 }
@@ -180,6 +186,9 @@ func (d *Device) followLocked(p *peer, stream uint64) {
 func (d *Device) newEpochLocked() {
 	d.shift = d.epoch
 	meta, old := d.meta, d.epoch
+	if d.account != nil {
+		d.account.SetStable(old)
+	}
 	if meta == nil {
 		return
 	}

@@ -38,6 +38,7 @@ type syncState struct {
 	spoilt  []block.Extent // failed since that began
 
 	sent map[uint64]block.Extent // source: asked for, not confirmed
+	over bool                    // source: the target has all, and what the primary sends it is awaited
 	era  uint64                  // source: tells requests of one resync from those of another
 
 	total, done int64
@@ -350,12 +351,16 @@ func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o.ext = block.Extent{Off: off, Len: length}
 	o.session, o.era = p.session, p.sync.era
 	o.tag = binary.LittleEndian.Uint64(f.Payload)
-	if o.tag > d.received && d.primary >= 0 && d.primary != d.cfg.Self {
+	if o.tag > d.reachedLocked() && d.primary >= 0 && d.primary != d.cfg.Self {
 		d.tagged = append(d.tagged, o)
 		return
 	}
 	d.beginLocked(o, b)
 }
+
+// reachedLocked is how far the primary's stream has come here. Who joined it late
+// has what is before by another way, and learns by the floor how far that goes.
+func (d *Device) reachedLocked() uint64 { return max(d.received, d.floor) }
 
 // tagsReachedLocked starts source reads that waited for the primary's writes.
 func (d *Device) tagsReachedLocked(b *block.Batch) {
@@ -365,7 +370,7 @@ func (d *Device) tagsReachedLocked(b *block.Batch) {
 	wait := d.tagged
 	d.tagged = nil
 	for _, o := range wait {
-		if o.tag > d.received && d.primary >= 0 {
+		if o.tag > d.reachedLocked() && d.primary >= 0 {
 			d.tagged = append(d.tagged, o)
 			continue
 		}

@@ -30,6 +30,11 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		d.work.do(func() { d.sendBits(p, s, fromSource) })
 		return
 	}
+	if d.mayMissLocked(p) {
+		p.sync.over = true
+		return
+	}
+	p.sync.over = false
 	d.gens = d.gens.FinishSync(p.id)
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err != nil || p.session != s || p.repl != replication.SyncSource {
@@ -46,6 +51,27 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		d.eventLocked("resync", p, "resync of %s is complete", p.name)
 		d.evaluateLocked(b)
 	})
+}
+
+// mayMissLocked reports whether a target that is in contact with the primary,
+// which is another node, may miss changes of it: as far as has come here, the
+// primary does not send it any. What it sends here meanwhile is marked, and
+// comes before its word that it does.
+func (d *Device) mayMissLocked(p *peer) bool {
+	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil {
+		return false
+	}
+	return replication.NodeSet(p.state.Sees).Has(d.primary) && !replication.NodeSet(d.peers[d.primary].state.Receives).Has(p.id)
+}
+
+// endOverLocked ends the resyncs that waited for the primary.
+func (d *Device) endOverLocked() {
+	for _, p := range d.peers {
+		if p != nil && p.sync.over && p.repl == replication.SyncSource && !d.mayMissLocked(p) {
+			p.sync.over = false
+			d.sourceDoneLocked(p)
+		}
+	}
 }
 
 func (d *Device) targetDoneLocked(p *peer) {
@@ -85,10 +111,16 @@ func (d *Device) targetDoneLocked(p *peer) {
 // no disk from which that does not differ. Without this two sources would have
 // it resynced from each in turn.
 func (d *Device) inheritMarksLocked(p *peer) {
+	in := replication.NodeSet(p.state.InSync)
 	if d.primary >= 0 && d.primary != p.id {
-		return // a third node orders the writes
+		// A third node orders the writes: what it no longer sends to all may be
+		// marked here already, and not in the source's word.
+		if d.primary == d.cfg.Self || !d.knowsRollLocked(p) {
+			return
+		}
+		in &= replication.NodeSet(d.peers[d.primary].state.Receives)
 	}
-	for id := range replication.NodeSet(p.state.InSync).All() {
+	for id := range in.All() {
 		if id != d.cfg.Self && id != p.id && d.disks.Has(id) {
 			d.meta.Bitmap(id).ClearAll()
 		}
@@ -146,8 +178,9 @@ func (d *Device) syncPartLocked(p *peer) {
 // another handshake: whatever happened in the meantime, it decides anew. The
 // pauses between such attempts grow; many a pair waits for good reason.
 func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
-	behind := p.role == replication.Primary && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
-	calm := p.inSync && !behind || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	ahead := p.role == replication.Primary || d.dstat == replication.Outdated && p.disk == replication.UpToDate
+	behind := ahead && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
+	calm := p.inSync && !behind && !d.markedLocked(p.id) || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
 	p.sync.seen = p.sync.done
 	if calm {
 		p.restless, p.patience = time.Time{}, 0

@@ -35,6 +35,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	}
 	d.releaseHeldLocked(b)
 	d.flush.settleLocked(d, b)
+	d.endOverLocked()
 	d.kickLocked(b)
 	d.refreshLocked(b)
 	d.regainLocked()
@@ -263,6 +264,7 @@ func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	}
 	old := d.dstat
 	d.dstat = s
+	d.rolls++
 	d.best = d.best && s > replication.Outdated
 	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
@@ -282,6 +284,8 @@ func (d *Device) receiversChangedLocked(b *block.Batch) {
 			continue
 		}
 		d.receives = d.receives.With(p.id)
+		d.rolls++
+		d.floorSent = 0 // it has not heard it
 		p.stable = d.window.head
 		p.told = false
 		d.announceLocked(b) // who receives, before what is received
@@ -368,6 +372,9 @@ func (d *Device) remoteDataLocked() bool {
 // do not know whether they are current can be so, too: a third that is resynced
 // from one of them need not be from the others.
 func (d *Device) inSyncLocked() replication.NodeSet {
+	if d.disk == nil && d.role == replication.Primary {
+		return d.agreeingLocked()
+	}
 	var s replication.NodeSet
 	least := replication.UpToDate
 	if d.dstat == replication.Consistent {
@@ -377,11 +384,16 @@ func (d *Device) inSyncLocked() replication.NodeSet {
 		s = s.With(d.cfg.Self)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk >= least {
+		if p != nil && p.agreed && p.inSync && !p.diskless && p.repl == replication.Established && p.disk >= least && !d.markedLocked(p.id) {
 			s = s.With(p.id)
 		}
 	}
 	return s
+}
+
+// markedLocked reports whether anything is marked as out of sync with a node.
+func (d *Device) markedLocked(id int) bool {
+	return d.meta != nil && d.meta.Bitmap(id).Count() > 0
 }
 
 // announceLocked tells every peer of our state, where it has not heard it.
@@ -413,15 +425,18 @@ func (d *Device) announceLocked(b *block.Batch) {
 			st.Sees |= uint32(p.bit())
 		}
 	}
+	r := d.rollLocked()
 	for _, p := range d.peers {
-		if p == nil || !p.agreed || p.told && p.lastSt == st {
+		if p == nil || !p.agreed || p.told && p.lastSt == st && p.lastRoll == r {
 			continue
 		}
 		// On the data link first: it orders the set against the changes.
-		if !p.told || p.lastSt.Receives != st.Receives || p.lastSt.InSync != st.InSync || p.lastSt.Stream != st.Stream {
-			p.send(wire.Header{Type: wire.Receivers, Arg: [3]uint64{uint64(st.Receives), uint64(st.InSync), st.Stream}}, nil, nil, b)
+		if !p.told || p.lastSt.Receives != st.Receives || p.lastSt.InSync != st.InSync || p.lastSt.Stream != st.Stream || p.lastRoll != r {
+			h := wire.Header{Type: wire.Receivers, Arg: [3]uint64{uint64(st.Receives), uint64(st.InSync), st.Stream}}
+			r.put(&h)
+			p.send(h, nil, nil, b)
 		}
-		p.lastSt, p.told = st, true
+		p.lastSt, p.lastRoll, p.told = st, r, true
 		p.send(wire.Header{Type: wire.DevState}, st.Append(nil), nil, b)
 	}
 }

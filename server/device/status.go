@@ -253,7 +253,7 @@ func (d *Device) WaitFor(ctx context.Context, what string) error {
 	case "synced", "":
 		cond = func() bool {
 			return (d.dstat == replication.UpToDate || d.dstat == replication.Diskless) && d.votes.Left()&d.disks == 0 && d.everyPeer(func(p *peer) bool {
-				return p.agreed && (p.diskless || p.disk == replication.UpToDate && p.repl == replication.Established)
+				return p.agreed && (p.diskless || p.disk == replication.UpToDate && p.repl == replication.Established && !d.markedLocked(p.id))
 			})
 		}
 	case "primary":

@@ -134,8 +134,8 @@ func (d *Device) pieceLocked(r *block.Request) int64 {
 	if r.Op == block.Write {
 		piece = wire.MaxPayload
 	}
-	if r.Len > fitsAnyLog && d.meta != nil {
-		piece = min(piece, d.meta.AL().MaxSpan())
+	if l := d.activityLocked(); r.Len > fitsAnyLog && l != nil {
+		piece = min(piece, l.MaxSpan())
 	}
 	return piece
 }
@@ -202,13 +202,14 @@ func (d *Device) startLocked(o *op, b *block.Batch) {
 // logLocked takes o's references in the activity log where one is kept. It
 // reports false where that needs I/O.
 func (d *Device) logLocked(o *op) bool {
-	if o.log != nil || d.meta == nil || !d.keepsLogLocked(o) {
+	l := d.activityLocked()
+	if o.log != nil || l == nil || !d.keepsLogLocked(o) {
 		return true
 	}
-	if !d.meta.AL().TryBegin(o.ext) {
+	if !l.TryBegin(o.ext) {
 		return false
 	}
-	o.log = d.meta.AL()
+	o.log = l
 	return true
 }
 

@@ -282,7 +282,7 @@ func (d *Device) verifyRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o.ext = block.Extent{Off: off, Len: length}
 	o.tag = binary.LittleEndian.Uint64(f.Payload)
 	o.data = append([]byte(nil), f.Payload[8:]...)
-	if o.tag > d.received && d.primary >= 0 && d.primary != d.cfg.Self {
+	if o.tag > d.reachedLocked() && d.primary >= 0 && d.primary != d.cfg.Self {
 		d.tagged = append(d.tagged, o)
 		return
 	}

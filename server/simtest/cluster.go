@@ -209,6 +209,7 @@ func (n *Node) Start() error {
 
 func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
 	if disk == nil {
+		o.LogExtents, o.LogExtentBytes = n.c.opts.Extents, n.c.opts.ExtentBytes
 		return device.New(o)
 	}
 	if most := n.c.opts.DiskDelay; most > 0 && disk == n.Disk && n.slowed != n.Disk {
