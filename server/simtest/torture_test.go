@@ -231,6 +231,9 @@ func torture(t *testing.T, seed uint64) {
 		// link's reader is kept by one.
 		o.DiskDelay = time.Duration(rng.IntN(8)) * time.Millisecond
 	}
+	if seed%4 == 1 && nodes > 2 {
+		o.Diskless = replication.Of(int(seed/4) % nodes)
+	}
 	c := New(o)
 	if err := c.StartAll(); err != nil {
 		t.Fatal(err)
@@ -342,6 +345,9 @@ func (h *history) lastStanding() {
 func (h *history) replace() {
 	order := h.rng.Perm(len(h.c.Nodes))
 	stale, replaced := h.c.Nodes[order[0]], h.c.Nodes[order[1]]
+	if stale.Disk == nil || replaced.Disk == nil || len(h.disks()) < 3 && len(h.disks()) < len(h.c.Nodes) {
+		return // who is replaced may be the only one that has what is written meanwhile
+	}
 	h.c.Isolate(stale.ID)
 	h.write()
 	if h.c.opts.Protocol == replication.ProtocolB {
@@ -355,6 +361,16 @@ func (h *history) replace() {
 	h.c.Rejoin(stale.ID)
 	time.Sleep(time.Second)
 	h.write()
+}
+
+// disks is the nodes that have one.
+func (h *history) disks() (ns []*Node) {
+	for _, n := range h.c.Nodes {
+		if n.Disk != nil {
+			ns = append(ns, n)
+		}
+	}
+	return ns
 }
 
 func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }
@@ -493,7 +509,7 @@ func (h *history) heal() {
 	h.settle()
 	h.synced() // what was in flight may have been what kept a disk out of sync
 	h.compare()
-	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
+	if err := h.l.check(func(off int64, p []byte) { h.disks()[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("%v\n%s", err, h.c.Describe())
 	}
 }
@@ -532,7 +548,7 @@ func (h *history) compare() {
 		p := make([]byte, 8)
 		var held []uint64
 		same := true
-		for _, n := range h.c.Nodes {
+		for _, n := range h.disks() {
 			n.Disk.Peek(p, blk*block.Unit*7)
 			held = append(held, binary.LittleEndian.Uint64(p))
 			same = same && held[0] == held[len(held)-1]
