@@ -180,7 +180,8 @@ func (d *Device) syncPartLocked(p *peer) {
 func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
 	ahead := p.role == replication.Primary || d.dstat == replication.Outdated && p.disk == replication.UpToDate
 	behind := ahead && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
-	calm := p.inSync && !behind && !d.markedLocked(p.id) || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	marked := d.markedLocked(p.id) && len(p.found) == 0 // what a verify found waits for an administrator's word
+	calm := p.inSync && !behind && !marked || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
 	p.sync.seen = p.sync.done
 	if calm {
 		p.restless, p.patience = time.Time{}, 0
