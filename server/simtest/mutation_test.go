@@ -72,7 +72,9 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 	case mutate.BearUnmarked:
 		tests = "TestScenario33TheSourceOfANewDiskDiesAtOnce" // it takes the right moment
 	case mutate.VoteUnsynced:
-		tests, histories = "TestTorture", 3*histories // few of them
+		tests = "TestScenario15WhatVotersHoldIsDurable" // few histories come by it
+	case mutate.FlushAfterYield:
+		tests = "TestScenario35AFlushThatWasCutOff" // what it says is so by then: who voted has synced
 	}
 	cmd := exec.CommandContext(ctx, self, "-strike", fmt.Sprint(kind), "-test.run=^("+tests+")$", "-test.failfast", "-test.timeout=3m",
 		"-fault", string(f), "-seeds", fmt.Sprint(histories))
@@ -81,7 +83,7 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 }
 
 var (
-	failed  = regexp.MustCompile(`--- FAIL: (Test\w+/\d+)`)
+	failed  = regexp.MustCompile(`--- FAIL: (Test\w+(?:/\d+)?)`)
 	running = regexp.MustCompile(`Test\w+/\d+ \((\w+)\)`)
 )
 
