@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 )
@@ -62,7 +63,7 @@ func (d *Device) activityLocked() *store.ActivityLog {
 	if d.meta != nil {
 		return d.meta.AL()
 	}
-	if d.role != replication.Primary {
+	if d.role != replication.Primary || mutate.Is(mutate.NoAccount) {
 		return nil
 	}
 	if d.account == nil {

@@ -191,7 +191,7 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 // primary meanwhile.
 func (d *Device) overtakenLocked(theirs *replication.Facts) bool {
 	g := theirs.Gens.Seen
-	return d.role == replication.Primary && !d.quorum.Quorate && theirs.Ordered && theirs.Disk.HasData() && g.After(d.gens.Seen) && g != d.genNew
+	return !mutate.Is(mutate.ZombieDiskless) && d.role == replication.Primary && !d.quorum.Quorate && theirs.Ordered && theirs.Disk.HasData() && g.After(d.gens.Seen) && g != d.genNew
 }
 
 // behindLocked: what the disk holds is no longer current if a generation is in
@@ -219,6 +219,9 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 	if mutate.Is(mutate.DropEqual) && d.meta != nil && dec.Sync() && p.hs.mine.Gens.Current == p.hs.theirs.Gens.Current {
 		d.meta.Bitmap(p.id).ClearAll()
 		dec.Action = replication.InSync
+	}
+	if mutate.Is(mutate.ZombieDiskless) && dec.Action == replication.NoDisk {
+		dec.Yields = 0
 	}
 	if p.hs.config != d.cfg.Fingerprint {
 		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration",

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -58,7 +59,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 // primary does not send it any. What it sends here meanwhile is marked, and
 // comes before its word that it does.
 func (d *Device) mayMissLocked(p *peer) bool {
-	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil {
+	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil || mutate.Is(mutate.EndUnreached) {
 		return false
 	}
 	return replication.NodeSet(p.state.Sees).Has(d.primary) && !replication.NodeSet(d.peers[d.primary].state.Receives).Has(p.id)

@@ -248,6 +248,9 @@ func (d *Device) everybodyBehindLocked() bool {
 		if p == nil || p.diskless {
 			continue
 		}
+		if p.newcomer || d.newcomer {
+			return false // the disk that it replaced may have been the one
+		}
 		if p.agreed && p.disk == replication.Inconsistent {
 			continue
 		}

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -72,6 +73,10 @@ func (d *Device) witnessGenLocked(p *peer, g wire.Generation) {
 	}
 	if !d.gens.MayNote(next) {
 		d.objectLocked(p, &g, "its number is not above what this node has noted")
+		return
+	}
+	if mutate.Is(mutate.Unwitnessed) {
+		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
 	d.gens.Noted = next

@@ -310,14 +310,20 @@ func (c *Cluster) Rejoin(a int) {
 	}
 }
 
-// Stall lets nothing arrive any more that one node sends another on a link, as
-// long as their session lasts.
-func (c *Cluster) Stall(from, to int, link wire.Link) {
+// Stall lets nothing arrive any more that one node sends another on a link, until
+// Flow or the end of their session.
+func (c *Cluster) Stall(from, to int, link wire.Link) { c.setStuck(from, to, link, true) }
+
+// Flow lets what was stalled arrive, and what follows.
+func (c *Cluster) Flow(from, to int, link wire.Link) { c.setStuck(from, to, link, false) }
+
+func (c *Cluster) setStuck(from, to int, link wire.Link, stuck bool) {
 	for _, s := range c.sessionsOf(from) {
 		if l := s.links[link]; s.to.ID == to {
 			l.mu.Lock()
-			l.stuck = true
+			l.stuck = stuck
 			l.mu.Unlock()
+			l.cond.Broadcast()
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
@@ -60,5 +61,44 @@ func TestScenario15WhatVotersHoldIsDurable(t *testing.T) {
 		c.mustEqual(t)
 		c.mustHold(t, mib, 'a')
 		c.mustHold(t, 2*mib, 'b')
+	})
+}
+
+// TestScenario48TheOnlyCompleteDiskIsLost while another is being resynced from it
+// and the third is away: what was written last is on no complete disk any more.
+// That is never made up for silently; an administrator says what is to count.
+func TestScenario48TheOnlyCompleteDiskIsLost(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 2*mib)
+		c.Nodes[1].Kill()
+		c.mustWrite(t, 0, 0, 'b', 2*mib)
+		c.Nodes[1].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Range: block.Extent{Len: 2 * mib}, Delay: 20 * time.Second})
+		c.mustStart(t, 1)
+		c.until(t, 1, "being resynced", is(replication.Inconsistent))
+		c.Isolate(2)
+		c.mustWrite(t, 0, 3*mib, 'c', 4096)
+		n := c.Nodes[0]
+		n.Kill()
+		c.Nodes[1].Kill()
+		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		c.mustStart(t, 0)
+		c.Rejoin(2)
+		time.Sleep(10 * time.Second)
+		c.mustStart(t, 1)
+		time.Sleep(30 * time.Second)
+		for i, n := range c.Nodes {
+			if err := n.Dev.Promote(timeout(t, 3*time.Second), false); err == nil {
+				t.Fatalf("n%d was promoted without what was written last\n%s", i, c.Describe())
+			}
+		}
+		if err := c.Nodes[2].Dev.Promote(timeout(t, 10*time.Second), true); err != nil {
+			t.Fatalf("by force: %v\n%s", err, c.Describe())
+		}
+		c.mustWrite(t, 2, 3*mib, 'd', 4096)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 3*mib, 'd')
 	})
 }

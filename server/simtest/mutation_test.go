@@ -73,6 +73,14 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario33TheSourceOfANewDiskDiesAtOnce" // it takes the right moment
 	case mutate.VoteUnsynced:
 		tests = "TestScenario15WhatVotersHoldIsDurable" // few histories come by it
+	case mutate.Unwitnessed:
+		tests = "TestScenario29ATiebreakerBridges"
+	case mutate.EndUnreached:
+		tests = "TestScenario48TheTargetIsReachedLate"
+	case mutate.ZombieDiskless:
+		tests = "TestScenario58AZombieWithoutADisk"
+	case mutate.NoAccount:
+		tests = "TestScenario11ADisklessPrimaryFillsNoLog"
 	case mutate.FlushAfterYield:
 		tests = "TestScenario35AFlushThatWasCutOff" // what it says is so by then: who voted has synced
 	}

@@ -22,6 +22,7 @@ import (
 var (
 	seeds = flag.Int("seeds", 12, "how many histories the torture runs")
 	first = flag.Uint64("seed", 1, "the first seed")
+	bare  = flag.Bool("diskless", false, "give every history of three or more nodes one without a disk, not only every fourth")
 	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
@@ -231,7 +232,7 @@ func torture(t *testing.T, seed uint64) {
 		// link's reader is kept by one.
 		o.DiskDelay = time.Duration(rng.IntN(8)) * time.Millisecond
 	}
-	if seed%4 == 1 && nodes > 2 {
+	if (seed%4 == 1 || *bare) && nodes > 2 {
 		o.Diskless = replication.Of(int(seed/4) % nodes)
 	}
 	c := New(o)
@@ -350,6 +351,9 @@ func (h *history) replace() {
 	}
 	h.c.Isolate(stale.ID)
 	h.write()
+	if !h.spared(stale, replaced) {
+		return // what is lost now, no complete disk has
+	}
 	if h.c.opts.Protocol == replication.ProtocolB {
 		time.Sleep(time.Second) // what was only received may be on no disk but the one that is lost
 	}
@@ -361,6 +365,16 @@ func (h *history) replace() {
 	h.c.Rejoin(stale.ID)
 	time.Sleep(time.Second)
 	h.write()
+}
+
+// spared reports whether another disk than those of two nodes is up to date.
+func (h *history) spared(stale, replaced *Node) bool {
+	for _, n := range h.disks() {
+		if n != stale && n != replaced && n.Dev != nil && n.Dev.Status().Disk == replication.UpToDate {
+			return true
+		}
+	}
+	return len(h.c.Nodes) == 2
 }
 
 // disks is the nodes that have one.

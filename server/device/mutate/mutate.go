@@ -40,6 +40,10 @@ const (
 	ReadTail        Fault = "read-tail"                // a primary answers reads before it has left behind who may lack what it holds
 	BearUnmarked    Fault = "bear-unmarked"            // a disk bears the generation of its source before it has marked what it lacks
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
+	Unwitnessed     Fault = "unwitnessed"              // tiebreakers do not note which half of the disks goes on
+	NoAccount       Fault = "no-account"               // a primary without a disk does not bound what its replicas log
+	EndUnreached    Fault = "end-unreached"            // a resync ends before its target gets what another primary writes
+	ZombieDiskless  Fault = "zombie-diskless"          // a primary without a disk does not yield to another
 )
 
 // All is every fault.
@@ -49,5 +53,6 @@ func All() []Fault {
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
+		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
 	}
 }
