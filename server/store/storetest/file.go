@@ -3,6 +3,7 @@ package storetest
 import (
 	"io"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/lockstepd/lockstep/server/store"
 )
@@ -89,6 +90,10 @@ func (f *File) Close() error {
 func (im *Image) read(r Record, p []byte) (int, error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	if im.now.unreadable(r.Off, int64(len(p))) {
+		im.end(r, syscall.EIO)
+		return 0, syscall.EIO
+	}
 	im.end(r, nil)
 	n := max(0, min(int64(len(p)), im.now.size-r.Off))
 	im.now.read(p[:n], r.Off)
@@ -104,6 +109,9 @@ func (im *Image) write(r Record, p []byte, done int64, err error) (int, error) {
 	defer im.mu.Unlock()
 	if im.crashed {
 		done = 0
+	}
+	if err == nil && im.now.spares(r.Off, int64(len(p))) {
+		err = syscall.EIO
 	}
 	if err = im.alive(err); err != nil {
 		p = p[:min(done, int64(len(p)))]
@@ -127,6 +135,9 @@ func (im *Image) alive(err error) error {
 func (im *Image) do(r Record, ch change, err error) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	if err == nil && im.now.spares(ch.off, ch.n) {
+		err = syscall.EIO
+	}
 	err = im.alive(err)
 	im.end(r, err)
 	if err == nil {

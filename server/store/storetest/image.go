@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -22,9 +23,26 @@ var ErrCrashed = errors.New("the simulated machine has crashed")
 type content struct {
 	size  int64
 	pages map[int64]*[pageSize]byte
+	bad   map[int64]bool // pages that cannot be read until they are written whole
 }
 
-func (c *content) clone() content { return content{c.size, maps.Clone(c.pages)} }
+func (c *content) clone() content { return content{c.size, maps.Clone(c.pages), maps.Clone(c.bad)} }
+
+// unreadable reports whether a range touches a bad page.
+func (c *content) unreadable(off, n int64) bool {
+	for i := range c.bad {
+		if i*pageSize < off+n && off < (i+1)*pageSize {
+			return true
+		}
+	}
+	return false
+}
+
+// spares reports whether a change leaves a part of a bad page as it is: a disk
+// would have to read that to write the rest.
+func (c *content) spares(off, n int64) bool {
+	return n > 0 && (off%pageSize != 0 && c.bad[off/pageSize] || (off+n)%pageSize != 0 && c.bad[(off+n)/pageSize])
+}
 
 func (c *content) read(p []byte, off int64) {
 	for len(p) > 0 {
@@ -48,6 +66,9 @@ func (c *content) write(p []byte, off int64) {
 		}
 		copy(pg[off%pageSize:], p[:n])
 		c.pages[off/pageSize] = pg
+		if n == pageSize {
+			delete(c.bad, off/pageSize)
+		}
 		p, off = p[n:], off+int64(n)
 	}
 }
@@ -59,6 +80,7 @@ func (c *content) punch(off, n int64) {
 		part := min(n, pageSize-off%pageSize)
 		if part == pageSize {
 			delete(c.pages, off/pageSize)
+			delete(c.bad, off/pageSize)
 		} else if c.pages[off/pageSize] != nil {
 			c.write(make([]byte, part), off)
 		}
@@ -70,6 +92,7 @@ func (c *content) truncate(size int64) {
 	if size < c.size {
 		c.punch(size, c.size-size)
 		maps.DeleteFunc(c.pages, func(i int64, _ *[pageSize]byte) bool { return i*pageSize >= size })
+		maps.DeleteFunc(c.bad, func(i int64, _ bool) bool { return i*pageSize >= size })
 	}
 	c.size = size
 }
@@ -298,6 +321,35 @@ func (im *Image) Poke(p []byte, off int64) {
 	defer im.mu.Unlock()
 	im.durable.write(p, off)
 	im.now.write(p, off)
+}
+
+// Spoil makes the blocks of a range bad, as they go bad on a real disk: what
+// they held is gone, and reading them fails until they are written whole. A
+// crash does not mend them.
+func (im *Image) Spoil(e block.Extent) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	e = e.Units()
+	rot := bytes.Repeat([]byte("rot!"), int(e.Len)/4)
+	for _, c := range []*content{&im.durable, &im.now} {
+		if c.bad == nil {
+			c.bad = map[int64]bool{}
+		}
+		c.write(rot, e.Off)
+		for at := e.Off; at < e.End(); at += pageSize {
+			c.bad[at/pageSize] = true
+		}
+	}
+}
+
+// Bad lists the blocks that cannot be read.
+func (im *Image) Bad() (es []block.Extent) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	for _, i := range slices.Sorted(maps.Keys(im.now.bad)) {
+		es = append(es, block.Extent{Off: i * pageSize, Len: pageSize})
+	}
+	return es
 }
 
 // DataBytes is how much is not holes.

@@ -181,3 +181,42 @@ func TestEqualFindsTheFirstDifference(t *testing.T) {
 		t.Errorf("they differ at %v", at)
 	}
 }
+
+// TestABadBlockIsBadUntilItIsWrittenWhole: through a crash, and for who would
+// write a part of it, too.
+func TestABadBlockIsBadUntilItIsWrittenWhole(t *testing.T) {
+	d := storetest.NewDisk("mem", 1<<20)
+	write(t, d, 0, 1, 32768)
+	d.Image().Spoil(block.Extent{Off: 8192, Len: 4096})
+	bad := func(d *storetest.Disk) {
+		t.Helper()
+		if _, err := d.ReadAt(make([]byte, 16384), 4096); !errors.Is(err, syscall.EIO) || !errors.Is(err, block.ErrIO) {
+			t.Fatalf("reading it: %v", err)
+		}
+	}
+	bad(d)
+	if _, err := d.ReadAt(make([]byte, 8192), 0); err != nil {
+		t.Fatalf("beside it: %v", err)
+	}
+	if _, err := d.WriteAt(make([]byte, 512), 8192); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("writing a part of it: %v", err)
+	}
+	if err := d.Trim(4096, 4608); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("trimming a part of it: %v", err)
+	}
+	write(t, d, 4096, 2, 12288)
+	if _, err := d.ReadAt(make([]byte, 32768), 0); err != nil || len(d.Image().Bad()) > 0 {
+		t.Fatalf("written whole: %v, bad are %v", err, d.Image().Bad())
+	}
+	lost := d.Image().CrashClone(storetest.Crash{Lost: 1}).Disk("crashed")
+	bad(lost)
+	if err := d.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if bad := d.Image().CrashClone(storetest.Crash{Lost: 1}).Bad(); len(bad) > 0 {
+		t.Fatalf("what was synced is bad: %v", bad)
+	}
+	if err := lost.Trim(8192, 4096); err != nil || len(lost.Image().Bad()) > 0 {
+		t.Fatalf("trimmed whole: %v, bad are %v", err, lost.Image().Bad())
+	}
+}
