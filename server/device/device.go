@@ -159,6 +159,7 @@ type Device struct {
 	disks replication.NodeSet         // members with a disk, self included
 
 	stream       uint64 // of this node's stint as primary, or of the one it follows
+	leader       int    // whose stream that is or was
 	received     uint64 // last change of that stream that arrived here
 	floor        uint64 // every change of that stream up to here is everywhere
 	shift, epoch uint64 // epochs of the activity log: see newEpochLocked
@@ -214,6 +215,8 @@ type Device struct {
 	roll       roll                // as a replica: the last that the primary told
 	account    *store.ActivityLog  // of a primary without a disk; see activityLocked
 
+	heals  heals
+	relays int // reads that other peers answer for a peer
 	flush  flushState
 	remote map[uint64]*remoteRead
 	nextID uint64
@@ -265,7 +268,9 @@ type Stats struct {
 	RemoteReads, PeerWrites       uint64
 	ResyncBytes, ResyncZeroBytes  uint64
 	Generations                   uint64
-	Mended                        uint64 // ranges that the disk could not read
+	// What the disk could not read: how often, and ranges that were healed, their
+	// bytes, and ranges that could not be.
+	ReadErrors, Mended, MendedBytes, Unmended uint64
 }
 
 // defaults of Config.
@@ -624,6 +629,7 @@ func (d *Device) ticker(ctx context.Context) {
 			d.tickSyncLocked(now, b)
 			d.tickVerifyLocked(now, b)
 			d.tickChangeLocked(now)
+			d.tickHealsLocked(now, b)
 			if d.hold&holdLease != 0 {
 				d.evaluateLocked(b)
 			}

@@ -2,28 +2,134 @@ package device
 
 import (
 	"errors"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// A read error of the primary's disk is mended: the range is held against
-// changes, read from a peer that has the data, written back to the disk, and
-// only then the reader is answered. So one bad block costs one slow read and
-// not the disk. A disk that cannot take the block back has failed.
+// A range that a disk cannot read is healed, whoever came upon it: a client's
+// read, a peer's, a resync, a verify. What it should hold is read from a peer
+// and written back to the disk, which puts another block in the bad one's
+// place. So a bad block costs one slow read and not the disk. A disk that
+// cannot take the block back has failed, and on_io_error says what that means;
+// where no peer can read the block either, the disk stays too, since no other
+// is better, and who asked is told.
+//
+// Nothing newer may be lost by it, and nothing that this disk was not given may
+// come by it.
+//
+//   - The primary holds the range against changes, asks a replica that has had
+//     all of them, and writes the answer back before it lets go (mend.go's kind
+//     of op, in askHereLocked).
+//   - A replica must not hold the range meanwhile: the primary's next change
+//     would wait for it, and its question for that change. It asks the primary,
+//     whose answer stands on the link among its changes where it read it; so
+//     what came before the answer is in it, and what comes behind it is carried
+//     out behind it. A primary without good data of its own asks another
+//     replica, with the range held (relay.go). It answers only who is sent its
+//     changes: else the answer could hold what this replica has never got.
+//   - Without a primary a replica asks another that is in sync with it, then for
+//     its facts, and takes the answer only if by those the other has not had a
+//     change since that this one has not (evenLocked).
+//
+// A crash in the middle is harmless: the block holds what it should, or cannot
+// be read still.
 
-// mendPiece is how much is mended at once.
-const mendPiece = 64 << 10
+const (
+	mendPiece = 64 << 10 // healed at once
+	healsWide = 16       // under way at once: 1 MiB of memory
+	// mostHeals bounds those that wait, of which nobody waits for the outcome:
+	// what is not healed now is found again.
+	mostHeals = 256
 
-// mending is one range on its way.
-type mending struct {
-	to    []byte // the part of the reader's memory
-	skip  int64  // of the range, before that part
-	group *group
+	healTries    = 4 // to find a peer that may be asked
+	healPause    = 200 * time.Millisecond
+	healPatience = 30 * time.Second // for an answer
+	hopelessFor  = 10 * time.Second // how long a range is left alone that no peer could read
+	keptFor      = time.Minute
+	mostKept     = 3 // as often in keptFor a disk may lose the same range
+)
+
+// heals is what this node knows of its disk's bad blocks. The device's mutex
+// guards it.
+type heals struct {
+	list      []*healing          // oldest first
+	running   int                 // of them, not more than healsWide
+	pumping   bool                // pumpHealsLocked is at work
+	questions map[uint64]*healing // for a peer's facts, by their number
+	hopeless  spots               // no peer could read them
+	kept      spots               // were written back
+	last      time.Time           // that something was
+	told      time.Time           // since when events are counted
+	events    int
+	unsaid    int
+	stint     uint64 // the last stream of this node's own that it ended in order
 }
 
-// readFailedLocked is what a read error means that is not mended: under detach
+// healing is one range on its way.
+type healing struct {
+	ext     block.Extent // whole units
+	disk    store.Disk   // that cannot read it
+	waits   []healWait
+	running bool
+	filled  bool // the data has come
+	tries   int
+	next    time.Time // not to be tried before
+	since   time.Time // running
+	tried   replication.NodeSet
+	data    []byte
+
+	// On a replica: who is asked, and what it rests on.
+	from     *peer
+	read     uint64 // the number of the read
+	question uint64 // of the question for facts; 0: none
+	basis    healBasis
+}
+
+// healBasis is what must not change between a replica's question and the
+// answer.
+type healBasis struct {
+	session          Session
+	no, peerNo       uint32 // of the handshake
+	primary          int
+	stream, received uint64 // received counts only where there is no primary
+	current          replication.Gen
+}
+
+// healWait is somebody who waits for a range.
+type healWait struct {
+	to   []byte // where the data goes; nil: who waits reads the disk again
+	skip int64  // of the range, before that
+	// done is called with the mutex held. written: the disk has it now.
+	done func(err error, written bool, b *block.Batch)
+}
+
+var (
+	errHopeless = errors.New("no peer in reach can read it either")
+	errNoCopy   = errors.New("no peer in reach may be asked for it")
+	errHealVoid = errors.New("the disk or the role has changed meanwhile")
+)
+
+// probe reads a range again, part by part, and returns the parts that the disk
+// cannot read. There may be none: then p has it all.
+func probe(disk store.Disk, p []byte, off int64) (bad []block.Extent, err error) {
+	for at := off; at < off+int64(len(p)); {
+		end := min((at/mendPiece+1)*mendPiece, off+int64(len(p)))
+		if _, perr := disk.ReadAt(p[at-off:end-off], at); perr != nil {
+			bad, err = append(bad, block.Extent{Off: at, Len: end - at}), perr
+			if errors.Is(perr, errDiskTimeout) {
+				return nil, perr
+			}
+		}
+		at = end
+	}
+	return bad, err
+}
+
+// readFailedLocked is what a read error means that is not healed: under detach
 // the disk has failed; under pass-on it stays, and who asked is told.
 func (d *Device) readFailedLocked(disk store.Disk, err error) {
 	if disk != d.disk {
@@ -34,60 +140,177 @@ func (d *Device) readFailedLocked(disk store.Disk, err error) {
 		return
 	}
 	d.lastErr = "read: " + err.Error()
-	d.eventLocked("io-error", nil, "disk failed on read, passed on: %v", err)
+	d.healEventLocked("disk failed on read, passed on: %v", err)
 }
 
-// readBadly answers a read that the disk has failed: part by part, from the
-// disk or else from a peer.
-func (d *Device) readBadly(r *block.Request, disk store.Disk, err error, b *block.Batch) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.role != replication.Primary || disk != d.disk || errors.Is(err, errDiskTimeout) || !d.remoteDataLocked() {
-		d.readFailedLocked(disk, err)
-		if disk == d.disk && d.gate == gateOpen {
-			finish(r, block.ErrIO, b) // there is nobody else to ask
-			return
+// healEventLocked tells of a bad block, but not of thousands one by one.
+func (d *Device) healEventLocked(format string, args ...any) {
+	h, now := &d.heals, time.Now()
+	if now.Sub(h.told) > 10*time.Second {
+		if h.unsaid > 0 {
+			d.eventLocked("io-error", nil, "%d more reads that the disk failed, or ranges that were healed", h.unsaid)
 		}
-		d.readLocked(r, b)
+		h.told, h.events, h.unsaid = now, 0, 0
+	}
+	if h.events++; h.events > mostTold {
+		h.unsaid++
 		return
 	}
-	d.lastErr = "read: " + err.Error()
-	d.eventLocked("io-error", nil, "disk failed on read, mending it from a peer: %v", err)
-	g := &group{req: r, left: int((r.Off+r.Len-1)/mendPiece - r.Off/mendPiece + 1)}
-	for at := r.Off; at < r.Off+r.Len; {
-		end := min((at/mendPiece+1)*mendPiece, r.Off+r.Len)
-		d.mendLocked(g, block.Extent{Off: at, Len: end - at}, b)
-		at = end
-	}
+	d.eventLocked("io-error", nil, format, args...)
 }
 
-func (d *Device) mendLocked(g *group, e block.Extent, b *block.Batch) {
+// mayHealLocked reports whether an error is one that healing helps against, on
+// a disk that keeps what it is given.
+func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) bool {
+	if disk == nil || disk != d.disk || d.dstat != replication.UpToDate || d.closing || errors.Is(err, errDiskTimeout) || errors.Is(err, store.ErrClosed) {
+		return false
+	}
+	now := time.Now()
+	for _, e := range bad {
+		if d.heals.kept.count(e, now, keptFor) >= mostKept {
+			return false
+		}
+	}
+	return true
+}
+
+// foundBadLocked counts and tells what is about to be healed.
+func (d *Device) foundBadLocked(bad []block.Extent, err error) {
+	d.lastErr = "read: " + err.Error()
+	d.healEventLocked("disk failed on read, healing %d bytes at %d from a peer: %v", total(bad), bad[0].Off, err)
+}
+
+func total(es []block.Extent) (n int64) {
+	for _, e := range es {
+		n += e.Len
+	}
+	return n
+}
+
+// healLocked heals a part of a range. w is nil where nobody waits.
+func (d *Device) healLocked(disk store.Disk, e block.Extent, w *healWait, b *block.Batch) {
+	u, now := e.Units(), time.Now()
+	if w != nil {
+		w.skip = e.Off - u.Off
+	}
+	if (w == nil || w.to == nil) && d.heals.hopeless.count(e, now, hopelessFor) > 0 {
+		if w != nil {
+			w.done(errHopeless, false, b)
+		}
+		return
+	}
+	for _, h := range d.heals.list {
+		switch {
+		case h.disk != disk || !h.ext.Overlaps(u):
+		case w == nil:
+			return // it is seen to
+		case !h.filled && h.ext.Off <= u.Off && h.ext.End() >= u.End():
+			w.skip = e.Off - h.ext.Off
+			h.waits = append(h.waits, *w)
+			return
+		}
+	}
+	if w == nil && len(d.heals.list) >= mostHeals {
+		return
+	}
+	h := &healing{ext: u, disk: disk}
+	if w != nil {
+		h.waits = append(h.waits, *w)
+	}
+	d.heals.list = append(d.heals.list, h)
+	d.pumpHealsLocked(b)
+}
+
+// pumpHealsLocked begins as many as the window lets.
+func (d *Device) pumpHealsLocked(b *block.Batch) {
+	hs, now := &d.heals, time.Now()
+	if hs.pumping {
+		return // the outermost call sees to it
+	}
+	hs.pumping = true
+	for i := 0; i < len(hs.list) && hs.running < healsWide; i++ {
+		h := hs.list[i]
+		if h.running || now.Before(h.next) {
+			continue
+		}
+		h.running, h.since = true, now
+		hs.running++
+		if d.role == replication.Primary {
+			d.healHereLocked(h, b)
+		} else {
+			d.healFromLocked(h, b)
+		}
+		i = -1 // what is behind may have moved
+	}
+	hs.pumping = false
+}
+
+// tickHealsLocked tries again what had to wait, and gives up on answers that
+// do not come.
+func (d *Device) tickHealsLocked(now time.Time, b *block.Batch) {
+	if len(d.heals.list) == 0 {
+		return
+	}
+	for _, h := range append([]*healing(nil), d.heals.list...) {
+		switch {
+		case h.filled || h.running && h.from == nil: // an op has it
+		case h.disk != d.disk:
+			d.unaskLocked(h)
+			d.healedLocked(h, errHealVoid, false, b)
+		case h.running && now.Sub(h.since) > healPatience:
+			d.healLaterLocked(h, b)
+		}
+	}
+	d.pumpHealsLocked(b)
+}
+
+// healHereLocked heals as the primary: with the range held.
+func (d *Device) healHereLocked(h *healing, b *block.Batch) {
 	o := d.newOpLocked()
 	o.kind, o.what = mend, block.Write
-	o.ext = e.Units()
+	o.ext, o.heal = h.ext, h
 	o.data = make([]byte, o.ext.Len)
-	o.mend = &mending{to: g.req.Data[e.Off-g.req.Off:][:e.Len], skip: e.Off - o.ext.Off, group: g}
 	d.overtakePullsLocked(nil, o.ext)
 	d.beginLocked(o, b)
 }
 
-// issueMendLocked: the range is held and logged. The disk may well read this
-// part; only what it does not is asked for.
+// issueMendLocked: the range is held and logged.
 func (d *Device) issueMendLocked(o *op, b *block.Batch) {
-	d.nextID++
-	rr := &remoteRead{id: d.nextID, off: o.ext.Off, data: o.data, mend: o}
-	d.askLocked(rr, b)
+	h := o.heal
+	switch {
+	case o.granted:
+		d.mendHereLocked(o, b)
+	case d.role != replication.Primary || h.disk != d.disk:
+		d.mendEndsLocked(o, errHealVoid, false, b)
+	default:
+		d.nextID++
+		d.askLocked(&remoteRead{id: d.nextID, off: o.ext.Off, data: o.data, mend: o}, b)
+	}
 }
 
-// mendReadLocked: a peer has, or none has, what is to be mended.
+// mendReadLocked: a peer has, or none has, what the primary is to mend.
 func (d *Device) mendReadLocked(o *op, err error, b *block.Batch) {
 	if err != nil {
-		d.mendedLocked(o, err, b)
+		d.mendEndsLocked(o, errHopeless, false, b)
 		return
 	}
-	copy(o.mend.to, o.data[o.mend.skip:])
-	if d.disk == nil || d.dstat != replication.UpToDate {
-		d.mendedLocked(o, nil, b) // the data is good all the same
+	o.heal.fillLocked(o.data)
+	d.mendHereLocked(o, b)
+}
+
+// fillLocked gives the data to those who wait for that.
+func (h *healing) fillLocked(data []byte) {
+	h.filled = true
+	for i := range h.waits {
+		w := &h.waits[i]
+		copy(w.to, data[w.skip:])
+	}
+}
+
+// mendHereLocked writes the data to the disk, if that is still the one.
+func (d *Device) mendHereLocked(o *op, b *block.Batch) {
+	if d.disk == nil || d.disk != o.heal.disk || d.dstat < replication.Consistent {
+		d.mendEndsLocked(o, nil, false, b) // the data is good all the same
 		return
 	}
 	o.local = true
@@ -95,19 +318,240 @@ func (d *Device) mendReadLocked(o *op, err error, b *block.Batch) {
 	b.Defer(o)
 }
 
-// mendedLocked ends a mending; the reader is answered even where the disk did
-// not take it.
-func (d *Device) mendedLocked(o *op, err error, b *block.Batch) {
-	g := o.mend.group
-	if err != nil && g.err == nil {
-		g.err = err
-	}
-	if g.left--; g.left == 0 && (g.err != nil || d.mayAnswerReadLocked(g.req, b)) {
-		finish(g.req, g.err, b)
-	}
-	if o.localOK {
-		d.stats.Mended++
-		d.eventLocked("io-error", nil, "mended %d bytes at %d from a peer", o.ext.Len, o.ext.Off)
-	}
+// mendEndsLocked ends an op that mends.
+func (d *Device) mendEndsLocked(o *op, err error, written bool, b *block.Batch) {
+	h := o.heal
 	d.retireLocked(o, b)
+	d.healedLocked(h, err, written, b)
+}
+
+// healedLocked ends a healing.
+func (d *Device) healedLocked(h *healing, err error, written bool, b *block.Batch) {
+	hs := &d.heals
+	for i, x := range hs.list {
+		if x == h {
+			hs.list = append(hs.list[:i], hs.list[i+1:]...)
+			if h.running {
+				hs.running--
+			}
+			break
+		}
+	}
+	now := time.Now()
+	switch {
+	case written:
+		hs.last = now
+		hs.kept.note(h.ext, now)
+		d.stats.Mended++
+		d.stats.MendedBytes += uint64(h.ext.Len)
+		if hs.running == 0 && len(hs.list) == 0 {
+			d.lastErr = ""
+		}
+		d.healEventLocked("healed %d bytes at %d with what a peer has", h.ext.Len, h.ext.Off)
+	case err == nil || errors.Is(err, errHealVoid):
+	default:
+		d.stats.Unmended++
+		if errors.Is(err, errHopeless) {
+			hs.hopeless.note(h.ext, now)
+		}
+		d.healEventLocked("%d bytes at %d cannot be healed: %v", h.ext.Len, h.ext.Off, err)
+	}
+	for _, w := range h.waits {
+		w.done(err, written, b)
+	}
+	d.pumpHealsLocked(b)
+}
+
+// spots are ranges of late, the oldest of them forgotten first.
+type spots []spot
+
+type spot struct {
+	ext block.Extent
+	at  time.Time // the first time
+	n   int
+}
+
+const (
+	mostSpots = 64
+	spotFor   = time.Minute
+)
+
+func (s *spots) note(e block.Extent, now time.Time) {
+	for i := range *s {
+		if x := &(*s)[i]; x.ext.Overlaps(e) && now.Sub(x.at) < spotFor {
+			x.n++
+			return
+		}
+	}
+	if len(*s) >= mostSpots {
+		*s = append((*s)[:0], (*s)[1:]...)
+	}
+	*s = append(*s, spot{e, now, 1})
+}
+
+// count is how often a range was noted within a time.
+func (s spots) count(e block.Extent, now time.Time, within time.Duration) (n int) {
+	for _, x := range s {
+		if x.ext.Overlaps(e) && now.Sub(x.at) < within {
+			n = max(n, x.n)
+		}
+	}
+	return n
+}
+
+// healFromLocked heals as a replica: it asks, and holds nothing.
+func (d *Device) healFromLocked(h *healing, b *block.Batch) {
+	p := d.healSourceLocked(h.tried)
+	switch {
+	case h.disk != d.disk:
+		d.healedLocked(h, errHealVoid, false, b)
+		return
+	case p == nil && h.tried != 0:
+		d.healedLocked(h, errHopeless, false, b)
+		return
+	case p == nil:
+		d.healLaterLocked(h, b)
+		return
+	}
+	h.from, h.basis = p, d.healBasisLocked(p)
+	h.data = make([]byte, h.ext.Len)
+	d.nextID++
+	h.read = d.nextID
+	d.remote[h.read] = &remoteRead{id: h.read, off: h.ext.Off, data: h.data, from: p, heal: h}
+	p.send(wire.Header{Type: wire.ReadReq, Arg: [3]uint64{uint64(h.ext.Off), h.read, uint64(h.ext.Len)}}, nil, nil, b)
+}
+
+func (d *Device) healBasisLocked(p *peer) healBasis {
+	x := healBasis{session: p.session, no: p.hs.no, peerNo: p.hs.peerNo, primary: d.primary, stream: d.stream, current: d.gens.Current}
+	if d.primary < 0 {
+		x.received = d.received
+	} else {
+		x.current = 0 // the primary moves it on
+	}
+	return x
+}
+
+// healSourceLocked is the peer that a replica may ask.
+func (d *Device) healSourceLocked(but replication.NodeSet) *peer {
+	if d.role == replication.Primary || d.disk == nil || d.dstat != replication.UpToDate || d.pullingLocked() {
+		return nil
+	}
+	for _, p := range d.peers {
+		switch {
+		case p == nil || !p.agreed || but.Has(p.id) || !p.speaks(wire.FeatureHeal):
+		case d.primary == p.id && d.followingLocked() && (p.repl == replication.Established || p.repl == replication.SyncSource || p.repl == replication.PausedSyncS):
+			return p
+		case !d.primaryAboutLocked() && p.inSync && p.heard && p.repl == replication.Established && p.disk == replication.UpToDate && !p.syncingLocked() && d.abreastLocked(p):
+			return p
+		}
+	}
+	return nil
+}
+
+// unaskLocked: no answer is awaited any more.
+func (d *Device) unaskLocked(h *healing) {
+	delete(d.remote, h.read)
+	delete(d.heals.questions, h.question)
+	h.from, h.read, h.question = nil, 0, 0
+}
+
+// healLaterLocked tries again in a while, or not any more.
+func (d *Device) healLaterLocked(h *healing, b *block.Batch) {
+	d.unaskLocked(h)
+	h.data = nil
+	if h.tries++; h.tries > healTries || d.dstat != replication.UpToDate || h.disk != d.disk {
+		d.healedLocked(h, errNoCopy, false, b)
+		return
+	}
+	h.running = false
+	d.heals.running--
+	h.next = time.Now().Add(healPause << h.tries)
+}
+
+// healReadLocked: the peer has answered a replica.
+func (d *Device) healReadLocked(h *healing, ok bool, b *block.Batch) {
+	p := h.from
+	h.read = 0
+	if !ok {
+		h.tried = h.tried.With(p.id)
+		d.healFromLocked(h, b)
+		return
+	}
+	if !d.healStandsLocked(h) {
+		d.healLaterLocked(h, b)
+		return
+	}
+	if h.basis.primary == p.id {
+		d.takeHealLocked(h, b)
+		return
+	}
+	d.nextID++
+	h.question = d.nextID
+	if d.heals.questions == nil {
+		d.heals.questions = map[uint64]*healing{}
+	}
+	d.heals.questions[h.question] = h
+	p.send(wire.Header{Type: wire.FactsReq, Arg: [3]uint64{h.question}}, nil, nil, b)
+}
+
+// healStandsLocked reports whether all is still as it was when the peer was
+// asked.
+func (d *Device) healStandsLocked(h *healing) bool {
+	return h.disk == d.disk && d.healSourceLocked(^h.from.bit()) == h.from && d.healBasisLocked(h.from) == h.basis
+}
+
+// healFactsLocked: what another replica has had, by its word of after it was
+// read from.
+func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *block.Batch) {
+	h.question = 0
+	if h.from != p || !d.healStandsLocked(h) || !d.evenLocked(p, f) {
+		d.healLaterLocked(h, b)
+		return
+	}
+	d.takeHealLocked(h, b)
+}
+
+// evenLocked reports whether a peer in sync with this disk has had no change
+// that this one has not: there is no primary, and both are at the end of the
+// same stream; or neither has had anything since they agreed that they are in
+// sync.
+func (d *Device) evenLocked(p *peer, f *wire.DeviceFacts) bool {
+	theirs := factsOf(p.id, f)
+	if theirs.Role == replication.Primary || theirs.Primary != replication.NoPrimary || theirs.Disk != replication.UpToDate || theirs.Gens.Current != d.gens.Current {
+		return false
+	}
+	if theirs.Dirty > 0 || d.meta.Bitmap(p.id).Count() > 0 {
+		return false
+	}
+	if even := theirs.Received == d.received; theirs.Stream == d.stream && d.stream != 0 {
+		switch {
+		case d.leader == p.id:
+			even = d.stream == p.ended // in order, with everything here
+		case d.leader == d.cfg.Self:
+			even = d.stream == d.heals.stint && theirs.Received == d.window.head
+		}
+		if even {
+			return true
+		}
+	}
+	then, mine := &p.hs.theirs, &p.hs.mine
+	return theirs.Stream == then.Stream && theirs.Received == then.Received && mine.Stream == d.stream && mine.Received == d.received
+}
+
+// takeHealLocked writes what a replica was given.
+func (d *Device) takeHealLocked(h *healing, b *block.Batch) {
+	h.fillLocked(h.data)
+	o := d.newOpLocked()
+	o.kind, o.what, o.granted = mend, block.Write, true
+	o.ext, o.data, o.heal = h.ext, h.data, h
+	d.beginLocked(o, b)
+}
+
+// healsPartLocked: nothing more comes of what a peer was asked.
+func (d *Device) healsPartLocked(p *peer, b *block.Batch) {
+	for _, h := range append([]*healing(nil), d.heals.list...) {
+		if h.from == p && !h.filled {
+			d.healLaterLocked(h, b)
+		}
+	}
 }

@@ -23,6 +23,7 @@ const (
 	verifyHere                // a range that this node compares with a peer's
 	verifyThere               // a range that a peer compares with this node's
 	mend                      // a range that the disk cannot read and a peer can
+	readRelayed               // a peer's read that another peer answers
 )
 
 // op is one change on its way, or a range held against changes. It is pooled
@@ -49,17 +50,18 @@ type op struct {
 	local      bool                // the local disk has not finished
 	localOK    bool
 	answered   bool
-	granted    bool    // syncPull: the piece has come
+	granted    bool    // syncPull, mend: the data has come
 	overtaken  bool    // syncPull: a change came that the piece may lack
-	session    Session // syncRead, peerChange: on which it came
+	session    Session // syncRead, peerChange, readThere, verify: on which it came
 	stray      bool    // peerChange: that session ended while it was on the way to the disk
 	era        uint64  // syncRead: of the resync
 	finished   bool
 	log        *store.ActivityLog // holds references in it, unless nil
 	synced     bool               // FUA: the flush behind it has completed
 	err        error
-	ioErr      error // of local I/O that is done and not judged yet
-	mend       *mending
+	ioErr      error      // of local I/O that is done and not judged yet
+	heal       *healing   // mend
+	tries      int        // how often the disk has failed it
 	disk       store.Disk // on which local I/O is done: not one attached later
 	att        *attachment
 

@@ -50,6 +50,7 @@ type peer struct {
 	fenced   bool    // by the handler's word its disk is outdated
 	unfenced bool    // the handler failed
 	asking   *asking // for its facts
+	ended    uint64  // its stream, if it has demoted in order in our contact; 0: none
 	verify   verifyState
 	verified *Verified      // the outcome of the last verify led here
 	found    []block.Extent // that verifies found to differ, since the last resync
@@ -125,7 +126,7 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
-	if p == nil || p.session != s || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck {
+	if p == nil || p.session != s || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck && f.Type != wire.ReadReply {
 		return // of a session that is over, or of no member
 	}
 	switch f.Type {
@@ -204,7 +205,7 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.FactsReply:
 		f := new(wire.DeviceFacts)
 		if d.decodedLocked(p, h.Type, f.Decode(payload)) {
-			d.factsToldLocked(p, h.Arg[0], f)
+			d.factsToldLocked(p, h.Arg[0], f, b)
 		}
 		return
 	}

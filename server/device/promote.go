@@ -139,7 +139,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		d.eventLocked("quorum", nil, "this node has its vote again, by an administrator's word that nobody who stayed when it left has gone on")
 	}
 	d.setRoleLocked(replication.Primary)
-	d.primary = d.cfg.Self
+	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint = randomID(), false
 	d.began, d.discard = time.Now().UnixNano(), 0
 	// One numbering over all stints: the activity log tells by it what is stable.
@@ -372,10 +372,12 @@ func (d *Device) quietLocked() error {
 func (d *Device) becomeSecondaryLocked(b *block.Batch) {
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
+	d.heals.stint = d.stream
 	d.needGen, d.genOwed, d.hold = false, false, 0
 	d.receives = 0
 	d.recent.reset()
 	d.newEpochLocked()
+	d.mendsPartLocked(b)
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
 }
@@ -445,4 +447,5 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 		}
 	}
 	d.dropParkedLocked(b)
+	d.mendsPartLocked(b)
 }

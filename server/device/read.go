@@ -18,7 +18,9 @@ type remoteRead struct {
 	off   int64
 	data  []byte
 	from  *peer
-	mend  *op // for which it is, in place of req
+	mend  *op      // for which it is, in place of req:
+	relay *op      // a peer's
+	heal  *healing // this replica's
 	tried replication.NodeSet
 }
 
@@ -100,8 +102,12 @@ func (d *Device) askLocked(rr *remoteRead, b *block.Batch) {
 }
 
 func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
-	if rr.mend != nil {
+	switch {
+	case rr.mend != nil:
 		d.mendReadLocked(rr.mend, err, b)
+		return
+	case rr.relay != nil:
+		d.relayedLocked(rr.relay, err, b)
 		return
 	}
 	if g := rr.group; err != nil || g.left > 1 || g.err != nil || d.mayAnswerReadLocked(g.req, b) {
@@ -122,11 +128,12 @@ func (rr *remoteRead) finishLocked(err error, b *block.Batch) {
 // readsLostLocked asks others for what a lost peer was to answer.
 func (d *Device) readsLostLocked(p *peer, b *block.Batch) {
 	for id, rr := range d.remote {
-		if rr.from == p {
+		if rr.from == p && rr.heal == nil {
 			delete(d.remote, id)
 			d.askLocked(rr, b)
 		}
 	}
+	d.healsPartLocked(p, b)
 }
 
 func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
@@ -135,11 +142,18 @@ func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		return
 	}
 	delete(d.remote, rr.id)
-	if f.Flags&wire.FlagError != 0 || len(f.Payload) != len(rr.data) {
+	ok := f.Flags&wire.FlagError == 0 && len(f.Payload) == len(rr.data)
+	if ok {
+		copy(rr.data, f.Payload)
+	}
+	switch {
+	case rr.heal != nil:
+		d.healReadLocked(rr.heal, ok, b)
+		return
+	case !ok:
 		d.askLocked(rr, b)
 		return
 	}
-	copy(rr.data, f.Payload)
 	d.readDoneLocked(rr, nil, b)
 }
 
@@ -147,13 +161,22 @@ func (d *Device) readRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 // which the link's reader must not, and for the changes that came before it.
 func (d *Device) readRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	off, length := int64(f.Arg[0]), int64(f.Arg[2])
-	o := &op{d: d, kind: readThere, what: block.Read, from: p, seq: f.Arg[1], disk: d.disk, ext: block.Extent{Off: off, Len: length}}
-	if off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length || d.disk == nil || d.dstat != replication.UpToDate {
-		o.err = block.ErrInvalid
-		d.bulk.put(o)
+	o := d.newOpLocked()
+	o.kind, o.what, o.from, o.session, o.seq, o.disk = readThere, block.Read, p, p.session, f.Arg[1], d.disk
+	o.ext = block.Extent{Off: off, Len: length}
+	switch {
+	case off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length:
+	case d.relaysLocked(o.ext):
+		o.kind = readRelayed
+		d.relays++
+		d.beginLocked(o, b)
+		return
+	case d.disk != nil && d.dstat == replication.UpToDate:
+		d.beginLocked(o, b)
 		return
 	}
-	d.beginLocked(o, b)
+	d.unansweredLocked(o, false, b)
+	d.freeOpLocked(o)
 }
 
 // bulkQueue is the work that reads much from the local disk for others: peers'
@@ -241,34 +264,22 @@ func (d *Device) localRead(o *op, b *block.Batch) {
 
 // peerRead answers a peer's read.
 func (d *Device) peerRead(o *op, b *block.Batch) {
-	h := wire.Header{Type: wire.ReadReply, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
-	var buf *block.Buf
-	var data []byte
-	err := o.err
-	if err == nil {
-		buf = d.buffers.Get()
-		data = buf.B[:o.ext.Len]
-		_, err = o.disk.ReadAt(data, o.ext.Off)
-	}
+	buf := d.buffers.Get()
+	defer buf.Release()
+	data := buf.B[:o.ext.Len]
+	bad, err := d.readFor(o, data)
 	d.mu.Lock()
-	if err != nil {
-		if o.err == nil {
-			d.readFailedLocked(o.disk, err)
-		}
-		h.Flags, data = wire.FlagError, nil
+	defer d.mu.Unlock()
+	switch {
+	case err != nil:
+		d.unreadLocked(o, bad, err, b)
+		return
+	case d.givesLocked(o):
+		o.from.send(wire.Header{Type: wire.ReadReply, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, data, buf, b)
+	default:
+		d.unansweredLocked(o, false, b)
 	}
-	if data == nil {
-		o.from.send(h, nil, nil, b)
-	} else {
-		o.from.send(h, data, buf, b)
-	}
-	if o.err == nil {
-		d.releaseLocked(o, b)
-	}
-	d.mu.Unlock()
-	if buf != nil {
-		buf.Release()
-	}
+	d.releaseLocked(o, b)
 }
 
 // Extents tells which parts of a range hold data, for consumers that copy. A

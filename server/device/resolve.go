@@ -147,7 +147,12 @@ func (d *Device) factsRequestedLocked(p *peer, id uint64, b *block.Batch) {
 	p.send(wire.Header{Type: wire.FactsReply, Arg: [3]uint64{id}}, f.Append(nil), nil, b)
 }
 
-func (d *Device) factsToldLocked(p *peer, id uint64, f *wire.DeviceFacts) {
+func (d *Device) factsToldLocked(p *peer, id uint64, f *wire.DeviceFacts, b *block.Batch) {
+	if h := d.heals.questions[id]; h != nil {
+		delete(d.heals.questions, id)
+		d.healFactsLocked(p, h, f, b)
+		return
+	}
 	if p.asking != nil && p.asking.id == id {
 		p.asking.facts = f
 		d.touchLocked()

@@ -383,16 +383,18 @@ func (d *Device) tagsReachedLocked(b *block.Batch) {
 func (d *Device) syncRead(o *op, b *block.Batch) {
 	buf := d.buffers.Get()
 	data := buf.B[:o.ext.Len]
-	_, err := o.disk.ReadAt(data, o.ext.Off)
+	bad, err := d.readFor(o, data)
 	zero := err == nil && allZero(data)
 	d.mu.Lock()
+	if err != nil {
+		d.unreadLocked(o, bad, err, b)
+		d.mu.Unlock()
+		buf.Release()
+		return
+	}
 	p := o.from
 	h := wire.Header{Type: wire.SyncData, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
 	switch {
-	case err != nil:
-		h.Flags = wire.FlagError
-		p.send(h, nil, nil, b)
-		d.readFailedLocked(o.disk, err)
 	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || d.meta == nil:
 	default:
 		p.sync.sent[o.seq] = o.ext

@@ -190,6 +190,8 @@ func (d *Device) startLocked(o *op, b *block.Batch) {
 		d.bulk.put(o)
 	case readAfter:
 		d.readAfterLocked(o, b)
+	case readRelayed:
+		d.relayLocked(o, b)
 	default:
 		if !d.logLocked(o) {
 			d.al.put(o) // its extent must be hot on stable storage first
@@ -383,7 +385,7 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 		d.pieceWrittenLocked(o, err, b)
 		return
 	case mend:
-		d.mendedLocked(o, nil, b)
+		d.mendEndsLocked(o, nil, o.localOK, b)
 		return
 	}
 	d.progressLocked(o, b)
@@ -462,8 +464,11 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 	}
 	if o.log != nil {
 		seq := o.seq
-		if o.kind == mend {
+		switch {
+		case o.kind == mend && d.role == replication.Primary:
 			seq = d.window.head // stable with what came before it
+		case o.kind == mend:
+			seq = d.received
 		}
 		if mutate.Is(mutate.CoolEarly) {
 			seq = 0

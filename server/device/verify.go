@@ -222,15 +222,17 @@ func sums(dst, data []byte) []byte {
 func (d *Device) verifyRead(o *op, b *block.Batch) {
 	buf := d.buffers.Get()
 	data := buf.B[:o.ext.Len]
-	_, err := o.disk.ReadAt(data, o.ext.Off)
+	bad, err := d.readFor(o, data)
 	var got []byte
 	if err == nil {
 		got = sums(nil, data)
 	}
 	buf.Release()
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err != nil {
-		d.readFailedLocked(o.disk, err)
+		d.unreadLocked(o, bad, err, b)
+		return
 	}
 	if o.from.session == o.session && o.session != nil {
 		if o.kind == verifyHere {
@@ -240,7 +242,6 @@ func (d *Device) verifyRead(o *op, b *block.Batch) {
 		}
 	}
 	d.releaseLocked(o, b)
-	d.mu.Unlock()
 }
 
 // verifySentLocked sends the checksums of a piece. Its range is still held: a
@@ -295,11 +296,6 @@ func (d *Device) verifyComparedLocked(o *op, got []byte, b *block.Batch) {
 	if d.role == replication.Primary {
 		h.Arg[2] = d.window.head
 	}
-	if got == nil {
-		h.Flags = wire.FlagError
-		o.from.send(h, nil, nil, b)
-		return
-	}
 	var differ uint64
 	for i := 0; i*verifySum < len(got); i++ {
 		if string(got[i*verifySum:(i+1)*verifySum]) != string(o.data[i*verifySum:(i+1)*verifySum]) {
@@ -314,6 +310,13 @@ func (d *Device) verifyRepliedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	v := &p.verify
 	piece := v.ops[f.Arg[1]]
 	if piece == nil || piece.answered {
+		return
+	}
+	if f.Flags&wire.FlagError != 0 && f.Flags&wire.FlagAgain != 0 && v.tries < verifyTries {
+		delete(v.ops, f.Arg[1]) // the peer has healed a bad block meanwhile
+		v.tries++
+		v.again = append(v.again, piece.ext)
+		d.pumpVerifyLocked(p, b)
 		return
 	}
 	if f.Flags&wire.FlagError != 0 || len(f.Payload) != 8 {

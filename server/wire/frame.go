@@ -69,6 +69,10 @@ const (
 	FlagMAC                  // a keyed MAC of 16 bytes follows the payload
 
 	knownFlags = 1<<iota - 1
+
+	// FlagAgain, beside FlagError, is a VerifyReply's: a bad block has been healed
+	// meanwhile, and the piece can be compared if it is asked for again.
+	FlagAgain = FlagTrim
 )
 
 // Errors of decoding, in the order in which a header is checked.

@@ -26,6 +26,10 @@ const (
 	// FeatureWitness is the feature bit of nodes that, without a disk, take note
 	// of generations.
 	FeatureWitness = 1 << 1
+	// FeatureHeal is the feature bit of nodes that, as the primary, answer a
+	// replica's read with their present content, and none but a replica that is
+	// sent their changes.
+	FeatureHeal = 1 << 2
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255
