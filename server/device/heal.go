@@ -1,6 +1,7 @@
 package device
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -66,7 +67,7 @@ type heals struct {
 	told      time.Time           // since when events are counted
 	events    int
 	unsaid    int
-	stint     uint64 // the last stream of this node's own that it ended in order
+	ended     uint64 // the last stream that ended in order, with everything everywhere
 }
 
 // healing is one range on its way.
@@ -108,7 +109,7 @@ type healWait struct {
 }
 
 var (
-	errHopeless = errors.New("no peer in reach can read it either")
+	errHopeless = errors.New("no peer in reach can give it")
 	errNoCopy   = errors.New("no peer in reach may be asked for it")
 	errHealVoid = errors.New("the disk or the role has changed meanwhile")
 )
@@ -119,8 +120,8 @@ func probe(disk store.Disk, p []byte, off int64) (bad []block.Extent, err error)
 	for at := off; at < off+int64(len(p)); {
 		end := min((at/mendPiece+1)*mendPiece, off+int64(len(p)))
 		if _, perr := disk.ReadAt(p[at-off:end-off], at); perr != nil {
-			bad, err = append(bad, block.Extent{Off: at, Len: end - at}), perr
-			if errors.Is(perr, errDiskTimeout) {
+			bad = append(bad, block.Extent{Off: at, Len: end - at})
+			if err = cmp.Or(err, perr); errors.Is(perr, errDiskTimeout) {
 				return nil, perr
 			}
 		}
@@ -523,15 +524,13 @@ func (d *Device) evenLocked(p *peer, f *wire.DeviceFacts) bool {
 	if theirs.Dirty > 0 || d.meta.Bitmap(p.id).Count() > 0 {
 		return false
 	}
-	if even := theirs.Received == d.received; theirs.Stream == d.stream && d.stream != 0 {
+	if ended := d.stream == d.heals.ended; theirs.Stream == d.stream && d.stream != 0 {
 		switch {
-		case d.leader == p.id:
-			even = d.stream == p.ended // in order, with everything here
-		case d.leader == d.cfg.Self:
-			even = d.stream == d.heals.stint && theirs.Received == d.window.head
-		}
-		if even {
+		case d.leader == p.id && ended, d.leader == d.cfg.Self && ended && theirs.Received == d.window.head:
 			return true
+		case d.leader == p.id || d.leader == d.cfg.Self:
+		case theirs.Received == d.received, ended && theirs.Received < d.received:
+			return true // it may have been restarted since, and got the rest by a resync
 		}
 	}
 	then, mine := &p.hs.theirs, &p.hs.mine

@@ -50,12 +50,12 @@ type peer struct {
 	fenced   bool    // by the handler's word its disk is outdated
 	unfenced bool    // the handler failed
 	asking   *asking // for its facts
-	ended    uint64  // its stream, if it has demoted in order in our contact; 0: none
 	verify   verifyState
 	verified *Verified      // the outcome of the last verify led here
 	found    []block.Extent // that verifies found to differ, since the last resync
 	hold     bool           // we pause the resync with it
 	held     bool           // it pauses the resync with us
+	unread   time.Time      // when, as our source, it last could not read a piece
 	closed   bool           // the peer closed the device: its next hello is a new one's
 
 	confirmed replication.Gen // of ours, the last that it has noted as one that takes part

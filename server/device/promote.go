@@ -372,7 +372,7 @@ func (d *Device) quietLocked() error {
 func (d *Device) becomeSecondaryLocked(b *block.Batch) {
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
-	d.heals.stint = d.stream
+	d.heals.ended = d.stream
 	d.needGen, d.genOwed, d.hold = false, false, 0
 	d.receives = 0
 	d.recent.reset()

@@ -436,12 +436,14 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	if bad || o.overtaken || d.pendingLocked(o.ext) || d.disk == nil {
 		delete(p.sync.ops, o.seq)
 		if bad {
-			p.sync.ready = false // the source says more by its state
 			d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
 		}
 		h := wire.Header{Type: wire.SyncAck, Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
 		p.send(h, nil, nil, b)
 		d.freeOpLocked(o)
+		if bad {
+			d.sourceFailedLocked(p, b)
+		}
 		d.pumpLocked(p, b)
 		return
 	}

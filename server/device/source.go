@@ -1,6 +1,8 @@
 package device
 
 import (
+	"time"
+
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -18,7 +20,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		case p == nil:
 		case p.sync.pulling:
 			now = p
-		case p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p) && betterSource(p, best):
+		case d.mayPullLocked(p) && betterSource(p, best):
 			best = p
 		}
 	}
@@ -39,6 +41,31 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	d.beginPullLocked(best)
 }
 
+// mayPullLocked reports whether p has what this disk lacks, and is a source that
+// will do.
+func (d *Device) mayPullLocked(p *peer) bool {
+	return p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p)
+}
+
+// sourceFailedLocked: a source cannot read a piece, nor heal its disk. If
+// another has it, the resync goes on from there; else it waits for what becomes
+// of the source.
+func (d *Device) sourceFailedLocked(p *peer, b *block.Batch) {
+	p.unread = time.Now()
+	for _, q := range d.peers {
+		if q != nil && q != p && !q.unreadLately() && d.mayPullLocked(q) {
+			d.giveUpLocked(p, b)
+			d.setReplLocked(p, replication.PausedSyncT)
+			d.chooseSourceLocked(b)
+			return
+		}
+	}
+	p.sync.ready = false
+}
+
+// unreadLately reports whether the peer could not read a piece as a source.
+func (p *peer) unreadLately() bool { return !p.unread.IsZero() && time.Since(p.unread) < time.Minute }
+
 // syncingLocked reports whether p's disk is itself being resynced, which makes
 // it no source, complete or not. A primary's own writes make it one.
 func (p *peer) syncingLocked() bool {
@@ -46,6 +73,9 @@ func (p *peer) syncingLocked() bool {
 }
 
 func betterSource(p, best *peer) bool {
+	if best != nil && p.unreadLately() != best.unreadLately() {
+		return best.unreadLately()
+	}
 	return best == nil || p.role == replication.Primary || best.role != replication.Primary && p.disk > best.disk
 }
 

@@ -492,8 +492,8 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 	if r != replication.Primary && d.primary == p.id {
 		d.primary = -1
 		d.recent.reset() // it demoted in order: everything is everywhere
-		if d.dstat == replication.UpToDate && p.inSync && p.repl == replication.Established {
-			p.ended = d.stream
+		if d.dstat == replication.UpToDate && p.repl == replication.Established && d.floor >= d.received {
+			d.heals.ended = d.stream
 		}
 	}
 	if r == p.role {

@@ -142,7 +142,7 @@ func (d *Device) unansweredLocked(o *op, healed bool, b *block.Batch) {
 	}
 	h := wire.Header{Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
 	switch o.kind {
-	case readThere:
+	case readThere, readRelayed:
 		h.Type = wire.ReadReply
 	case syncRead:
 		h.Type = wire.SyncData
