@@ -34,7 +34,10 @@ import (
 //     changes: else the answer could hold what this replica has never got.
 //   - Without a primary a replica asks another that is in sync with it, then for
 //     its facts, and takes the answer only if by those the other has not had a
-//     change since that this one has not (evenLocked).
+//     change since that this one has not (evenLocked). Where none is in sync,
+//     because the survivors of a primary compare what each has had of changes
+//     that were never answered, it takes any one's version, and has all others
+//     take that, too (survivesLocked).
 //
 // A crash in the middle is harmless: the block holds what it should, or cannot
 // be read still.
@@ -98,6 +101,7 @@ type healBasis struct {
 	primary          int
 	stream, received uint64 // received counts only where there is no primary
 	current          replication.Gen
+	any              bool // any version of what was never answered will do
 }
 
 // healWait is somebody who waits for a range.
@@ -163,7 +167,7 @@ func (d *Device) healEventLocked(format string, args ...any) {
 // mayHealLocked reports whether an error is one that healing helps against, on
 // a disk that keeps what it is given.
 func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) bool {
-	if disk == nil || disk != d.disk || d.dstat != replication.UpToDate || d.closing || errors.Is(err, errDiskTimeout) || errors.Is(err, store.ErrClosed) {
+	if disk == nil || disk != d.disk || !d.wholesomeLocked() || d.closing || errors.Is(err, errDiskTimeout) || errors.Is(err, store.ErrClosed) {
 		return false
 	}
 	now := time.Now()
@@ -173,6 +177,13 @@ func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) b
 		}
 	}
 	return true
+}
+
+// wholesomeLocked reports whether this disk's data may be put right, and give
+// what is needed to put another's right: it is current, or there is nobody to
+// say that it is not.
+func (d *Device) wholesomeLocked() bool {
+	return d.dstat == replication.UpToDate || d.dstat == replication.Consistent && !d.primaryAboutLocked()
 }
 
 // foundBadLocked counts and tells what is about to be healed.
@@ -419,13 +430,13 @@ func (d *Device) healFromLocked(h *healing, b *block.Batch) {
 	d.nextID++
 	h.read = d.nextID
 	d.remote[h.read] = &remoteRead{id: h.read, off: h.ext.Off, data: h.data, from: p, heal: h}
-	p.send(wire.Header{Type: wire.ReadReq, Arg: [3]uint64{uint64(h.ext.Off), h.read, uint64(h.ext.Len)}}, nil, nil, b)
+	p.send(wire.Header{Type: wire.ReadReq, Flags: wire.FlagSync, Arg: [3]uint64{uint64(h.ext.Off), h.read, uint64(h.ext.Len)}}, nil, nil, b)
 }
 
 func (d *Device) healBasisLocked(p *peer) healBasis {
 	x := healBasis{session: p.session, no: p.hs.no, peerNo: p.hs.peerNo, primary: d.primary, stream: d.stream, current: d.gens.Current}
 	if d.primary < 0 {
-		x.received = d.received
+		x.received, x.any = d.received, d.survivesLocked(p)
 	} else {
 		x.current = 0 // the primary moves it on
 	}
@@ -434,19 +445,32 @@ func (d *Device) healBasisLocked(p *peer) healBasis {
 
 // healSourceLocked is the peer that a replica may ask.
 func (d *Device) healSourceLocked(but replication.NodeSet) *peer {
-	if d.role == replication.Primary || d.disk == nil || d.dstat != replication.UpToDate || d.pullingLocked() {
+	if d.role == replication.Primary || d.disk == nil || !d.wholesomeLocked() || d.pullingLocked() {
 		return nil
 	}
+	var even *peer
 	for _, p := range d.peers {
 		switch {
 		case p == nil || !p.agreed || but.Has(p.id) || !p.speaks(wire.FeatureHeal):
 		case d.primary == p.id && d.followingLocked() && (p.repl == replication.Established || p.repl == replication.SyncSource || p.repl == replication.PausedSyncS):
 			return p
-		case !d.primaryAboutLocked() && p.inSync && p.heard && p.repl == replication.Established && p.disk == replication.UpToDate && !p.syncingLocked() && d.abreastLocked(p):
+		case d.primaryAboutLocked() || !p.heard || p.disk < replication.Consistent || !d.abreastLocked(p):
+		case p.inSync && p.repl == replication.Established && !p.syncingLocked():
 			return p
+		case d.survivesLocked(p):
+			even = p
 		}
 	}
-	return nil
+	return even
+}
+
+// survivesLocked reports whether a peer is being resynced from this disk in
+// changes of a primary that was lost, which were never answered: neither of the
+// two has been down since, so each has all that were.
+func (d *Device) survivesLocked(p *peer) bool {
+	theirs := &p.hs.theirs
+	return p.repl == replication.SyncSource && p.decision.Even && len(p.found) == 0 && theirs.Live && d.live &&
+		theirs.Stream == d.stream && d.stream != 0 && d.stream != d.heals.ended && !d.primaryAboutLocked()
 }
 
 // unaskLocked: no answer is awaited any more.
@@ -460,7 +484,7 @@ func (d *Device) unaskLocked(h *healing) {
 func (d *Device) healLaterLocked(h *healing, b *block.Batch) {
 	d.unaskLocked(h)
 	h.data = nil
-	if h.tries++; h.tries > healTries || d.dstat != replication.UpToDate || h.disk != d.disk {
+	if h.tries++; h.tries > healTries || !d.wholesomeLocked() || h.disk != d.disk {
 		d.healedLocked(h, errNoCopy, false, b)
 		return
 	}
@@ -505,22 +529,51 @@ func (d *Device) healStandsLocked(h *healing) bool {
 // read from.
 func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *block.Batch) {
 	h.question = 0
-	if h.from != p || !d.healStandsLocked(h) || !d.evenLocked(p, f) {
+	if h.from != p || !d.healStandsLocked(h) || !d.idleLocked(f) || !h.basis.any && !d.evenLocked(p, f) {
 		d.healLaterLocked(h, b)
 		return
+	}
+	if h.basis.any {
+		d.forAllLocked(h.ext, b)
 	}
 	d.takeHealLocked(h, b)
 }
 
+// forAllLocked: this disk is about to hold another version of what was never
+// answered. All others are to get that. Until the marks are on stable storage
+// the activity log, which has the range, stands for them.
+func (d *Device) forAllLocked(e block.Extent, b *block.Batch) {
+	d.missLocked(d.disks.Without(d.cfg.Self), e)
+	var again replication.NodeSet
+	for _, p := range d.peers {
+		if p != nil && p.agreed && !p.diskless && p.repl == replication.Established {
+			again = again.With(p.id)
+		}
+	}
+	if again != 0 {
+		d.work.do(func() {
+			b := &block.Batch{}
+			d.mu.Lock()
+			d.rehelloLocked(again, b)
+			d.mu.Unlock()
+			b.Finish()
+		})
+	}
+}
+
+// idleLocked reports whether by a peer's facts it follows no primary, and its
+// data is of this disk's generation.
+func (d *Device) idleLocked(f *wire.DeviceFacts) bool {
+	return replication.Role(f.Role) != replication.Primary && f.Primary == wire.NoNode &&
+		replication.DiskState(f.Disk) >= replication.Consistent && replication.Gen(f.Current) == d.gens.Current
+}
+
 // evenLocked reports whether a peer in sync with this disk has had no change
-// that this one has not: there is no primary, and both are at the end of the
+// that this one has not, now that there is no primary: both are at the end of the
 // same stream; or neither has had anything since they agreed that they are in
 // sync.
 func (d *Device) evenLocked(p *peer, f *wire.DeviceFacts) bool {
 	theirs := factsOf(p.id, f)
-	if theirs.Role == replication.Primary || theirs.Primary != replication.NoPrimary || theirs.Disk != replication.UpToDate || theirs.Gens.Current != d.gens.Current {
-		return false
-	}
 	if theirs.Dirty > 0 || d.meta.Bitmap(p.id).Count() > 0 {
 		return false
 	}

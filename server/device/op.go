@@ -50,7 +50,7 @@ type op struct {
 	local      bool                // the local disk has not finished
 	localOK    bool
 	answered   bool
-	granted    bool    // syncPull, mend: the data has come
+	granted    bool    // syncPull, mend: the data has come; readThere: it is for healing
 	overtaken  bool    // syncPull: a change came that the piece may lack
 	session    Session // syncRead, peerChange, readThere, verify: on which it came
 	stray      bool    // peerChange: that session ended while it was on the way to the disk

@@ -164,6 +164,8 @@ func (d *Device) readRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o := d.newOpLocked()
 	o.kind, o.what, o.from, o.session, o.seq, o.disk = readThere, block.Read, p, p.session, f.Arg[1], d.disk
 	o.ext = block.Extent{Off: off, Len: length}
+	heals := f.Flags&wire.FlagSync != 0
+	o.granted = heals
 	switch {
 	case off < 0 || length <= 0 || length > wire.MaxPayload || off > d.cfg.Size-length:
 	case d.relaysLocked(o.ext):
@@ -171,7 +173,7 @@ func (d *Device) readRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		d.relays++
 		d.beginLocked(o, b)
 		return
-	case d.disk != nil && d.dstat == replication.UpToDate:
+	case d.disk != nil && (d.dstat == replication.UpToDate || heals && d.wholesomeLocked()):
 		d.beginLocked(o, b)
 		return
 	}

@@ -49,7 +49,7 @@ func (d *Device) givesLocked(o *op) bool {
 	if d.role == replication.Primary {
 		return d.receives.Has(o.from.id)
 	}
-	return d.dstat == replication.UpToDate
+	return d.dstat == replication.UpToDate || o.granted && d.wholesomeLocked()
 }
 
 // mendsPartLocked: this node is primary no longer, so what it holds for healing

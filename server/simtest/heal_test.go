@@ -114,6 +114,16 @@ var healers = map[string]struct {
 		c.mustStart(t, 0)
 		c.mustAllSync(t)
 	}},
+	"survivors that even out": {3, 0, 1, func(t *testing.T, c *Cluster) {
+		c.Nodes[2].Disk.Spoil(block.Extent{Off: mib + 800<<10, Len: 4096}) // either may be the source
+		c.Nodes[0].Kill()
+		c.until(t, 1, "evened out", is(replication.UpToDate))
+		c.until(t, 2, "evened out", is(replication.UpToDate))
+		time.Sleep(time.Minute)
+		c.compares(t, 2)
+		c.mustStart(t, 0)
+		c.mustAllSync(t)
+	}},
 	"a diskless primary": {3, replication.Of(0), 1, func(t *testing.T, c *Cluster) {
 		c.mustRead(t, 0, mib, bytes.Repeat([]byte{'a'}, mib))
 	}},
