@@ -40,7 +40,7 @@ import (
 //     take that, too (survivesLocked).
 //
 // A crash in the middle is harmless: the block holds what it should, or cannot
-// be read still.
+// be read still. So no activity log is kept of it.
 
 const (
 	mendPiece = 64 << 10 // healed at once
@@ -118,18 +118,36 @@ var (
 	errHealVoid = errors.New("the disk or the role has changed meanwhile")
 )
 
-// probe reads a range again, part by part, and returns the parts that the disk
-// cannot read. There may be none: then p has it all.
+// probe reads a range again, part by part, and returns the blocks that the disk
+// cannot read, those side by side as one. There may be none: then p has it all.
 func probe(disk store.Disk, p []byte, off int64) (bad []block.Extent, err error) {
-	for at := off; at < off+int64(len(p)); {
-		end := min((at/mendPiece+1)*mendPiece, off+int64(len(p)))
-		if _, perr := disk.ReadAt(p[at-off:end-off], at); perr != nil {
-			bad = append(bad, block.Extent{Off: at, Len: end - at})
-			if err = cmp.Or(err, perr); errors.Is(perr, errDiskTimeout) {
-				return nil, perr
+	end := off + int64(len(p))
+	read := func(at, until int64) bool {
+		_, rerr := disk.ReadAt(p[at-off:until-off], at)
+		if rerr != nil && (until-at <= block.Unit || errors.Is(rerr, errDiskTimeout)) {
+			err = cmp.Or(err, rerr)
+		}
+		return rerr == nil
+	}
+	for at := off; at < end; {
+		until := min((at/mendPiece+1)*mendPiece, end)
+		if read(at, until) {
+			at = until
+			continue
+		}
+		for ; at < until && !errors.Is(err, errDiskTimeout); at = min((at/block.Unit+1)*block.Unit, until) {
+			e := block.Extent{Off: at, Len: min((at/block.Unit+1)*block.Unit, until) - at}
+			switch n := len(bad); {
+			case read(e.Off, e.End()):
+			case n > 0 && bad[n-1].End() == e.Off && e.Off%mendPiece != 0:
+				bad[n-1].Len += e.Len
+			default:
+				bad = append(bad, e)
 			}
 		}
-		at = end
+		if errors.Is(err, errDiskTimeout) {
+			return nil, err
+		}
 	}
 	return bad, err
 }
@@ -167,7 +185,10 @@ func (d *Device) healEventLocked(format string, args ...any) {
 // mayHealLocked reports whether an error is one that healing helps against, on
 // a disk that keeps what it is given.
 func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) bool {
-	if disk == nil || disk != d.disk || !d.wholesomeLocked() || d.closing || errors.Is(err, errDiskTimeout) || errors.Is(err, store.ErrClosed) {
+	switch {
+	case disk == nil || disk != d.disk || errors.Is(err, errDiskTimeout) || errors.Is(err, store.ErrClosed):
+		return false
+	case d.role != replication.Primary && !d.everAskedLocked():
 		return false
 	}
 	now := time.Now()
@@ -177,6 +198,17 @@ func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) b
 		}
 	}
 	return true
+}
+
+// everAskedLocked reports whether there is a peer that a replica could come to
+// ask: one that is not of an earlier version.
+func (d *Device) everAskedLocked() bool {
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.speaks(wire.FeatureHeal) {
+			return true
+		}
+	}
+	return false
 }
 
 // wholesomeLocked reports whether this disk's data may be put right, and give
@@ -202,6 +234,12 @@ func total(es []block.Extent) (n int64) {
 // healLocked heals a part of a range. w is nil where nobody waits.
 func (d *Device) healLocked(disk store.Disk, e block.Extent, w *healWait, b *block.Batch) {
 	u, now := e.Units(), time.Now()
+	if d.closing || d.role != replication.Primary && !d.wholesomeLocked() {
+		if w != nil {
+			w.done(errHealVoid, false, b) // a resync comes first
+		}
+		return
+	}
 	if w != nil {
 		w.skip = e.Off - u.Off
 	}
@@ -286,7 +324,7 @@ func (d *Device) healHereLocked(h *healing, b *block.Batch) {
 	d.beginLocked(o, b)
 }
 
-// issueMendLocked: the range is held and logged.
+// issueMendLocked: the range is held.
 func (d *Device) issueMendLocked(o *op, b *block.Batch) {
 	h := o.heal
 	switch {
@@ -356,8 +394,9 @@ func (d *Device) healedLocked(h *healing, err error, written bool, b *block.Batc
 		hs.kept.note(h.ext, now)
 		d.stats.Mended++
 		d.stats.MendedBytes += uint64(h.ext.Len)
-		if hs.running == 0 && len(hs.list) == 0 {
+		if len(hs.list) == 0 {
 			d.lastErr = ""
+			d.work.do(d.syncDisk) // lest it is bad again after a power cut
 		}
 		d.healEventLocked("healed %d bytes at %d with what a peer has", h.ext.Len, h.ext.Off)
 	case err == nil || errors.Is(err, errHealVoid):
@@ -534,31 +573,40 @@ func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *bl
 		return
 	}
 	if h.basis.any {
-		d.forAllLocked(h.ext, b)
+		d.forAllLocked(h)
+		return
 	}
 	d.takeHealLocked(h, b)
 }
 
 // forAllLocked: this disk is about to hold another version of what was never
-// answered. All others are to get that. Until the marks are on stable storage
-// the activity log, which has the range, stands for them.
-func (d *Device) forAllLocked(e block.Extent, b *block.Batch) {
-	d.missLocked(d.disks.Without(d.cfg.Self), e)
-	var again replication.NodeSet
-	for _, p := range d.peers {
-		if p != nil && p.agreed && !p.diskless && p.repl == replication.Established {
-			again = again.With(p.id)
+// answered. All others are to get that, which is noted before it is done.
+func (d *Device) forAllLocked(h *healing) {
+	d.missLocked(d.disks.Without(d.cfg.Self), h.ext)
+	meta, p := d.meta, h.from
+	d.work.do(func() {
+		err := meta.WriteBitmaps()
+		b := &block.Batch{}
+		d.mu.Lock()
+		switch {
+		case err != nil:
+			d.metaFailedLocked(meta, "metadata write", err)
+		case h.from != p || h.filled:
+		case d.healStandsLocked(h):
+			d.takeHealLocked(h, b)
+		default:
+			d.healLaterLocked(h, b)
 		}
-	}
-	if again != 0 {
-		d.work.do(func() {
-			b := &block.Batch{}
-			d.mu.Lock()
-			d.rehelloLocked(again, b)
-			d.mu.Unlock()
-			b.Finish()
-		})
-	}
+		var again replication.NodeSet
+		for _, q := range d.peers {
+			if q != nil && q.agreed && !q.diskless && q.repl == replication.Established {
+				again = again.With(q.id)
+			}
+		}
+		d.rehelloLocked(again, b)
+		d.mu.Unlock()
+		b.Finish()
+	})
 }
 
 // idleLocked reports whether by a peer's facts it follows no primary, and its

@@ -36,6 +36,8 @@ type syncState struct {
 	freshN  int64
 	syncing bool           // fresh is being made durable
 	spoilt  []block.Extent // failed since that began
+	small   []block.Extent // the source cannot read these as a whole
+	failed  bool           // there is a block that it cannot read at all
 
 	sent map[uint64]block.Extent // source: asked for, not confirmed
 	over bool                    // source: the target has all, and what the primary sends it is awaited
@@ -272,11 +274,13 @@ func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 		limit = syncPiecesBusy
 	}
 	for len(sy.ops) < limit && (d.cfg.ResyncRate == 0 || sy.allowance > 0) && sy.freshN < syncStable {
-		e, ok := d.meta.Bitmap(p.id).Next(sy.cursor, syncPiece/block.Unit)
+		e, ok := sy.nextSmall(d.meta.Bitmap(p.id))
 		if !ok {
-			break
+			if e, ok = d.meta.Bitmap(p.id).Next(sy.cursor, syncPiece/block.Unit); !ok {
+				break
+			}
+			sy.cursor = e.End() / block.Unit
 		}
-		sy.cursor = e.End() / block.Unit
 		sy.allowance -= e.Len
 		o := d.newOpLocked()
 		o.kind, o.ext, o.from = syncPull, e, p
@@ -440,9 +444,10 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		}
 		h := wire.Header{Type: wire.SyncAck, Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
 		p.send(h, nil, nil, b)
+		at := o.ext
 		d.freeOpLocked(o)
 		if bad {
-			d.sourceFailedLocked(p, b)
+			d.sourceFailedLocked(p, at, b)
 		}
 		d.pumpLocked(p, b)
 		return
@@ -538,6 +543,11 @@ func (d *Device) pulledLocked(p *peer, b *block.Batch) {
 	if bm.Count() > 0 {
 		if _, more := bm.Next(p.sync.cursor, 1); !more {
 			p.sync.cursor = 0
+			if p.sync.failed {
+				p.sync.ready = false
+				d.eventLocked("resync", p, "resync from %s: all but %s is here, which it cannot read; it is asked again", p.name, block.Amount(bm.Count()*block.Unit))
+				return
+			}
 		}
 		d.pumpLocked(p, b)
 		return

@@ -5,6 +5,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -48,9 +49,9 @@ func (d *Device) mayPullLocked(p *peer) bool {
 }
 
 // sourceFailedLocked: a source cannot read a piece, nor heal its disk. If
-// another has it, the resync goes on from there; else it waits for what becomes
-// of the source.
-func (d *Device) sourceFailedLocked(p *peer, b *block.Batch) {
+// another has it, the resync goes on from there; else with the rest, and the
+// blocks that cannot be read are asked for again after another handshake.
+func (d *Device) sourceFailedLocked(p *peer, e block.Extent, b *block.Batch) {
 	p.unread = time.Now()
 	for _, q := range d.peers {
 		if q != nil && q != p && !q.unreadLately() && d.mayPullLocked(q) {
@@ -60,7 +61,28 @@ func (d *Device) sourceFailedLocked(p *peer, b *block.Batch) {
 			return
 		}
 	}
-	p.sync.ready = false
+	if e.Len > block.Unit && len(p.sync.small) < mostSmall {
+		p.sync.small = append(p.sync.small, e)
+		return
+	}
+	p.sync.failed = true
+}
+
+// mostSmall bounds the pieces that are asked for block by block.
+const mostSmall = 1024
+
+// nextSmall is the next block of a piece that could not be read as a whole.
+func (sy *syncState) nextSmall(bm *store.Bitmap) (e block.Extent, ok bool) {
+	for len(sy.small) > 0 {
+		from := &sy.small[0]
+		e, ok = bm.Next(from.Off/block.Unit, 1)
+		if ok && e.Off < from.End() {
+			*from = block.Extent{Off: e.End(), Len: from.End() - e.End()}
+			return e, true
+		}
+		sy.small = sy.small[1:]
+	}
+	return block.Extent{}, false
 }
 
 // unreadLately reports whether the peer could not read a piece as a source.

@@ -223,7 +223,10 @@ func (d *Device) keepsLogLocked(o *op) bool {
 	if mutate.Is(mutate.SkipLog) || mutate.Is(mutate.SkipReplicaLog) && o.kind == peerChange {
 		return false
 	}
-	return o.kind == appChange || o.kind == mend || d.disks.Len() > 2 || o.miss != 0 || !o.from.logsLocked()
+	if o.kind == mend {
+		return false // see heal.go
+	}
+	return o.kind == appChange || d.disks.Len() > 2 || o.miss != 0 || !o.from.logsLocked()
 }
 
 // issueLocked sends a change to the local disk and to those peers that take
@@ -464,12 +467,6 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 	}
 	if o.log != nil {
 		seq := o.seq
-		switch {
-		case o.kind == mend && d.role == replication.Primary:
-			seq = d.window.head // stable with what came before it
-		case o.kind == mend:
-			seq = d.received
-		}
 		if mutate.Is(mutate.CoolEarly) {
 			seq = 0
 		}

@@ -112,11 +112,8 @@ func (d *Device) unreadLocked(o *op, bad []block.Extent, err error, b *block.Bat
 	d.releaseLocked(o, b)
 	left, ok := len(bad), true
 	for _, e := range bad {
-		d.healLocked(again.disk, e, &healWait{done: func(herr error, written bool, b *block.Batch) {
+		d.healLocked(again.disk, e, &healWait{done: func(_ error, written bool, b *block.Batch) {
 			ok = ok && written
-			if herr == errNoCopy {
-				d.readFailedLocked(again.disk, err)
-			}
 			if left--; left == 0 {
 				d.rereadLocked(again, ok, b)
 			}

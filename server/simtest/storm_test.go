@@ -58,7 +58,7 @@ func stormy(t *testing.T, seed uint64) {
 		Nodes: 2 + rng.IntN(3), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
-	s := &storm{history: &history{t: t, c: c, rng: rng, l: newLedger()}, zombie: -1, flushes: rng.IntN(3), power: rng.IntN(2) == 0, devs: make([]*device.Device, len(c.Nodes))}
+	s := &storm{history: &history{t: t, c: c, rng: rng, l: newLedger(), rots: rotting(seed)}, zombie: -1, flushes: rng.IntN(3), power: rng.IntN(2) == 0, devs: make([]*device.Device, len(c.Nodes))}
 	if *strike >= 0 {
 		s.power, s.flushes = true, 0
 	}
@@ -79,18 +79,26 @@ func stormy(t *testing.T, seed uint64) {
 		l.tears = s.power
 		s.clients = append(s.clients, &stormClient{s: s, id: int64(i), l: l, rng: rand.New(rand.NewPCG(seed, uint64(100+i)))})
 	}
+	s.owner = func(blk int64) *ledger { return s.clients[blk%stormClients].l }
 	for range 4 {
+		s.rot()
 		stop := s.sail()
 		s.wait(200)
 		s.strike()
 		s.wait(400)
 		s.mend()
 		if rng.IntN(2) == 0 {
-			s.synced() // under load
+			s.attach()
+			if s.c.bad() == 0 {
+				s.synced() // under load
+			}
 		}
 		stop()
+		s.attach()
+		s.rewrite()
 		s.synced()
 		s.settle()
+		s.scrub()
 		s.compare()
 		s.account()
 		if slow {

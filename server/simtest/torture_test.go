@@ -244,15 +244,18 @@ func torture(t *testing.T, seed uint64) {
 			n.Kill()
 		}
 	}()
-	h := &history{t: t, c: c, rng: rng, l: newLedger(), power: seed%3 == 0}
+	h := &history{t: t, c: c, rng: rng, l: newLedger(), power: seed%3 == 0, rots: rotting(seed)}
+	h.owner = func(int64) *ledger { return h.l }
 	if *wild {
 		for range 12 {
+			h.rot()
 			h.act()
 		}
 		h.heal()
 		return
 	}
 	for range 5 {
+		h.rot()
 		h.write()
 		h.fault()
 		h.write()
@@ -274,6 +277,9 @@ func (h *history) fault() {
 	case 4:
 		h.lastStanding()
 	case 5:
+		if h.rots != nil && len(h.c.Nodes) == 2 {
+			return // what is bad on one and gone with the other is lost
+		}
 		h.replace()
 	default:
 		if m := h.node(); m != n {
@@ -290,6 +296,11 @@ type history struct {
 	grown, step int64 // the largest size that was asked for, and by how much more it grows
 	// power: kills are power cuts; a third of the histories.
 	power bool
+	// rots: blocks go bad, in half of the histories; nil: in the others.
+	rots *rand.Rand
+	lost int // bad blocks that nobody had a good copy of
+	// owner is whose account a block is on.
+	owner func(blk int64) *ledger
 }
 
 // kill ends a node, its power with it in histories of power cuts.
@@ -519,9 +530,12 @@ func (h *history) heal() {
 			h.c.Heal(i, j)
 		}
 	}
+	h.attach()
+	h.rewrite()
 	h.synced()
 	h.settle()
 	h.synced() // what was in flight may have been what kept a disk out of sync
+	h.scrub()
 	h.compare()
 	if err := h.l.check(func(off int64, p []byte) { h.disks()[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("%v\n%s", err, h.c.Describe())
