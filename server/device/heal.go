@@ -493,10 +493,10 @@ func (d *Device) healSourceLocked(but replication.NodeSet) *peer {
 		case p == nil || !p.agreed || but.Has(p.id) || !p.speaks(wire.FeatureHeal):
 		case d.primary == p.id && d.followingLocked() && (p.repl == replication.Established || p.repl == replication.SyncSource || p.repl == replication.PausedSyncS):
 			return p
-		case d.primaryAboutLocked() || !p.heard || p.disk < replication.Consistent || !d.abreastLocked(p):
+		case d.primaryAboutLocked() || !p.heard || p.disk < replication.Consistent:
 		case p.inSync && p.repl == replication.Established && !p.syncingLocked():
 			return p
-		case d.survivesLocked(p):
+		case d.survivesLocked(p) && d.abreastLocked(p):
 			even = p
 		}
 	}
@@ -568,7 +568,7 @@ func (d *Device) healStandsLocked(h *healing) bool {
 // read from.
 func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *block.Batch) {
 	h.question = 0
-	if h.from != p || !d.healStandsLocked(h) || !d.idleLocked(f) || !h.basis.any && !d.evenLocked(p, f) {
+	if h.from != p || !d.healStandsLocked(h) || !idle(f) || !h.basis.any && !d.evenLocked(p, f) || h.basis.any && replication.Gen(f.Current) != d.gens.Current {
 		d.healLaterLocked(h, b)
 		return
 	}
@@ -609,11 +609,9 @@ func (d *Device) forAllLocked(h *healing) {
 	})
 }
 
-// idleLocked reports whether by a peer's facts it follows no primary, and its
-// data is of this disk's generation.
-func (d *Device) idleLocked(f *wire.DeviceFacts) bool {
-	return replication.Role(f.Role) != replication.Primary && f.Primary == wire.NoNode &&
-		replication.DiskState(f.Disk) >= replication.Consistent && replication.Gen(f.Current) == d.gens.Current
+// idle reports whether by a peer's facts it follows no primary.
+func idle(f *wire.DeviceFacts) bool {
+	return replication.Role(f.Role) != replication.Primary && f.Primary == wire.NoNode && replication.DiskState(f.Disk) >= replication.Consistent
 }
 
 // evenLocked reports whether a peer in sync with this disk has had no change
@@ -627,9 +625,10 @@ func (d *Device) evenLocked(p *peer, f *wire.DeviceFacts) bool {
 	}
 	if ended := d.stream == d.heals.ended; theirs.Stream == d.stream && d.stream != 0 {
 		switch {
-		case d.leader == p.id && ended, d.leader == d.cfg.Self && ended && theirs.Received == d.window.head:
-			return true
-		case d.leader == p.id || d.leader == d.cfg.Self:
+		case d.leader == p.id || d.leader == d.cfg.Self: // so the one has all that the other can have
+			if ended {
+				return true
+			}
 		case theirs.Received == d.received, ended && theirs.Received < d.received:
 			return true // it may have been restarted since, and got the rest by a resync
 		}
