@@ -226,6 +226,7 @@ func (e *engine) deviceStats(name string) []pair {
 		{"reads", s.Reads}, {"writes", s.Writes}, {"flushes", s.Flushes}, {"trims", s.Trims},
 		{"read_bytes", s.ReadBytes}, {"write_bytes", s.WriteBytes}, {"remote_reads", s.RemoteReads},
 		{"peer_writes", s.PeerWrites}, {"resync_bytes", s.ResyncBytes}, {"resync_zero_bytes", s.ResyncZeroBytes}, {"generations", s.Generations},
+		{"disk_read_errors", s.ReadErrors}, {"healed", s.Mended}, {"healed_bytes", s.MendedBytes}, {"unhealed", s.Unmended},
 	} {
 		out = append(out, pair{c.key, cmap.Uint(c.n)})
 	}

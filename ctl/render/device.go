@@ -77,6 +77,7 @@ func Device(o Options, d api.DeviceDetail) string {
 	p.addText("read latency", latency(d.ReadP50US, d.ReadP99US))
 	p.addText("write latency", latency(d.WriteP50US, d.WriteP99US))
 	p.addText("activity log", activityLog(d))
+	p.add("disk errors", diskErrors(d))
 	p.addText("generation", d.CurrentGen)
 	for _, g := range d.BitmapGens {
 		p.addText("  for "+g.Node, g.Gen)
@@ -121,6 +122,19 @@ func latency(p50, p99 int64) string {
 		return ""
 	}
 	return fmt.Sprintf("%s median, %s at the 99th percentile, in the last minute", Micros(p50), Micros(p99))
+}
+
+// diskErrors is what became of what the disk could not read, nothing where it
+// could read everything.
+func diskErrors(d api.DeviceDetail) cell {
+	if d.ReadErrors == 0 {
+		return cell{}
+	}
+	s := plural(int(clamp(d.ReadErrors)), "read") + " failed; " + Bytes(clamp(d.HealedBytes)) + " rewritten with a peer's copy"
+	if d.Unhealed > 0 {
+		return cell{s + fmt.Sprintf(", %d times there was no good copy", d.Unhealed), Bad}
+	}
+	return cell{s, Warn}
 }
 
 func activityLog(d api.DeviceDetail) string {

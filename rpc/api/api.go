@@ -148,6 +148,12 @@ type DeviceDetail struct {
 	ReadBytes      uint64   `json:"read_bytes"`
 	WriteBytes     uint64   `json:"write_bytes"`
 	Flushes        uint64   `json:"flushes"`
+	// ReadErrors is how often this node's disk could not read. What could not be
+	// read was healed, that is, rewritten with what a peer has: so many bytes; or,
+	// Unhealed times, it was not.
+	ReadErrors  uint64 `json:"read_errors,omitempty"`
+	HealedBytes uint64 `json:"healed_bytes,omitempty"`
+	Unhealed    uint64 `json:"unhealed,omitempty"`
 	// What requests over NBD took in the last minute, from read to reply: half
 	// of them no longer, 99 of 100 no longer. 0 where there were none.
 	ReadP50US  int64 `json:"read_p50_us"`

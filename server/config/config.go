@@ -95,8 +95,10 @@ type Device struct {
 	Group       string // devices of one group share one order of writes; "" is none
 	// OnIOError is OnIOErrorDetach (a disk that fails is taken out, and the device
 	// goes on with the peers') or OnIOErrorPassOn (it stays, and is mended from a
-	// peer). A read error is mended in either case, where a peer has the data; an
-	// error with no peer to turn to is the client's.
+	// peer). A read error is healed in either case, on the primary and on a replica
+	// alike, where a peer has the data: the block is rewritten, and what this key
+	// says applies to a disk that cannot take it back, or that loses it again at
+	// once. An error with no peer to turn to is the client's, and the disk stays.
 	OnIOError string
 	// DiskTimeout is how long an operation of the disk may take before the disk is
 	// taken out; 0 is as long as it likes.

@@ -68,6 +68,7 @@ func (c *Control) deviceShow(_ context.Context, _ rpc.Actor, p api.DeviceParams)
 		ALExtents: st.HotExtents, ALExtentBytes: st.ExtentBytes, CrashCostBytes: int64(st.HotExtents) * st.ExtentBytes,
 		InFlight: st.InFlight, Reads: st.Stats.Reads, Writes: st.Stats.Writes, Flushes: st.Stats.Flushes,
 		ReadBytes: st.Stats.ReadBytes, WriteBytes: st.Stats.WriteBytes,
+		ReadErrors: st.Stats.ReadErrors, HealedBytes: st.Stats.MendedBytes, Unhealed: st.Stats.Unmended,
 	}
 	x := c.o.NBD.Export(p.Device)
 	c.showLatency(&out, &x)

@@ -127,6 +127,9 @@ func deviceText(d api.DeviceDetail) string {
 		{"read latency", latencyText(d.ReadP50US, d.ReadP99US)}, {"write latency", latencyText(d.WriteP50US, d.WriteP99US)},
 		{"activity log", fmt.Sprintf("%d hot extents of %s: a crash resyncs at most %s", d.ALExtents, block.Amount(d.ALExtentBytes), block.Amount(d.CrashCostBytes))},
 	}
+	if d.ReadErrors > 0 {
+		rows = append(rows, []string{"disk errors", healedText(d)})
+	}
 	if d.Group != "" {
 		rows = append(rows, []string{"group", d.Group})
 	}
@@ -140,6 +143,15 @@ func deviceText(d api.DeviceDetail) string {
 		}
 	}
 	return table(rows...)
+}
+
+// healedText is what became of what the disk could not read.
+func healedText(d api.DeviceDetail) string {
+	s := fmt.Sprintf("%d reads failed; %s healed from peers", d.ReadErrors, block.Amount(int64(d.HealedBytes)))
+	if d.Unhealed > 0 {
+		s += fmt.Sprintf(", %d times there was no good copy", d.Unhealed)
+	}
+	return s
 }
 
 // latencyText is of the last minute.

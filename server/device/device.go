@@ -89,7 +89,8 @@ type Config struct {
 	// FlushEvery bounds how much an abrupt loss of a peer's cache costs in
 	// resync; 0 means two seconds.
 	FlushEvery time.Duration
-	// OnIOError is what becomes of a disk that fails.
+	// OnIOError is what becomes of a disk that fails: that cannot write, or flush,
+	// or take back a block that it could not read.
 	OnIOError IOErrorPolicy
 	// DiskTimeout is how long an operation of the disk may take before the disk
 	// counts as failed; 0: as long as it likes.

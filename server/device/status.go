@@ -39,6 +39,7 @@ type Status struct {
 	OnNoQuorum  NoQuorumPolicy
 	Stats       Stats
 	LastError   string
+	Healed      time.Time // the disk last; zero: not since it was opened
 	Since       map[string]time.Time
 	Differs     []string // peers whose configuration differs in what must agree
 	Group       string   // the consistency group; "" for none
@@ -92,6 +93,7 @@ func (d *Device) Status() Status {
 		}
 	}
 	st.InHand, st.Strays = d.crew.inHand(), d.strays
+	st.Healed = d.heals.last
 	maps.Copy(st.Since, d.since)
 	st.Stats.Reads, st.Stats.ReadBytes = d.reads.Load(), d.readBytes.Load()
 	if d.disk != nil {
@@ -361,6 +363,17 @@ func (w *Why) explainDisk(st *Status) {
 	}
 	if st.Strays > 0 {
 		w.Because = append(w.Because, fmt.Sprintf("%d changes of a peer that was lost have not reached the disk yet; until they have, nothing is agreed with any peer", st.Strays))
+	}
+	if n := st.Stats.ReadErrors; n > 0 {
+		because := fmt.Sprintf("the disk has failed %d reads; %s were healed, that is, rewritten with what a peer has", n, block.Amount(int64(st.Stats.MendedBytes)))
+		if !st.Healed.IsZero() {
+			because += ", the last at " + st.Healed.Format(time.RFC3339)
+		}
+		if st.Stats.Unmended > 0 {
+			because += fmt.Sprintf("; %d times no peer could give a good copy", st.Stats.Unmended)
+		}
+		w.Because = append(w.Because, because)
+		w.Next = append(w.Next, "compare it all, and heal what else is bad: lockstepctl device verify "+st.Name+"; replace a disk that goes on failing")
 	}
 	switch st.Disk {
 	case replication.Diskless, replication.Failed:

@@ -146,6 +146,10 @@ func (o out) device(d *device.Status) {
 	o.count("lockstep_device_resync_bytes_total", "Bytes that resyncs have brought here.", s.ResyncBytes, dev)
 	o.count("lockstep_device_resync_zero_bytes_total", "Of them, bytes that came as zeroes.", s.ResyncZeroBytes, dev)
 	o.count("lockstep_device_generations_total", "New generations of the data begun here.", s.Generations, dev)
+	o.count("lockstep_device_disk_read_errors_total", "Reads that this node's disk failed.", s.ReadErrors, dev)
+	o.count("lockstep_device_healed_total", "Ranges that the disk could not read and that were rewritten with a peer's copy.", s.Mended, dev)
+	o.count("lockstep_device_healed_bytes_total", "Their bytes.", s.MendedBytes, dev)
+	o.count("lockstep_device_unhealed_total", "Ranges that the disk could not read and for which no peer had a good copy.", s.Unmended, dev)
 	for i := range d.Peers {
 		o.devicePeer(dev, &d.Peers[i])
 	}
