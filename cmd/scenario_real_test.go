@@ -22,14 +22,20 @@ import (
 type cachedDisk struct {
 	host      *proc.Host
 	dir, file string
+	storage   []string // nbdkit's arguments
 	nbdkit    *proc.Process
 	nbdfuse   *proc.Process
 	lives     int
 }
 
 func newCachedDisk(t *testing.T, host *proc.Host, dir string, size int64) *cachedDisk {
+	return newDisk(t, host, dir, size, "--filter=cache", "file", filepath.Join(dir, "img"), "cache=writeback", "cache-on-read=false")
+}
+
+// newDisk is a disk of what nbdkit makes of dir/img by its arguments.
+func newDisk(t *testing.T, host *proc.Host, dir string, size int64, storage ...string) *cachedDisk {
 	t.Helper()
-	d := &cachedDisk{host: host, dir: dir, file: filepath.Join(dir, "disk")}
+	d := &cachedDisk{host: host, dir: dir, file: filepath.Join(dir, "disk"), storage: storage}
 	for _, err := range []error{
 		os.Mkdir(dir, 0o700), os.WriteFile(d.path("img"), nil, 0o600), os.Truncate(d.path("img"), size),
 	} {
@@ -70,7 +76,7 @@ func (d *cachedDisk) power(t *testing.T) {
 		t.Fatal(err)
 	}
 	sock, disk := d.path(fmt.Sprintf("sock%d", d.lives)), filepath.Join(d.mount(), "disk")
-	d.nbdkit = start("nbdkit", "-f", "-U", sock, "--filter=cache", "file", d.path("img"), "cache=writeback", "cache-on-read=false")
+	d.nbdkit = start(append([]string{"nbdkit", "-f", "-U", sock}, d.storage...)...)
 	await(d.nbdkit, sock, func() bool {
 		conn, err := net.Dial("unix", sock) // that it is there does not mean that it listens
 		if err == nil {
