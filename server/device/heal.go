@@ -201,8 +201,13 @@ func (d *Device) mayHealLocked(disk store.Disk, bad []block.Extent, err error) b
 }
 
 // everAskedLocked reports whether there is a peer that a replica could come to
-// ask: one that is not of an earlier version.
+// ask: one that is not of an earlier version; the primary, if there is one.
 func (d *Device) everAskedLocked() bool {
+	if d.primary >= 0 {
+		if p := d.peers[d.primary]; p != nil && p.agreed {
+			return p.speaks(wire.FeatureHeal)
+		}
+	}
 	for _, p := range d.peers {
 		if p != nil && p.agreed && p.speaks(wire.FeatureHeal) {
 			return true

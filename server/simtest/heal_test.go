@@ -480,7 +480,7 @@ func TestACrashDuringAHealing(t *testing.T) {
 				for _, lost := range []float64{0, 1} {
 					t.Run(fmt.Sprintf("%s, %s, other %v, %v lost", name, point, other, lost), func(t *testing.T) {
 						o := three()
-						o.Nodes, o.Diskless = h.nodes, h.diskless
+						o.Nodes, o.Diskless = h.nodes+h.diskless.Len(), h.diskless // a third disk: the second may be in doubt itself
 						o.Size, o.Extents, o.ExtentBytes = 2*mib, 64, 64<<10
 						bubble(t, o, func(t *testing.T, c *Cluster) {
 							crashWhileHealing(t, c, h.at, name, point, other, lost)

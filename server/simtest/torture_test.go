@@ -277,7 +277,7 @@ func (h *history) fault() {
 	case 4:
 		h.lastStanding()
 	case 5:
-		if h.rots != nil && len(h.c.Nodes) == 2 {
+		if h.rots != nil && len(h.disks()) == 2 {
 			return // what is bad on one and gone with the other is lost
 		}
 		h.replace()
