@@ -263,7 +263,7 @@ func TestWhyExplainsEachState(t *testing.T) {
 			}
 		}
 		time.Sleep(20 * time.Second)
-		check("down", "refused", "next dial of alpha")
+		check("down", "refused", "nothing listens at", "next dial of alpha")
 		a := bed.start(0)
 		b.waitUp(1)
 		time.Sleep(5 * time.Second)

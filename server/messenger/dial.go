@@ -153,6 +153,7 @@ func (p *peer) dialFailed(s *Session, l *link, err error) {
 		p.abandon(err)
 		return
 	}
+	p.explained(err)
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
 	p.m.log.Debug("cannot restore a link yet", "node", p.name(), "link", l.kind.String(), "because", err)
 	if r, over := overBecause(err); over && !(p.moved && refused(err)) && (r.Code != ReasonClosed || s.silenced()) {
@@ -188,6 +189,7 @@ func (p *peer) abandon(err error) {
 	if s.dialer {
 		failed(p.fsm, time.Now())
 	}
+	p.explained(err)
 	p.m.note(func(t *cluster.Table) { t.Failed(p.id, time.Now(), err.Error()) })
 	p.m.complain(p.name(), "cannot connect to node "+p.name(), err)
 	p.answer(err)

@@ -40,9 +40,10 @@ type peer struct {
 	in   [2]*block.Pool  // what its links are read into
 	away [2]atomic.Int32 // goroutines that read its links until a disk kept them
 
-	cfg  atomic.Pointer[Peer]
-	sess atomic.Pointer[Session] // that is up; for snapshots
-	view atomic.Pointer[view]
+	cfg   atomic.Pointer[Peer]
+	sess  atomic.Pointer[Session] // that is up; for snapshots
+	view  atomic.Pointer[view]
+	plain atomic.Pointer[plain] // of the last dial that failed
 
 	// Of the peer's goroutine.
 	s         *Session       // nil, establishing, or up

@@ -37,6 +37,7 @@ type NodeInfo struct {
 	Because     string
 	LastError   string
 	LastErrorAt time.Time
+	plain       *plain // what LastError means, if it is a dial's
 	LastUp      time.Time
 	Connects    uint64
 	Incarnation uint64 // of the peer's process; 0: not known
@@ -98,7 +99,7 @@ func (p *peer) info() NodeInfo {
 		State: row.State.String(), Since: row.Since, Because: row.Because,
 		LastError: row.LastError, LastErrorAt: row.LastErrorAt, LastUp: row.LastUp,
 		Connects: row.Connects, Incarnation: row.Incarnation, Session: row.Session,
-		LastFrame: -1, Dialling: v.statsNow(), RetryIn: -1, Attempts: v.failures,
+		plain: p.plain.Load(), LastFrame: -1, Dialling: v.statsNow(), RetryIn: -1, Attempts: v.failures,
 	}
 	n.Data.State, n.Meta.State = v.links[wire.Data], v.links[wire.Meta]
 	n.Data.Connections, n.Meta.Connections = v.relinks[wire.Data], v.relinks[wire.Meta]
@@ -170,7 +171,7 @@ func (m *Messenger) Why(node string) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	e := Explanation{Subject: "node " + n.Name, State: n.State, Since: n.Since, Because: []string{n.Because}}
+	e := Explanation{Subject: "node " + n.Name, State: n.State, Since: n.Since, Because: []string{n.plain.says(n.Because)}}
 	add := func(format string, args ...any) { e.Because = append(e.Because, fmt.Sprintf(format, args...)) }
 	next := func(format string, args ...any) { e.Next = append(e.Next, fmt.Sprintf(format, args...)) }
 	if n.State == "up" {
@@ -194,7 +195,7 @@ func (m *Messenger) whyUp(n *NodeInfo, add, next say) {
 		add("it has missed %d pings", n.MissedPings)
 	}
 	if n.Data.State != "connected" || n.Meta.State != "connected" {
-		add("data link %s, meta link %s: %s", n.Data.State, n.Meta.State, n.LastError)
+		add("data link %s, meta link %s: %s", n.Data.State, n.Meta.State, n.plain.says(n.LastError))
 		next("the session goes on if both links are back within %v", n.Limit)
 	}
 	next("it is down when nothing is heard for %v, when its process ends, or on \"node disconnect %s\"", n.Limit, n.Name)
@@ -202,7 +203,7 @@ func (m *Messenger) whyUp(n *NodeInfo, add, next say) {
 
 func (m *Messenger) whyNot(n *NodeInfo, add, next say) {
 	if n.LastError != "" && n.LastError != n.Because {
-		add("the last error, at %s: %s", n.LastErrorAt.Format(time.TimeOnly), n.LastError)
+		add("the last error, at %s: %s", n.LastErrorAt.Format(time.TimeOnly), n.plain.says(n.LastError))
 	}
 	if !n.LastUp.IsZero() {
 		add("it was last up from %s on, in process life %016x", n.LastUp.Format(time.DateTime), n.Incarnation)
