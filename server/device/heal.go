@@ -638,8 +638,11 @@ func (d *Device) evenLocked(p *peer, f *wire.DeviceFacts) bool {
 			return true // it may have been restarted since, and got the rest by a resync
 		}
 	}
-	then, mine := &p.hs.theirs, &p.hs.mine
-	return theirs.Stream == then.Stream && theirs.Received == then.Received && mine.Stream == d.stream && mine.Received == d.received
+	then, mine, had := &p.hs.theirs, &p.hs.mine, d.received
+	if mine.Role == replication.Primary {
+		had = d.window.head // as a primary's facts have it
+	}
+	return theirs.Stream == then.Stream && theirs.Received == then.Received && mine.Stream == d.stream && mine.Received == had
 }
 
 // takeHealLocked writes what a replica was given.

@@ -491,8 +491,8 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 	if r != replication.Primary && d.primary == p.id {
 		d.primary = -1
-		d.recent.reset() // it demoted in order: everything is everywhere
-		if d.dstat == replication.UpToDate && p.repl == replication.Established && d.floor >= d.received {
+		d.recent.reset()           // it demoted in order: everything is everywhere
+		if d.floor >= d.received { // a resync of this disk may go on: that ends in sync, or not at all
 			d.heals.ended = d.stream
 		}
 	}
