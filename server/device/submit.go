@@ -368,6 +368,10 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 	o.local = false
 	// What a disk took that was detached meanwhile counts for nothing.
 	o.localOK = err == nil && o.disk == d.disk
+	if o.kind == appChange && d.dstat != replication.UpToDate {
+		// On a mixture alone it would be nowhere: a resync may take it away again.
+		o.localOK = false
+	}
 	if err != nil {
 		o.err = err
 		if d.passesOnLocked(err) {
