@@ -53,9 +53,26 @@ func (d *Device) Detach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = d.detach(ctx)
+	// With its vote the others would have quorum without its data, and it would
+	// count again when it is back, whatever it has missed.
+	d.setDetaching(true)
+	if err = d.resign(ctx); err == nil {
+		err = d.detach(ctx)
+	}
+	d.setDetaching(false)
 	commit(err == nil)
 	return err
+}
+
+// setDetaching: while this node detaches its disk it does not ask for the vote
+// back that it has given up for that.
+func (d *Device) setDetaching(on bool) {
+	b := &block.Batch{}
+	d.mu.Lock()
+	d.detaching = on
+	d.evaluateLocked(b)
+	d.mu.Unlock()
+	b.Finish()
 }
 
 // mayDetachLocked is who is asked to keep the data meanwhile; nobody where this

@@ -172,6 +172,7 @@ type Device struct {
 	newcomer     bool // see replication.Census
 	member       bool // has had the current data where there was quorum
 	leaving      bool // is about to stop, and asks to give its vote up
+	detaching    bool // likewise for its disk
 	returning    bool // asks for its vote back
 	poll         poll
 	live         bool // the disk has been up to date while this process held it

@@ -139,10 +139,22 @@ func (d *Device) doubtfulLocked() (es []block.Extent) {
 
 // failed runs on the worker after a disk has failed.
 func (d *Device) failed(left leaving) {
+	d.mu.Lock()
+	votes, resigns := d.resignedLocked()
+	d.mu.Unlock()
 	// What is known of it is written as far as that is possible.
-	_ = left.meta.Update(func(sb *store.Superblock) { sb.Flags &^= store.WasUpToDate })
+	err := left.meta.Update(func(sb *store.Superblock) {
+		sb.Flags &^= store.WasUpToDate
+		if resigns = resigns && len(sb.Ext) >= extWhole; resigns {
+			putVotes(sb, &votes, d.cfg.Self)
+		}
+	})
 	b := &block.Batch{}
 	d.mu.Lock()
+	if err == nil && resigns {
+		d.votes.Give(d.cfg.Self)
+		d.tellLeftLocked(b)
+	}
 	d.disklessLocked("detached after an I/O error", b)
 	d.mu.Unlock()
 	b.Finish()

@@ -16,7 +16,9 @@ import (
 // quorum without it: the last one standing alone, and still after a restart
 // (replication.Votes has the rules). It does so in three steps: everybody in
 // reach ceases to count on its vote; it notes on stable storage that it has none;
-// they note that. It asks for its vote when it is back.
+// they note that. It asks for its vote when it is back. A disk that is detached
+// leaves likewise; one that fails notes that it has no vote where its metadata
+// still can be written, and else keeps it.
 
 // leavePatience bounds how long a node that stops waits for others, of which
 // some may be about to leave too.
@@ -58,6 +60,11 @@ func (d *Device) Leave(ctx context.Context) error {
 	d.leaving = true
 	d.pollVoidLocked("this node is about to stop")
 	d.mu.Unlock()
+	return d.resign(ctx)
+}
+
+// resign gives this node's vote up, if it may within leavePatience.
+func (d *Device) resign(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leavePatience)
 	defer cancel()
 	for {
@@ -315,7 +322,7 @@ func (d *Device) objectionToPollLocked(p *peer, c *wire.Change) (why string, aga
 		return fmt.Sprintf("%s is in contact with %s, and %s is not", self, d.namesLocked(unseen), p.name), true
 	case c.Kind == wire.ChangeReturn && d.leaving:
 		return self + " is about to leave", true
-	case c.Kind == wire.ChangeReturn && d.disks.Has(d.cfg.Self) && d.meta == nil:
+	case c.Kind == wire.ChangeReturn && d.disks.Has(d.cfg.Self) && d.meta == nil && !d.votes.Given(d.cfg.Self):
 		return "the disk of " + self + " is not attached", true
 	case c.Kind == wire.ChangeReturn:
 		return "", false
@@ -367,7 +374,7 @@ func (d *Device) ofOriginLocked(p *peer) {
 // are in reach.
 func (d *Device) regainLocked() {
 	ask := d.agreedLocked()
-	if d.returning || d.leaving || d.closing || d.ctx == nil || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 || !d.votes.Given(d.cfg.Self) {
+	if d.returning || d.leaving || d.detaching || d.closing || d.ctx == nil || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 || !d.votes.Given(d.cfg.Self) {
 		return
 	}
 	may := d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()) && d.pollableLocked(ask)
@@ -417,4 +424,25 @@ func (d *Device) regain(ask replication.NodeSet) {
 	}
 	d.mu.Unlock()
 	b.Finish()
+}
+
+// resignedLocked is the votes after a failed disk's was given up; ok: that serves
+// those who have the data.
+func (d *Device) resignedLocked() (v replication.Votes, ok bool) {
+	all := d.agreedLocked()
+	ok = d.cfg.Quorum.Kind == replication.QuorumMajority && d.votes.MayLeave(d.cfg.Self, d.disks, d.reachLocked()) &&
+		d.pollableLocked(all) && d.heirLocked(all)
+	v = d.votes
+	v.Give(d.cfg.Self)
+	return v, ok
+}
+
+// tellLeftLocked tells all in contact that this node's vote is given up, for good:
+// nobody counts on a disk that is known to have failed. Who does not hear it
+// learns it from the next facts.
+func (d *Device) tellLeftLocked(b *block.Batch) {
+	c := wire.Change{Tx: randomID(), Kind: wire.ChangeLeft, Node: uint8(d.cfg.Self), Arg: uint64(d.votes[d.cfg.Self])}
+	for id := range d.agreedLocked().All() {
+		d.peers[id].send(wire.Header{Type: wire.Prepare}, c.Append(nil), nil, b)
+	}
 }

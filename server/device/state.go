@@ -86,11 +86,25 @@ func (d *Device) censusLocked() {
 		d.touchLocked()
 	}
 	d.quorum = v
-	if d.role == replication.Primary && !v.Quorate && d.cfg.OnNoQuorum == SuspendIO {
+	if d.role == replication.Primary && !v.Quorate && (d.cfg.OnNoQuorum == SuspendIO || d.settlingLocked()) {
 		d.hold |= holdNoQuorum
 	} else {
 		d.hold &^= holdNoQuorum
 	}
+}
+
+// settlingLocked reports whether a disk in reach has failed a moment ago: whether
+// there is quorum without it is about to be known.
+func (d *Device) settlingLocked() bool {
+	if d.dstat == replication.Failed {
+		return true
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.disk == replication.Failed {
+			return true
+		}
+	}
+	return false
 }
 
 // tallyLocked counts the disks as this node sees them, if of the others it
@@ -102,6 +116,8 @@ func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
 		c.UpToDate++
 	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Inconsistent:
 		c.Present++
+	case d.peersHaveDisk(d.cfg.Self) && !d.votes.Given(d.cfg.Self):
+		c.Idle++
 	case d.peersHaveDisk(d.cfg.Self):
 		c.Outdated++
 	}
@@ -157,8 +173,10 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 		if p.newcomer {
 			c.Newcomers++
 		}
-	case p.agreed:
+	case p.agreed && d.votes.Given(p.id):
 		c.Outdated++
+	case p.agreed:
+		c.Idle++
 	case mutate.Is(mutate.CountAbsent):
 		c.Present++
 	default:
@@ -333,7 +351,7 @@ func (d *Device) gateLocked() {
 	case d.frozen > 0 || d.genEagerLocked() && d.quorum.Quorate:
 		g = gateSuspend
 	case d.quorum.Quorate && data:
-	case d.cfg.OnNoQuorum == FailIO:
+	case d.cfg.OnNoQuorum == FailIO && !d.settlingLocked():
 		g = gateFail
 	default:
 		g = gateSuspend

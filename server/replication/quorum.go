@@ -75,6 +75,9 @@ type Census struct {
 	Present  int // in reach, without it
 	Outdated int // out of reach, and known on stable storage to take no part
 	Unknown  int // out of reach; may be working
+	// Idle is how many nodes in reach are without their disk, which has not given
+	// up its vote: when it is back, it counts.
+	Idle int
 	// Voteless is how many of those in reach have given up their votes (Votes).
 	Voteless int
 	// Newcomers is how many of those in reach may have replaced a disk that was
@@ -97,28 +100,32 @@ type Verdict struct {
 // left in order or was fenced, cannot be of somebody's majority, so where all
 // that are missing are known to be such, those that remain decide among
 // themselves (last man standing). In turn, those that left in order are no
-// majority without one that stayed.
+// majority without one that stayed. Where the others are in reach and merely
+// without their disks, half will do: those that come back are no majority.
 func (p QuorumPolicy) Quorum(c Census) Verdict {
 	if p.Kind == QuorumOff {
 		return Verdict{true, "quorum is off"}
 	}
 	here := c.UpToDate + c.Present
-	voters := here + c.Outdated + c.Unknown
-	if c.Unknown == 0 && p.Kind == QuorumMajority {
+	all := here + c.Outdated + c.Unknown + c.Idle
+	voters := all
+	if c.Unknown == 0 && c.Idle == 0 && p.Kind == QuorumMajority {
 		voters = here
 	}
 	need := p.need(voters)
 	switch {
 	case c.UpToDate == 0:
 		return Verdict{false, "no disk with current data is in reach"}
-	case p.Kind == QuorumMajority && c.Voteless == here && c.Outdated+c.Unknown > 0:
-		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, here+c.Outdated+c.Unknown)}
-	case p.Ordered(here+c.Outdated+c.Unknown) && c.Newcomers > 0 && c.Unknown > 0 && c.Newcomers+c.Unknown >= p.need(here+c.Outdated+c.Unknown):
+	case p.Kind == QuorumMajority && c.Voteless == here && all > here:
+		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, all)}
+	case p.Ordered(all) && c.Newcomers > 0 && c.Unknown > 0 && c.Newcomers+c.Unknown >= p.need(all):
 		return Verdict{false, fmt.Sprintf("%d of the %d disks in reach are new, and with their predecessors those away may have gone on", c.Newcomers, here)}
-	case here >= need && c.Outdated > 0 && c.Unknown == 0 && p.Kind == QuorumMajority:
+	case here >= need && c.Outdated > 0 && c.Unknown+c.Idle == 0 && p.Kind == QuorumMajority:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the others are known to take no part", here, here+c.Outdated)}
 	case here >= need:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, %d needed", here, voters, need)}
+	case p.Kind == QuorumMajority && c.Unknown == 0 && 2*here >= all:
+		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the nodes of the others are, without their disks", here, all)}
 	case p.Kind == QuorumMajority && voters%2 == 0 && here == need-1 && c.Had &&
 		c.TiebreakersPresent > c.TiebreakersMissing:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and a tiebreaker keeps the quorum there was", here, voters)}
