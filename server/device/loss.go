@@ -67,6 +67,9 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 // had been in sync, the marks get a generation of their own, which is durable
 // before any change that missed the peer is answered.
 func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
+	// The replicas mark what it misses, from the very next change on, which may
+	// be one that waited for a range.
+	d.announceLocked(b)
 	d.rolls++
 	doubtful := d.missSinceLocked(p, p.stable)
 	if inSync || d.needsGenLocked() {

@@ -125,6 +125,53 @@ func TestScenario08AReplicaDiesAroundAWrite(t *testing.T) {
 	}
 }
 
+// TestScenario08AChangeThatWaitedMissesAReplica: it waited for one that a lost
+// replica had not acknowledged, and goes on in the moment of the loss. Whoever is
+// left when the primary is gone, too, knows that the lost one lacks it.
+func TestScenario08AChangeThatWaitedMissesAReplica(t *testing.T) {
+	for _, lost := range []func(c *Cluster){
+		func(c *Cluster) { c.Isolate(2) },
+		func(c *Cluster) { c.Nodes[2].Kill() },
+	} {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', mib)
+			// While it is resynced no generation is wanted at its loss, which would
+			// hold up everything.
+			c.Isolate(2)
+			c.mustWrite(t, 0, 2*mib, 'a', mib)
+			slow := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: time.Minute})
+			c.Heal(0, 2)
+			c.until(t, 2, "it is being resynced", is(replication.Inconsistent))
+			time.Sleep(time.Second)
+			hang := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Hang: true})
+			all := []asked{
+				c.Nodes[0].ask(block.Write, 0, mib, bytes.Repeat([]byte{'b'}, 4096), 0),
+				c.Nodes[0].ask(block.Write, 0, mib, bytes.Repeat([]byte{'c'}, 256<<10), 0),
+			}
+			hang.Await(1)
+			time.Sleep(time.Second) // nothing else is awaited
+			lost(c)
+			hang.Release()
+			c.Nodes[0].Disk.Lift(slow)
+			c.mustAnswer(t, all)
+			time.Sleep(5 * time.Second) // the other one hears that it has all that there is
+			c.Nodes[0].Kill()
+			if c.Nodes[2].Dev == nil {
+				c.mustStart(t, 2)
+			}
+			c.Heal(1, 2)
+			c.mustPromote(t, 1)
+			c.mustStart(t, 0)
+			c.Rejoin(2)
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHold(t, mib+128<<10, 'c')
+		})
+	}
+}
+
 // TestScenario12APrimaryKilledUnderLoad comes back: what is resynced is what
 // its activity log had, and what was missed.
 func TestScenario12APrimaryKilledUnderLoad(t *testing.T) {
