@@ -284,6 +284,7 @@ func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *bloc
 		d.log.Warn("acks for more changes than are in flight", "peer", p.name, "first", first, "count", count)
 		return
 	}
+	somewhere := false
 	for seq := first; seq < first+count; seq++ {
 		o := d.window.get(seq)
 		if o == nil || !o.wait.Has(p.id) {
@@ -291,10 +292,14 @@ func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *bloc
 		}
 		o.need &^= p.bit()
 		if written {
+			somewhere = somewhere || o.finished && d.nowhereLocked(o)
 			o.wait &^= p.bit()
 			o.acked = true
 		}
 		d.progressLocked(o, b)
+	}
+	if somewhere {
+		d.releaseHeldLocked(b) // that it was on no disk yet is why it was held
 	}
 }
 

@@ -107,3 +107,27 @@ func TestScenario38ADisklessPrimaryKeepsQuorum(t *testing.T) {
 		c.mustHoldDisks(t, 0, 'b')
 	})
 }
+
+// TestScenario38ADisklessPrimaryUnderEveryProtocol: a change is answered as soon
+// as one disk has it, whatever the protocol asks for besides.
+func TestScenario38ADisklessPrimaryUnderEveryProtocol(t *testing.T) {
+	for _, protocol := range []replication.Protocol{replication.ProtocolA, replication.ProtocolB, replication.ProtocolC} {
+		o := three()
+		o.Diskless, o.Protocol = replication.Of(0), protocol
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			start := time.Now()
+			for i := range int64(20) {
+				c.mustWrite(t, 0, i*4096, 'a', 4096)
+			}
+			if took := time.Since(start); took > 200*time.Millisecond {
+				t.Errorf("protocol %v: 20 writes took %v", protocol, took)
+			}
+			c.mustFlush(t, 0)
+			time.Sleep(time.Second) // protocols A and B answer before all have it
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 19*4096, 'a')
+		})
+	}
+}
