@@ -89,7 +89,7 @@ func (d *Device) mayDetachLocked() (keepers replication.NodeSet, err error) {
 
 func (d *Device) detach(ctx context.Context) error {
 	defer d.thaw()
-	if err := d.freeze(ctx, "detach"); err != nil {
+	if err := d.freeze(ctx, "detach", false); err != nil {
 		return err
 	}
 	d.mu.Lock()

@@ -196,15 +196,18 @@ func (d *Device) departed() {
 }
 
 // freeze holds back the application's changes until those under way are
-// everywhere. The caller thaws in any case.
-func (d *Device) freeze(ctx context.Context, what string) error {
+// everywhere. The caller thaws in any case. With held those will do, too, that
+// are wherever they can be and not answered for want of quorum: what is about to
+// be done may be what brings it back.
+func (d *Device) freeze(ctx context.Context, what string, held bool) error {
 	b := &block.Batch{}
 	d.mu.Lock()
 	d.frozen++
 	d.gateLocked()
 	d.mu.Unlock()
 	err := d.wait(ctx, func() bool {
-		return d.closing || d.window.floor == d.window.head && !d.flush.busy && !d.genBusy
+		still := d.window.floor == d.window.head && !d.flush.busy
+		return d.closing || !d.genBusy && (still || held && d.stillLocked())
 	})
 	d.mu.Lock()
 	if d.closing {
@@ -217,6 +220,19 @@ func (d *Device) freeze(ctx context.Context, what string) error {
 		return d.refuse(what, "changes under way do not end: "+err.Error(), "see: lockstepctl device why "+d.opts.Name, true)
 	}
 	return nil
+}
+
+// stillLocked reports whether nothing moves for want of quorum.
+func (d *Device) stillLocked() bool {
+	if d.hold&holdNoQuorum == 0 || d.flush.busy && (d.flush.local || d.flush.wait != 0) {
+		return false
+	}
+	for o := range d.window.all {
+		if !o.finished || o.local || o.wait != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 var errClosing = errors.New("the daemon is stopping")
@@ -332,7 +348,7 @@ const allNodes = ^replication.NodeSet(0)
 // two agreements. change is made with the mutex held when nothing is under way.
 func (d *Device) rejoin(ctx context.Context, what string, with replication.NodeSet, change func()) error {
 	defer d.thaw()
-	if err := d.freeze(ctx, what); err != nil {
+	if err := d.freeze(ctx, what, true); err != nil {
 		return err
 	}
 	b := &block.Batch{}

@@ -45,7 +45,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 // mayPullLocked reports whether p has what this disk lacks, and is a source that
 // will do.
 func (d *Device) mayPullLocked(p *peer) bool {
-	return p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p)
+	return p.agreed && p.heard && p.repl == replication.PausedSyncT && p.disk >= replication.Consistent && !p.syncingLocked() && d.sourceLocked(p) && !d.turnsLocked(p)
 }
 
 // sourceFailedLocked: a source cannot read a piece, nor heal its disk. If
@@ -87,6 +87,19 @@ func (sy *syncState) nextSmall(bm *store.Bitmap) (e block.Extent, ok bool) {
 
 // unreadLately reports whether the peer could not read a piece as a source.
 func (p *peer) unreadLately() bool { return !p.unread.IsZero() && time.Since(p.unread) < time.Minute }
+
+// turnsLocked reports whether p would take turns with another as the source of
+// this disk: the two do not see each other, so each can only find again what the
+// other has left, though all of it was never answered. This disk is in sync with
+// that other, and stays so until the two have met.
+func (d *Device) turnsLocked(p *peer) bool {
+	for _, q := range d.peers {
+		if q != nil && q != p && q.agreed && q.inSync && !q.diskless && p.decision.Even && !replication.NodeSet(p.state.Sees).Has(q.id) {
+			return true
+		}
+	}
+	return false
+}
 
 // syncingLocked reports whether p's disk is itself being resynced, which makes
 // it no source, complete or not. A primary's own writes make it one.

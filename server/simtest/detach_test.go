@@ -1,8 +1,10 @@
 package simtest
 
 import (
+	"bytes"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -216,4 +218,35 @@ func hanging(t *testing.T, op storetest.Op, what func(*Node) *storetest.Image) {
 			l.finish(t, c)
 		})
 	}
+}
+
+// TestADiskIsAttachedWithoutQuorum: what waits for quorum does not keep out the
+// disk that brings it back.
+func TestADiskIsAttachedWithoutQuorum(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		in := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+		all := []asked{
+			c.Nodes[0].ask(block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0),
+			c.Nodes[0].ask(block.Write, block.FUA, 8192, bytes.Repeat([]byte{'b'}, 4096), 0),
+			c.Nodes[0].ask(block.Flush, 0, 0, nil, 0),
+		}
+		c.until(t, 0, "detached", is(replication.Diskless))
+		time.Sleep(5 * time.Second)
+		if answered(all[0].done) {
+			t.Fatalf("two of three answered\n%s", c.Describe())
+		}
+		c.Nodes[0].Disk.Lift(in)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		c.mustAnswer(t, all)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'b')
+	})
 }

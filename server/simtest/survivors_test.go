@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"testing"
@@ -73,5 +74,34 @@ func survive(t *testing.T, c *Cluster, inFlight bool, rest time.Duration) {
 		if at, same := c.Nodes[1].Disk.Equal(n.Disk); !same {
 			t.Fatalf("%s and %s differ at %v\n%s", c.Nodes[1].Name, n.Name, at, c.Describe())
 		}
+	}
+}
+
+// TestSurvivorsThatDoNotSeeEachOtherTakeNoTurns: with a third between them that
+// sees both, two survivors do not overwrite it from each in turn for ever.
+func TestSurvivorsThatDoNotSeeEachOtherTakeNoTurns(t *testing.T) {
+	for seed := range uint64(8) {
+		o := Options{Nodes: 4, Quorum: majority(), Delay: 2 * time.Millisecond, Seed: seed, Extents: 8, ExtentBytes: 64 << 10}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 64<<10)
+			for i := range int64(20) {
+				c.Nodes[0].ask(block.Write, 0, i*8192, bytes.Repeat([]byte{byte(i)}, 4096), 0)
+			}
+			time.Sleep(2 * time.Millisecond)
+			c.Cut(1, 2)
+			c.Nodes[0].Kill()
+			time.Sleep(20 * time.Second)
+			n := c.resynced()
+			time.Sleep(20 * time.Second)
+			if more := c.resynced() - n; more > 0 {
+				t.Fatalf("%d bytes are resynced in 20 seconds, and nobody writes\n%s", more, c.Describe())
+			}
+			c.Heal(1, 2)
+			c.mustStart(t, 0)
+			c.mustAllSync(t)
+			c.mustEqual(t)
+		})
 	}
 }
