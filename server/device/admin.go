@@ -241,6 +241,28 @@ func (d *Device) installLocked(got *opened) {
 		s = min(s, replication.Outdated)
 	}
 	d.setDiskLocked(s, "attached")
+	d.lacksHeldLocked()
+}
+
+// lacksHeldLocked: what waits for quorum while a disk is attached may have been
+// made when there was none. The peers are sent it again when they are back, and
+// take this disk for one that has it. So it is marked here, durably before
+// anything is agreed with them, and fetched from them.
+func (d *Device) lacksHeldLocked() {
+	some := false
+	for o := range d.window.all {
+		d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
+		some = true
+	}
+	if meta := d.meta; some {
+		d.work.do(func() {
+			if err := meta.WriteBitmaps(); err != nil {
+				d.mu.Lock()
+				d.metaFailedLocked(meta, "metadata write", err)
+				d.mu.Unlock()
+			}
+		})
+	}
 }
 
 // planState is a change other than a promotion that peers are asked for, and

@@ -236,6 +236,7 @@ func TestADiskIsAttachedWithoutQuorum(t *testing.T) {
 			c.Nodes[0].ask(block.Flush, 0, 0, nil, 0),
 		}
 		c.until(t, 0, "detached", is(replication.Diskless))
+		all = append(all, c.Nodes[0].ask(block.Write, 0, mib, bytes.Repeat([]byte{'c'}, 4096), 0))
 		time.Sleep(5 * time.Second)
 		if answered(all[0].done) {
 			t.Fatalf("two of three answered\n%s", c.Describe())
