@@ -154,6 +154,10 @@ func (d *Device) admitFlushLocked(r *block.Request, b *block.Batch) {
 // behindLocked makes an FUA change durable before it is answered.
 func (fl *flushState) behindLocked(d *Device, o *op, b *block.Batch) {
 	fl.next = append(fl.next, flushWaiter{op: o})
+	o.queued = true
+	if !o.local && o.wait == 0 {
+		d.landLocked(o, b)
+	}
 	fl.startLocked(d, b)
 }
 
@@ -217,13 +221,15 @@ func (fl *flushState) lostLocked(d *Device, p *peer, b *block.Batch) {
 }
 
 // dropLocked: this node is no longer the primary. Whoever waits must come back;
-// changes among them are answered with the others in flight.
-func (fl *flushState) dropLocked(b *block.Batch) {
+// changes among them that are in the window are answered with the others there.
+func (fl *flushState) dropLocked(d *Device, b *block.Batch) {
 	for _, list := range [][]flushWaiter{fl.cur, fl.next} {
 		for i, w := range list {
 			list[i] = flushWaiter{}
 			if w.req != nil {
 				finish(w.req, block.ErrDropped, b)
+			} else if w.op != nil && w.op.landed {
+				d.dropOpLocked(w.op, b)
 			}
 		}
 	}
@@ -235,7 +241,8 @@ func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
 	if !fl.busy || fl.local || fl.wait != 0 {
 		return
 	}
-	if len(fl.cur) > 0 && (d.hold != 0 || d.quorum.Quorate && !d.leasedLocked()) {
+	fails := d.failsLocked()
+	if len(fl.cur) > 0 && !fails && (d.hold != 0 || d.quorum.Quorate && !d.leasedLocked()) {
 		return
 	}
 	fl.busy = false
@@ -244,7 +251,7 @@ func (fl *flushState) settleLocked(d *Device, b *block.Batch) {
 	}
 	d.stableLocked()
 	var err error
-	if fl.oks == 0 {
+	if fl.oks == 0 || fails && len(fl.cur) > 0 {
 		err = block.ErrIO
 	}
 	cur := fl.cur

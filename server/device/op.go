@@ -57,7 +57,9 @@ type op struct {
 	era        uint64  // syncRead: of the resync
 	finished   bool
 	log        *store.ActivityLog // holds references in it, unless nil
-	synced     bool               // FUA: the flush behind it has completed
+	queued     bool               // FUA: a flush is to come behind it
+	synced     bool               // FUA: that has completed
+	landed     bool               // it is everywhere, and out of the window
 	err        error
 	ioErr      error      // of local I/O that is done and not judged yet
 	heal       *healing   // mend

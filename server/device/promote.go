@@ -432,20 +432,25 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.readable.Store(nil)
 	d.held = nil
 	if !mutate.Is(mutate.FlushAfterYield) {
-		d.flush.dropLocked(b)
+		d.flush.dropLocked(d, b)
 	}
 	for o := range d.window.all {
-		o.need, o.wait = 0, 0
-		o.finished = true
-		if !o.answered {
-			o.err, o.localOK, o.acked = block.ErrDropped, false, false
-			d.answerLocked(o, b)
-		}
-		d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
-		if !o.local {
-			d.retireLocked(o, b)
-		}
+		d.dropOpLocked(o, b)
 	}
 	d.dropParkedLocked(b)
 	d.mendsPartLocked(b)
+}
+
+// dropOpLocked gives up on a change of a primary that has yielded.
+func (d *Device) dropOpLocked(o *op, b *block.Batch) {
+	o.need, o.wait = 0, 0
+	o.finished = true
+	if !o.answered {
+		o.err, o.localOK, o.acked = block.ErrDropped, false, false
+		d.answerLocked(o, b)
+	}
+	d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
+	if !o.local {
+		d.retireLocked(o, b)
+	}
 }

@@ -404,14 +404,34 @@ func (d *Device) progressLocked(o *op, b *block.Batch) {
 		o.finished = true
 		d.answerOrHoldLocked(o, b)
 	}
-	if o.answered && !o.local && o.wait == 0 {
+	switch {
+	case o.local || o.wait != 0:
+	case o.answered:
 		d.retireLocked(o, b)
+	case o.queued:
+		d.landLocked(o, b)
 	}
+}
+
+// landLocked takes a change out of the window that is everywhere, before it is
+// answered: the flush that it waits for may itself wait for changes for which
+// the replicas' activity logs have no room before they know that.
+func (d *Device) landLocked(o *op, b *block.Batch) {
+	if o.landed {
+		return
+	}
+	o.landed = true
+	d.window.done(o.seq)
+	d.relieveLocked(b)
 }
 
 // answerOrHoldLocked answers a finished change unless something must become
 // durable, or quorum return, before anybody may act on it.
 func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
+	if d.failsLocked() {
+		d.answerLocked(o, b)
+		return
+	}
 	if d.hold != 0 || d.quorum.Quorate && !d.leasedLocked() || d.nowhereLocked(o) {
 		d.held = append(d.held, o)
 		return
@@ -421,6 +441,12 @@ func (d *Device) answerOrHoldLocked(o *op, b *block.Batch) {
 		return
 	}
 	d.answerLocked(o, b)
+}
+
+// failsLocked reports whether requests fail, those under way too: there is no
+// quorum, and they are not to wait for it, whatever else holds them.
+func (d *Device) failsLocked() bool {
+	return d.role == replication.Primary && d.cfg.OnNoQuorum == FailIO && !d.quorum.Quorate && !d.settlingLocked()
 }
 
 // nowhereLocked reports whether a change is on no disk because there was none
@@ -463,7 +489,9 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 // retireLocked ends an op: nothing more is awaited of it.
 func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
-		d.window.done(o.seq)
+		if !o.landed {
+			d.window.done(o.seq)
+		}
 		if d.window.floor == d.window.head && (d.opens == 0 || d.closing || d.frozen > 0) {
 			d.touchLocked() // who demotes waits for this
 		}
@@ -510,7 +538,7 @@ func (d *Device) runReadyLocked(b *block.Batch) {
 
 // releaseHeldLocked answers what was held, once nothing holds it.
 func (d *Device) releaseHeldLocked(b *block.Batch) {
-	if d.hold != 0 || len(d.held) == 0 {
+	if d.hold != 0 && !d.failsLocked() || len(d.held) == 0 {
 		return
 	}
 	held := d.held

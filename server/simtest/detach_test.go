@@ -251,3 +251,44 @@ func TestADiskIsAttachedWithoutQuorum(t *testing.T) {
 		c.mustHold(t, 0, 'b')
 	})
 }
+
+// TestRequestsUnderWayFailWithoutQuorum: where requests are not to wait for
+// quorum those fail, too, that were under way when it was lost, whatever they
+// would have waited for.
+func TestRequestsUnderWayFailWithoutQuorum(t *testing.T) {
+	for _, lose := range []func(c *Cluster){
+		func(c *Cluster) { c.Nodes[2].Kill() },
+		func(c *Cluster) { c.Isolate(0) },
+	} {
+		o := three()
+		o.FailIO, o.Quorum = true, replication.QuorumPolicy{Kind: replication.QuorumAll}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			hang := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpSync, Hang: true})
+			all := []asked{
+				c.Nodes[0].ask(block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0),
+				c.Nodes[0].ask(block.Write, block.FUA, 8192, bytes.Repeat([]byte{'b'}, 4096), 0),
+				c.Nodes[0].ask(block.Flush, 0, 0, nil, 0),
+			}
+			hang.Await(1)
+			time.Sleep(time.Second)
+			lose(c)
+			hang.Release()
+			time.Sleep(10 * time.Second)
+			for i, a := range all {
+				if !answered(a.done) || a.r.Err == nil {
+					t.Errorf("request %d: answered with %v\n%s", i, a.r.Err, c.Describe())
+				}
+			}
+			if c.Nodes[2].Dev == nil {
+				c.mustStart(t, 2)
+			}
+			c.Rejoin(0)
+			c.mustAllSync(t)
+			c.mustWrite(t, 0, 0, 'c', 4096)
+			c.mustEqual(t)
+		})
+	}
+}
