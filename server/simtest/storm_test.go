@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -464,6 +465,7 @@ func (x *stormClient) write(dev *device.Device, blk int64, times int, flags bloc
 	wg.Wait()
 	x.hear()
 	err := errors.Join(errs...)
+	x.l.log.Debug("client wrote", "client", x.id, "through", x.at, "block", blk, "values", vs, "err", err)
 	x.l.end(blk, vs[0], err)
 	for _, v := range vs[1:] {
 		add(x.l.maybe, blk, v) // whichever came last
@@ -492,12 +494,24 @@ func (x *stormClient) read(dev *device.Device, blk int64) bool {
 	x.hear()
 	if err == nil {
 		if bad := x.l.holds(blk, p); bad != nil {
-			x.err = fmt.Errorf("read through %s: %w", x.s.c.Nodes[x.at].Name, bad)
+			x.err = fmt.Errorf("read through %s: %w; the disks hold %v", x.s.c.Nodes[x.at].Name, bad, x.s.held(blk))
 		} else {
 			x.l.saw(blk, p)
 		}
 	}
 	return err == nil
+}
+
+// held is what each disk has of a block.
+func (s *storm) held(blk int64) map[string]uint64 {
+	held, p := map[string]uint64{}, make([]byte, 8)
+	for _, n := range s.c.Nodes {
+		if n.Disk != nil {
+			n.Disk.Peek(p, blk*block.Unit*7)
+			held[n.Name] = binary.LittleEndian.Uint64(p)
+		}
+	}
+	return held
 }
 
 // move looks for another node: one that is primary, or can be made that.
