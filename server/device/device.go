@@ -194,6 +194,7 @@ type Device struct {
 	parked     []*block.Request // admitted when the gate opens
 	hold       holdReason       // why finished changes are not answered yet
 	held       []*op
+	stranded   []*op  // changes that no disk with the current data would get
 	applied    uint64 // changes that reached the disk
 	synced     uint64 // of those, how many had when it was last synced for the sake of the next primary
 	genStint   bool   // this node has begun a generation since it became primary

@@ -33,6 +33,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	if (d.hold&holdGeneration != 0 || d.genOwed || d.genEagerLocked()) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
 		d.startGenLocked()
 	}
+	d.landStrandedLocked(b)
 	d.releaseHeldLocked(b)
 	d.flush.settleLocked(d, b)
 	d.endOverLocked()

@@ -252,6 +252,10 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 		d.retireLocked(o, b)
 		return
 	}
+	if !d.landsLocked() && !d.failsLocked() {
+		d.stranded = append(d.stranded, o)
+		return
+	}
 	d.overtakePullsLocked(nil, o.ext)
 	d.window.push(o)
 	o.wait = d.receives
@@ -281,6 +285,35 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 		return
 	}
 	d.progressLocked(o, b)
+}
+
+// landsLocked reports whether a change would reach a disk with the current data.
+// One that was let in while there was such a disk, and has waited for the
+// activity log or its range since, may come when there is none: on mixtures
+// alone it would be undone by their resync.
+func (d *Device) landsLocked() bool {
+	if d.disk != nil && d.dstat == replication.UpToDate {
+		return true
+	}
+	for id := range d.receives.All() {
+		if d.peers[id].disk == replication.UpToDate {
+			return true
+		}
+	}
+	return d.disks.Len() == 1
+}
+
+// landStrandedLocked goes on with the changes that waited for a disk with the
+// current data.
+func (d *Device) landStrandedLocked(b *block.Batch) {
+	if len(d.stranded) == 0 || d.role == replication.Primary && !d.landsLocked() && !d.failsLocked() {
+		return
+	}
+	ops := d.stranded
+	d.stranded = nil
+	for _, o := range ops {
+		d.issueLocked(o, b)
+	}
 }
 
 func (d *Device) countLocked(o *op) {
