@@ -151,6 +151,9 @@ func (h *history) scrub() {
 				_ = n.Dev.Demote(ctx) // it could not be compared with
 				time.Sleep(time.Second)
 			}
+			if n.Disk != nil && n.Dev.Status().Disk == replication.Diskless {
+				_ = n.Dev.Attach(ctx) // it was given up for what it did not keep
+			}
 			if _, err := n.Dev.Verify(""); err == nil {
 				_ = n.Dev.WaitVerified(ctx)
 			}
