@@ -143,7 +143,7 @@ func (d *Device) Pressure(epoch uint64) {
 // relieveLocked has the primary flush again and again while the activity log
 // waits: one flush makes durable only what was everywhere when it began.
 func (d *Device) relieveLocked(b *block.Batch) {
-	if d.pressed == 0 {
+	if d.pressed == 0 || mutate.Is(mutate.FlushHere) { // that would never see an end of it
 		return
 	}
 	d.stableLocked() // those that stood in the way may be gone, and with them what a flush would do
