@@ -73,6 +73,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario33TheSourceOfANewDiskDiesAtOnce" // it takes the right moment
 	case mutate.VoteUnsynced:
 		tests = "TestScenario15WhatVotersHoldIsDurable" // few histories come by it
+	case mutate.FlushHere:
+		tests = "TestScenario04PowerCutOfAll" // a random one may flush for ever, at no time
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

@@ -49,6 +49,9 @@ func TestScenario04PowerCutOfAll(t *testing.T) {
 			bubble(t, o, func(t *testing.T, c *Cluster) {
 				c.mustAllSync(t)
 				c.mustPromote(t, 0)
+				for _, n := range c.Nodes[1:] {
+					n.Disk.Inject(storetest.Fault{Ops: storetest.OpSync, Delay: 50 * time.Millisecond})
+				}
 				data := bytes.Repeat([]byte{'d'}, 300<<10)
 				var flags block.Flags
 				if fua {
