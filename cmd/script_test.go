@@ -28,7 +28,7 @@ import (
 //	                            $NODE is its control socket, $NODE_nbd the URI of r0,
 //	                            $NODE_run its rundir and $NODE_state its state dir;
 //	                            $config is the configuration of all
-//	node kill|term|stop|cont|start NODE
+//	node kill|term|stop|cont|ended|start NODE
 //	await NODE in-sync|serving|down PEER|up PEER|role ROLE
 //	appctl NODE COMMAND ARG...  run ovs-appctl on a node
 //	appctl-covers NODE          fail if the node has a command that appctl has not run
@@ -120,7 +120,7 @@ func scriptCluster(ts *testscript.TestScript, neg bool, args []string) {
 
 func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
-		ts.Fatalf("usage: node kill|term|stop|cont|start NODE")
+		ts.Fatalf("usage: node kill|term|stop|cont|ended|start NODE")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -130,6 +130,8 @@ func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
 		n.Kill9()
 	case "term":
 		ts.Check(n.Term(ctx))
+	case "ended": // by itself, or by a command: its peers may have seen it go before
+		ts.Check(n.Ended(ctx))
 	case "stop":
 		n.Stop()
 	case "cont":

@@ -48,17 +48,19 @@ func (s *subscriptions) remove(x *subscription) {
 }
 
 // end cancels a connection's subscriptions to nothing but the given types, or
-// all of them, and counts them.
+// all of them, and counts them, each once.
 func (s *subscriptions) end(conn uint64, types []string) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, x := range s.list {
+	s.list = slices.DeleteFunc(s.list, func(x *subscription) bool {
 		other := len(x.types) == 0 || slices.ContainsFunc(x.types, func(t string) bool { return !slices.Contains(types, t) })
-		if x.conn == conn && (len(types) == 0 || !other) {
-			x.cancel()
-			n++
+		if x.conn != conn || len(types) != 0 && other {
+			return false
 		}
-	}
+		x.cancel()
+		n++
+		return true
+	})
 	return n
 }
 

@@ -142,6 +142,14 @@ func (n *Node) Term(ctx context.Context) error {
 	return nil
 }
 
+// Ended waits until the daemon has ended.
+func (n *Node) Ended(ctx context.Context) error {
+	if _, err := n.proc.Wait(ctx); err != nil {
+		return n.explain(err)
+	}
+	return nil
+}
+
 // Restart stops the daemon in order and starts it again.
 func (n *Node) Restart(ctx context.Context) error {
 	if err := n.Term(ctx); err != nil {
