@@ -36,7 +36,7 @@ const (
 	Bits      Type = 39 // dirty bitmap of the sender, a run list; Arg[0]: 1 = last; Arg[2]: 0 = the target asks to be served, 1 = the source serves
 	Marks     Type = 42 // Arg: node, first unit; a run list: that node may lack these, though it was sent them
 	NewGen    Type = 43 // Arg[0]: origin; new generation of the primary; on the data link so that it precedes its writes
-	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream
+	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream; upper halves of the first two: the roll
 
 	VerifyReq   Type = 45 // Arg: offset, request id, length; payload: a sequence, and the checksums of the blocks
 	VerifyReply Type = 46 // Arg: offset, request id, sequence; payload: which blocks differ (8 bytes); FlagError: not compared
