@@ -241,6 +241,7 @@ func (d *Device) settleLocked(p *peer, b *block.Batch) {
 		changed = true
 	}
 	if changed {
+		d.touchLocked() // who waits for everything to be in sync looks at the marks, too
 		d.saveGensLater()
 		d.evaluateLocked(b)
 	}

@@ -63,6 +63,9 @@ type Cluster struct {
 	rng *rand.Rand
 	cut map[[2]int]bool
 
+	// watches end those of all sessions: one may end with nobody to wait for it.
+	watches []context.CancelFunc
+
 	trap atomic.Pointer[Trap]
 	// dead is the devices, by their pointers, that were killed. Nothing that they
 	// say is heard: it may rest on what the copies of their disks have not.
@@ -464,9 +467,22 @@ func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Ba
 	l.cond.Signal()
 }
 
+// StopWatches is called at the end, when every node was killed.
+func (c *Cluster) StopWatches() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, stop := range c.watches {
+		stop()
+	}
+	c.watches = nil
+}
+
 func (s *session) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.watch, s.stop = relief.NewWatch(), cancel
+	s.c.mu.Lock()
+	s.c.watches = append(s.c.watches, cancel)
+	s.c.mu.Unlock()
 	go s.watch.Run(ctx)
 	for _, l := range s.links {
 		d := &delivery{s: s, l: l}
