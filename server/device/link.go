@@ -366,7 +366,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	if p.hold {
 		d.tellHoldLocked(p, b)
 	}
-	p.role, p.disk = p.hs.theirs.Role, p.hs.theirs.Disk
+	p.role, p.disk = p.hs.theirs.Role, d.creditLocked(p, p.hs.theirs.Disk)
 	p.state = wire.DeviceState{Role: uint8(p.role), Disk: uint8(p.disk), Primary: wire.NoNode}
 	if dec := p.decision; dec.Yields.Has(p.id) {
 		p.role = replication.Secondary

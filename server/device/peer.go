@@ -30,6 +30,7 @@ type peer struct {
 	decision replication.Decision
 	since    time.Time // repl was entered
 	inSync   bool      // nothing differs
+	missed   bool      // a change of ours that was answered was not sent to it; see creditLocked
 	restless time.Time // since when neither in sync nor on the way
 	patience time.Duration
 	refused  string // why the peer is not worked with

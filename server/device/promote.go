@@ -152,7 +152,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		if p == nil {
 			continue
 		}
-		p.stable = start
+		p.stable, p.missed = start, false
 		if d.disk == nil && p.agreed {
 			d.gens = d.gens.Heard(p.hs.theirs.Gens.Seen, replication.Gen(p.state.Current))
 		}

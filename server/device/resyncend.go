@@ -54,15 +54,20 @@ func (d *Device) sourceDoneLocked(p *peer) {
 	})
 }
 
-// mayMissLocked reports whether a target that is in contact with the primary,
-// which is another node, may miss changes of it: as far as has come here, the
-// primary does not send it any. What it sends here meanwhile is marked, and
-// comes before its word that it does.
+// mayMissLocked reports whether a target may miss changes of the primary, which
+// is another node, without its noticing: as far as has come here, it does not
+// send the target any, although they are in contact, or it has no disk and so
+// no marks. What it sends here meanwhile is marked, and comes before its word
+// that it does.
 func (d *Device) mayMissLocked(p *peer) bool {
 	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil || mutate.Is(mutate.EndUnreached) {
 		return false
 	}
-	return replication.NodeSet(p.state.Sees).Has(d.primary) && !replication.NodeSet(d.peers[d.primary].state.Receives).Has(p.id)
+	primary := d.peers[d.primary]
+	if replication.NodeSet(primary.state.Receives).Has(p.id) {
+		return false
+	}
+	return !primary.logsLocked() || replication.NodeSet(p.state.Sees).Has(d.primary)
 }
 
 // endOverLocked ends the resyncs that waited for the primary.

@@ -306,6 +306,7 @@ func (d *Device) receiversChangedLocked(b *block.Batch) {
 			continue
 		}
 		d.receives = d.receives.With(p.id)
+		p.missed = false
 		d.rolls++
 		d.floorSent = 0 // it has not heard it
 		p.stable = d.window.head
@@ -333,7 +334,14 @@ func (d *Device) receivesLocked(p *peer) bool {
 // resendLocked sends a peer that came back what is held for want of quorum:
 // what will be answered is then on more than one disk.
 func (d *Device) resendLocked(p *peer, b *block.Batch) {
-	if len(d.held) == 0 {
+	if d.disk == nil { // what it misses of those under way, nothing here would mark
+		for o := range d.window.all {
+			if o.miss.Has(p.id) && !o.answered {
+				o.miss = o.miss.Without(p.id)
+				o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
+				d.sendChangeLocked(o, p.bit(), b)
+			}
+		}
 		return
 	}
 	for _, o := range d.held {
@@ -496,7 +504,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	p.state, p.heard = st, true
 	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
-	d.peerDiskLocked(p, replication.DiskState(st.Disk), b)
+	d.peerDiskLocked(p, d.creditLocked(p, replication.DiskState(st.Disk)), b)
 	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
 	if p.sync.pulling && (p.disk < replication.Consistent && p.disk != replication.DUnknown || p.syncingLocked()) {
 		// The source is being resynced itself; another, or later.
@@ -525,6 +533,20 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 		d.followLocked(p, p.state.Stream)
 		d.saveLocked(nil)
 	}
+}
+
+// creditLocked is what a primary takes a peer's disk for. One without a disk has
+// no marks of its own by which a disk that missed a change would show when it is
+// back: whatever it takes itself for, it is outdated until it is being resynced
+// by another that has the change, and a generation tells it so. A resync does
+// not end before its target gets what the primary sends.
+func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.DiskState {
+	if d.disk != nil || d.role != replication.Primary || !p.missed || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
+		return s
+	}
+	d.needGen = true
+	d.genAgain = d.genAgain || d.genBusy
+	return replication.Outdated
 }
 
 func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch) {

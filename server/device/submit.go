@@ -493,6 +493,11 @@ func (d *Device) nowhereLocked(o *op) bool {
 // took it; a copy that did not is out of sync by now.
 func (d *Device) answerLocked(o *op, b *block.Batch) {
 	o.answered = true
+	if d.disk == nil && d.role == replication.Primary {
+		for id := range o.miss.Without(d.cfg.Self).All() {
+			d.peers[id].missed = true
+		}
+	}
 	err := o.err
 	if o.localOK || o.acked {
 		err = nil
