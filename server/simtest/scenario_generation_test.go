@@ -128,8 +128,10 @@ func TestScenario30AfterManyGenerations(t *testing.T) {
 			c.mustAllSync(t)
 			c.mustEqual(t)
 			c.mustHold(t, 20*mib, 'x')
-			if n := c.resynced() - before; n > 4*mib {
-				t.Errorf("after %d generations %d bytes were resynced", rounds, n)
+			// What changed, as a rule. Where the two sources' handshakes cross, one may
+			// find no bitmap that reaches back, and sends everything, once.
+			if n := c.resynced() - before; n > 28*mib {
+				t.Errorf("after %d generations %d bytes were resynced\n%s", rounds, n, c.Describe())
 			}
 		})
 	}
