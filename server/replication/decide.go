@@ -519,6 +519,10 @@ func ancestry(me, peer *Facts) Decision {
 	switch {
 	case mOld && pOld:
 		return Decision{Action: SplitBrain, Rule: "crossed", Why: "each side remembers the other's generation as its past"}
+	case mOld && p.reachesBack(me.Node, m.Current):
+		return Decision{Action: TargetBits, Rule: "peer-reaches-back", Why: "this disk's generation is in the peer's past, and the peer's bitmap is of before it"}
+	case pOld && m.reachesBack(peer.Node, p.Current):
+		return Decision{Action: SourceBits, Rule: "reaches-back", Why: "the peer's generation is in this disk's past, and the bitmap is of before it"}
 	// A bitmap that was kept since that generation for another node would do only
 	// as long as that node is not being resynced, and only of this peer.
 	case mOld:

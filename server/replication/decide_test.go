@@ -92,6 +92,15 @@ func TestDecide(t *testing.T) {
 		{"this node moved on", func(m, _ *Facts) { m.Gens.Current, m.Gens.Bitmap[1] = 11, 10 }, SourceBits, "moved-on"},
 		{"in the past, no bitmap", func(_, p *Facts) { p.Gens.Current, p.Gens.History[0] = 12, 10 }, TargetFull, "peer-history"},
 		{"a bitmap kept for another node", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[5] = 12, 10 }, TargetFull, "peer-history"},
+		{"in the past, and the bitmap is of before it", func(m, p *Facts) {
+			m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(2, 7), numbered(3, 7), numbered(2, 7), numbered(1, 7)
+		}, TargetBits, "peer-reaches-back"},
+		{"this node's past, and the bitmap is of before it", func(m, p *Facts) {
+			p.Gens.Current, m.Gens.Current, m.Gens.History[0], m.Gens.Bitmap[1] = numbered(2, 7), numbered(3, 7), numbered(2, 7), DayOne
+		}, SourceBits, "reaches-back"},
+		{"in the past, and the bitmap is of after it", func(m, p *Facts) {
+			m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(1, 7), numbered(3, 7), numbered(1, 7), numbered(2, 7)
+		}, TargetFull, "peer-history"},
 		{"both moved on, quorum off", func(m, p *Facts) {
 			m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0] = 11, 12, 9, 9
 		}, SplitBrain, "diverged"},

@@ -100,6 +100,14 @@ func (gs *Gens) Knows(g Gen) bool {
 	return g != NoGen && (slices.Contains(gs.Bitmap[:], g) || slices.Contains(gs.History[:], g))
 }
 
+// reachesBack reports whether the bitmap of node's slot has been kept since g, an
+// ancestor of Current, or since before it: the node came to g by way of a third.
+// It holds nothing older than since, but for what it has marked itself.
+func (gs *Gens) reachesBack(node int, g Gen) bool {
+	since := gs.Bitmap[node]
+	return since == g || since != NoGen && g.After(since)
+}
+
 // MayNote reports whether this node may note g: once again, or because it is
 // above all it has noted. Two primaries that cannot hear each other then never
 // both bring a generation of one number into force.
