@@ -1,7 +1,13 @@
 package replication
 
 import (
+	"cmp"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"math/rand/v2"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -66,73 +72,322 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 	}
 }
 
+// decideRow is a situation of two nodes, 0 and 1, and what node 0 concludes. Node
+// 1 has to conclude the mirror image, by the rule there; "": by the same.
+type decideRow struct {
+	name  string
+	set   func(me, peer *Facts)
+	want  Action
+	rule  string
+	there string
+}
+
+// apart has both sides written since they were in sync.
+func apart(m, p *Facts) {
+	m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0] = 11, 12, 9, 9
+}
+
+func inOrder(m, p *Facts) { m.Ordered, p.Ordered = true, true }
+
+var decideRows = []decideRow{
+	// What cannot be compared.
+	{"no disk", func(_, p *Facts) { p.Disk = Diskless }, NoDisk, "no-disk", ""},
+	{"no disk on a primary", func(_, p *Facts) { p.Disk, p.Role = Diskless, Primary }, NoDisk, "no-disk", ""},
+	{"two primaries, one without a disk", func(m, p *Facts) { m.Role, p.Role, p.Disk = Primary, Primary, Diskless }, SplitBrain, "two-primaries", ""},
+	{"two primaries, the one without a disk lost quorum", func(m, p *Facts) { m.Role, p.Role, p.Disk, m.Quorate = Primary, Primary, Diskless, true }, NoDisk, "no-disk", ""},
+	{"two primaries, the one with a disk lost quorum", func(m, p *Facts) { m.Role, p.Role, p.Disk, p.Quorate = Primary, Primary, Diskless, true }, NoDisk, "no-disk", ""},
+	{"two primaries without quorum, of which the order chooses", func(m, p *Facts) {
+		inOrder(m, p)
+		m.Role, p.Role, p.Disk, m.Gens.Base = Primary, Primary, Diskless, 10
+		p.Gens.Current = NoGen
+	}, NoDisk, "no-disk", ""},
+	{"without a disk, and following a primary without quorum", func(m, p *Facts) { m.Role, m.Quorate, p.Disk, p.Primary = Primary, true, Diskless, 2 }, Refuse, "rival", ""},
+	{"another size", func(_, p *Facts) { p.Size = 8192 }, Refuse, "size", ""},
+	{"another origin", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base = 1, 2, 10, 10 }, Unrelated, RuleOrigin, ""},
+	{"another origin, and the peer has quorum and is later", func(m, p *Facts) {
+		inOrder(m, p)
+		m.Gens.Base, m.Origin, p.Origin, p.Quorate, p.Role, p.Gens.Current, p.Gens.Base = 10, 1, 2, true, Primary, 99, 99
+	}, Unrelated, RuleOrigin, ""},
+	{"another origin, and an administrator discards there", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, p.Discard = 1, 2, 10, 10, true }, SourceFull, "discard", ""},
+	{"another origin, and an administrator discards here", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, m.Discard = 1, 2, 10, 10, true }, TargetFull, "discard", ""},
+	{"another origin, bitmaps of one name, and an administrator discards", func(m, p *Facts) {
+		apart(m, p)
+		m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, p.Discard = 1, 2, 10, 10, true
+	}, SourceFull, "discard", ""},
+	{"another origin, and an administrator would discard a primary's", func(m, p *Facts) {
+		m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, p.Discard, p.Role = 1, 2, 10, 10, true, Primary
+	}, Unrelated, RuleOrigin, ""},
+	{"another origin, of a disk that was never written", func(m, p *Facts) { m.Origin, p.Origin, p.Gens.Current = 1, 2, DayOne }, SourceFull, "fresh", ""},
+	{"an origin that is not known", func(m, _ *Facts) { m.Origin = 1 }, InSync, "equal", ""},
+
+	// Two primaries.
+	{"two primaries", func(m, p *Facts) { m.Role, p.Role = Primary, Primary }, SplitBrain, "two-primaries", ""},
+	{"a primary, and one that follows another", func(m, p *Facts) { m.Role, p.Primary = Primary, 2 }, SplitBrain, "two-primaries", ""},
+	{"a primary, and one that follows another whose changes are discarded", func(m, p *Facts) {
+		apart(m, p)
+		m.Role, p.Primary, p.Discard = Primary, 2, true
+	}, SourceBits, "discard", ""},
+	{"two primaries, and one's changes would be discarded", func(m, p *Facts) { m.Role, p.Role, p.Discard = Primary, Primary, true }, SplitBrain, "two-primaries", ""},
+	{"two primaries of one generation, one with quorum", func(m, p *Facts) { m.Role, p.Role, p.Quorate = Primary, Primary, true }, InSync, "equal", ""},
+	{"two primaries of one generation, the one without quorum has marks", func(m, p *Facts) { m.Role, p.Role, p.Quorate, m.Dirty = Primary, Primary, true, 1 }, TargetBits, ruleEqual, ""},
+	{"two primaries that moved on, one with quorum", func(m, p *Facts) { apart(m, p); m.Role, p.Role, p.Quorate = Primary, Primary, true }, TargetBits, "yielding", ""},
+	{"the primary with quorum, quorums not being ordered, is behind the other", func(m, p *Facts) {
+		m.Role, p.Role, m.Quorate, p.Gens.Current, p.Gens.Bitmap[0] = Primary, Primary, true, 11, 10
+	}, SplitBrain, "two-primaries", ""},
+	{"the primary with quorum is behind by number only", func(m, p *Facts) {
+		inOrder(m, p)
+		m.Role, p.Role, m.Quorate, p.Gens.Current, p.Gens.Base, p.Gens.Bitmap[0] = Primary, Primary, true, 11, 11, 10
+	}, SourceFull, "yielding", ""},
+	{"two primaries without quorum: the later one goes on", func(m, p *Facts) {
+		inOrder(m, p)
+		m.Role, p.Role, p.Gens.Current, p.Gens.Base, p.Gens.Bitmap[0] = Primary, Primary, 11, 11, 10
+	}, TargetBits, "peer-moved-on", "moved-on"},
+	{"two primaries without quorum, of one generation", func(m, p *Facts) { inOrder(m, p); m.Role, p.Role, p.Live = Primary, Primary, true }, InSync, "equal", ""},
+	{"a primary without quorum, and one without that follows another", func(m, p *Facts) { inOrder(m, p); p.Role, m.Primary = Primary, 2 }, Refuse, "rival", ""},
+	{"the one with quorum is primary, the other follows another", func(m, p *Facts) { m.Role, m.Quorate, p.Primary = Primary, true, 2 }, Refuse, "rival", ""},
+	{"the primary lost quorum, the other has it and follows another", func(m, p *Facts) { m.Role, p.Quorate, p.Primary = Primary, true, 2 }, InSync, "equal", ""},
+
+	// Disks that were never written.
+	{"two disks of which nothing is known", func(m, p *Facts) { m.Gens.Current, p.Gens.Current = NoGen, NoGen }, NoDisk, "both-unknown", ""},
+	{"one of which nothing is known, and a blank one", func(m, p *Facts) { m.Gens.Current, p.Gens.Current = NoGen, DayOne }, NoDisk, "existing", ""},
+	{"a disk of which nothing is known", func(_, p *Facts) { p.Gens.Current = NoGen }, SourceFull, "unknown", ""},
+	{"a new disk", func(_, p *Facts) { p.Gens.Current = DayOne }, SourceFull, "fresh", ""},
+	{"two new disks", func(m, p *Facts) { m.Gens.Current, p.Gens.Current = DayOne, DayOne }, InSync, "equal", ""},
+	{"a disk as new as this one was", func(m, p *Facts) { p.Gens.Current, m.Gens.Bitmap[1] = DayOne, DayOne }, SourceBits, "moved-on", "peer-moved-on"},
+
+	// One generation.
+	{"one generation, nothing dirty", func(_, _ *Facts) {}, InSync, "equal", ""},
+	{"one generation, a side stopped with nothing under way", func(m, _ *Facts) { m.Crashed = true }, InSync, "equal-clean", ""},
+	{"one generation, dirty here: never dropped", func(m, _ *Facts) { m.Dirty = 1 }, SourceBits, ruleEqual, ""},
+	{"one generation, dirty there: never dropped", func(_, p *Facts) { p.Dirty = 1 }, SourceBits, ruleEqual, ""},
+	{"dirty, and this side is outdated", func(m, p *Facts) { inOrder(m, p); m.Dirty, m.Disk = 1, Outdated }, TargetBits, ruleEqual, ""},
+	{"dirty, and the peer is primary", func(m, p *Facts) { m.Dirty, p.Role = 1, Primary }, TargetBits, ruleEqual, ""},
+	{"dirty, and the peer follows the primary", func(m, p *Facts) { m.Dirty, p.Following = 1, true }, TargetBits, ruleEqual, ""},
+	{"a crashed primary yields to a survivor", func(m, p *Facts) { m.Dirty, m.Crashed, p.Live = 1, true, true }, TargetBits, ruleEqual, ""},
+	{"both stopped: the crashed primary sends", func(_, p *Facts) { p.Dirty, p.Crashed = 1, true }, TargetBits, ruleEqual, ""},
+	{"survivors of different primaries", func(m, p *Facts) { m.Dirty, m.Stream, p.Stream, m.Received = 1, 7, 8, 3 }, TargetBits, ruleEqual, ""},
+	{"survivors: who received more sends", func(m, p *Facts) { m.Dirty, m.Stream, p.Stream, p.Received = 1, 7, 7, 3 }, TargetBits, ruleEqual, ""},
+	{"the peer's resync was interrupted", func(_, p *Facts) { p.Disk = Inconsistent }, SourceBits, "peer-inconsistent", "self-inconsistent"},
+	{"two mixtures", func(m, p *Facts) { m.Disk, p.Disk = Inconsistent, Inconsistent }, NoDisk, "both-inconsistent", ""},
+	{"one generation, and the peer knows of newer data", func(_, p *Facts) { p.Disk = Outdated }, SelfOutdated, "equal-outdated", ""},
+	{"one generation, the peer takes itself for outdated, and there is quorum here", func(m, p *Facts) { p.Disk, m.Quorate = Outdated, true }, InSync, "equal", ""},
+	{"one generation, and the peer was left behind by this very primary", func(m, p *Facts) { p.Disk, m.Role, m.Stream, p.Stream, p.Dirty = Outdated, Primary, 7, 7, 1 }, SourceBits, ruleEqual, ""},
+	{"one generation, outdated, where what one has heard of both have", func(m, p *Facts) { inOrder(m, p); p.Disk = Outdated }, InSync, "equal", ""},
+
+	// Generations of which one comes from the other.
+	{"the primary announced what the peer has noted", func(m, p *Facts) { m.Role, m.Announced, p.Gens.Current = Primary, 11, 11 }, SourceBits, "announced", ""},
+	{"the peer moved on", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[0] = 11, 10 }, TargetBits, "peer-moved-on", "moved-on"},
+	{"in the past, no bitmap", func(_, p *Facts) { p.Gens.Current, p.Gens.History[0] = 12, 10 }, TargetFull, "peer-history", "history"},
+	{"a bitmap kept for another node", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[5] = 12, 10 }, TargetFull, "peer-history", "history"},
+	{"in the past, and the bitmap is of before it", func(m, p *Facts) {
+		m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(2, 7), numbered(3, 7), numbered(2, 7), numbered(1, 7)
+	}, TargetBits, "peer-reaches-back", "reaches-back"},
+	{"in the past, and the bitmap is of day one", func(m, p *Facts) {
+		m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(2, 7), numbered(3, 7), numbered(2, 7), DayOne
+	}, TargetBits, "peer-reaches-back", "reaches-back"},
+	{"in the past, and the bitmap is of after it", func(m, p *Facts) {
+		m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(1, 7), numbered(3, 7), numbered(1, 7), numbered(2, 7)
+	}, TargetFull, "peer-history", "history"},
+	{"in the past, and the bitmap is of another of its number", func(m, p *Facts) {
+		m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(2, 7), numbered(3, 7), numbered(2, 7), numbered(2, 6)
+	}, TargetFull, "peer-history", "history"},
+	{"each in the other's past", func(m, p *Facts) { p.Gens.Current, p.Gens.History[0], m.Gens.History[0] = 12, 10, 12 }, SplitBrain, "crossed", ""},
+	{"each the other's slot", func(m, p *Facts) { p.Gens.Current, p.Gens.Bitmap[0], m.Gens.Bitmap[1] = 12, 10, 12 }, SplitBrain, "crossed", ""},
+	{"both moved on, quorum off", apart, SplitBrain, "diverged", ""},
+	{"both moved on, and remember whence", func(m, p *Facts) {
+		m.Gens.Current, p.Gens.Current, m.Gens.History[0], p.Gens.History[3] = 11, 12, 9, 9
+	}, SplitBrain, "diverged", ""},
+	{"both moved on, one of them in what never came into force", func(m, p *Facts) { apart(m, p); m.Gens.Base, p.Gens.Base = 9, 12 }, TargetBits, "tentative", ""},
+	{"both moved on, one of them in what never came into force, and no bitmap is shared", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, m.Gens.Bitmap[1], m.Gens.History[0] = 11, 9, 8, 9
+	}, SourceFull, "tentative", ""},
+	{"both moved on, the peer has quorum", func(m, p *Facts) { apart(m, p); p.Quorate = true }, TargetBits, "yielding", ""},
+	{"both moved on, the peer has quorum, and no bitmap is shared", func(m, p *Facts) {
+		apart(m, p)
+		p.Quorate, m.Gens.Bitmap[1], m.Gens.History[0] = true, 8, 9
+	}, TargetFull, "yielding", ""},
+	{"a divergence that an administrator resolved", func(m, p *Facts) { apart(m, p); p.Discard = true }, SourceBits, "discard", ""},
+	{"a divergence that an administrator resolved on both sides", func(m, p *Facts) { apart(m, p); m.Discard, p.Discard = true, true }, SplitBrain, "diverged", ""},
+	{"nothing in common", func(_, p *Facts) { p.Gens.Current = 99 }, Unrelated, "unrelated", ""},
+	{"nothing in common, and an administrator discards here", func(m, p *Facts) { m.Discard, p.Gens.Current = true, 99 }, TargetFull, "discard", ""},
+
+	// Where the generations in force are a chain.
+	{"in order: the peer moved on", func(m, p *Facts) {
+		inOrder(m, p)
+		m.Gens.Base, p.Gens.Current, p.Gens.Base, p.Gens.Bitmap[0] = 10, 11, 11, 10
+	}, TargetBits, "peer-moved-on", "moved-on"},
+	{"in order: both moved on, and the peer's came into force later", func(m, p *Facts) {
+		inOrder(m, p)
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base = 9, 12
+	}, TargetBits, "later", ""},
+	{"in order: both moved on, and neither came into force", func(m, p *Facts) {
+		inOrder(m, p)
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base = 9, 9
+	}, TargetBits, "later", ""},
+	{"in order: both moved on, neither came into force, and this one is primary", func(m, p *Facts) {
+		inOrder(m, p)
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, m.Role = 9, 9, Primary
+	}, SourceBits, "later", ""},
+	{"in order: what the peer moved on to is not in force, and this one's is newer", func(m, p *Facts) {
+		inOrder(m, p)
+		p.Gens.Current, p.Gens.Bitmap[0], m.Gens.Base, p.Gens.Base = 11, 10, 10, 9
+	}, SourceFull, "later", ""},
+
+	// Sources that are mixtures.
+	{"behind a mixture", func(_, p *Facts) { p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10 }, SelfOutdated, "peer-moved-on-mixture", "moved-on-mixture"},
+	{"behind a mixture, with quorum", func(m, p *Facts) {
+		p.Disk, p.Gens.Current, p.Gens.Bitmap[0], m.Quorate = Inconsistent, 11, 10, true
+	}, SourceFull, "last-complete", ""},
+	{"behind a mixture, and every disk was asked", func(m, p *Facts) {
+		p.Disk, p.Gens.Current, p.Gens.Bitmap[0], m.Best, m.Disk = Inconsistent, 11, 10, true, Consistent
+	}, SourceFull, "last-complete", ""},
+	{"behind a mixture of what never came into force", func(m, p *Facts) {
+		p.Disk, p.Gens.Current, p.Gens.Bitmap[0], m.Gens.Base, p.Gens.Base = Inconsistent, 11, 10, 10, 10
+	}, SourceFull, "last-complete", ""},
+	{"in order: behind a mixture of what never came into force", func(m, p *Facts) {
+		inOrder(m, p)
+		p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10
+		m.Gens.Base, p.Gens.Base, m.Gens.Seen, p.Gens.Seen = 10, 10, 10, 10
+	}, SourceFull, "last-complete", ""},
+	{"in order: behind a mixture", func(m, p *Facts) {
+		inOrder(m, p)
+		g := numbered(1, 1)
+		p.Disk, p.Gens.Current, p.Gens.Base, p.Gens.Seen, p.Gens.Bitmap[0] = Inconsistent, g, g, g, 10
+		m.Gens.Base, m.Gens.Seen = 10, 10
+	}, SelfOutdated, "peer-moved-on-mixture", "moved-on-mixture"},
+	{"a mixture that is ahead", func(m, _ *Facts) { m.Disk, m.Gens.Current, m.Gens.Bitmap[1] = Inconsistent, 11, 10 }, PeerOutdated, "moved-on-mixture", "peer-moved-on-mixture"},
+	{"two mixtures of which one is behind the other", func(m, p *Facts) {
+		m.Disk, p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, Inconsistent, 11, 10
+	}, NoDisk, "both-inconsistent", ""},
+	{"a mixture that is behind", func(m, p *Facts) { m.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10 }, TargetBits, "peer-moved-on", "moved-on"},
+}
+
+// facts are those of the row.
+func (row *decideRow) facts() (me, peer *Facts) {
+	f := func(node int) *Facts {
+		return &Facts{Node: node, Size: 4096, Disk: UpToDate, Primary: NoPrimary, Gens: Gens{Current: 10}}
+	}
+	me, peer = f(0), f(1)
+	row.set(me, peer)
+	return me, peer
+}
+
 func TestDecide(t *testing.T) {
-	base := func() (*Facts, *Facts) {
-		f := func(node int) *Facts {
-			return &Facts{Node: node, Size: 4096, Disk: UpToDate, Primary: NoPrimary, Gens: Gens{Current: 10}}
-		}
-		return f(0), f(1)
-	}
-	tests := []struct {
-		name string
-		set  func(me, peer *Facts)
-		want Action
-		rule string
-	}{
-		{"one generation, nothing dirty", func(_, _ *Facts) {}, InSync, "equal"},
-		{"one generation, dirty here: never dropped", func(m, _ *Facts) { m.Dirty = 1 }, SourceBits, ruleEqual},
-		{"one generation, dirty there: never dropped", func(_, p *Facts) { p.Dirty = 1 }, SourceBits, ruleEqual},
-		{"dirty, and the peer is primary", func(m, p *Facts) { m.Dirty, p.Role = 1, Primary }, TargetBits, ruleEqual},
-		{"a crashed primary yields to a survivor", func(m, p *Facts) { m.Dirty, m.Crashed, p.Live = 1, true, true }, TargetBits, ruleEqual},
-		{"both stopped: the crashed primary sends", func(m, p *Facts) { p.Dirty, p.Crashed = 1, true }, TargetBits, ruleEqual},
-		{"survivors: who received more sends", func(m, p *Facts) { m.Dirty, m.Stream, p.Stream, p.Received = 1, 7, 7, 3 }, TargetBits, ruleEqual},
-		{"the peer's resync was interrupted", func(_, p *Facts) { p.Disk = Inconsistent }, SourceBits, "peer-inconsistent"},
-		{"two mixtures", func(m, p *Facts) { m.Disk, p.Disk = Inconsistent, Inconsistent }, NoDisk, "both-inconsistent"},
-		{"the peer moved on", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[0] = 11, 10 }, TargetBits, "peer-moved-on"},
-		{"this node moved on", func(m, _ *Facts) { m.Gens.Current, m.Gens.Bitmap[1] = 11, 10 }, SourceBits, "moved-on"},
-		{"in the past, no bitmap", func(_, p *Facts) { p.Gens.Current, p.Gens.History[0] = 12, 10 }, TargetFull, "peer-history"},
-		{"a bitmap kept for another node", func(_, p *Facts) { p.Gens.Current, p.Gens.Bitmap[5] = 12, 10 }, TargetFull, "peer-history"},
-		{"in the past, and the bitmap is of before it", func(m, p *Facts) {
-			m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(2, 7), numbered(3, 7), numbered(2, 7), numbered(1, 7)
-		}, TargetBits, "peer-reaches-back"},
-		{"this node's past, and the bitmap is of before it", func(m, p *Facts) {
-			p.Gens.Current, m.Gens.Current, m.Gens.History[0], m.Gens.Bitmap[1] = numbered(2, 7), numbered(3, 7), numbered(2, 7), DayOne
-		}, SourceBits, "reaches-back"},
-		{"in the past, and the bitmap is of after it", func(m, p *Facts) {
-			m.Gens.Current, p.Gens.Current, p.Gens.History[0], p.Gens.Bitmap[0] = numbered(1, 7), numbered(3, 7), numbered(1, 7), numbered(2, 7)
-		}, TargetFull, "peer-history"},
-		{"both moved on, quorum off", func(m, p *Facts) {
-			m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0] = 11, 12, 9, 9
-		}, SplitBrain, "diverged"},
-		{"both moved on, the peer has quorum", func(m, p *Facts) {
-			m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0], p.Quorate = 11, 12, 9, 9, true
-		}, TargetBits, "yielding"},
-		{"a divergence that an administrator resolved", func(m, p *Facts) {
-			m.Gens.Current, p.Gens.Current, m.Gens.Bitmap[1], p.Gens.Bitmap[0], p.Discard = 11, 12, 9, 9, true
-		}, SourceBits, "discard"},
-		{"nothing in common", func(_, p *Facts) { p.Gens.Current = 99 }, Unrelated, "unrelated"},
-		{"a new disk", func(_, p *Facts) { p.Gens.Current = DayOne }, SourceFull, "fresh"},
-		{"two primaries", func(m, p *Facts) { m.Role, p.Role = Primary, Primary }, SplitBrain, "two-primaries"},
-		{"behind a mixture", func(_, p *Facts) { p.Disk, p.Gens.Current, p.Gens.Bitmap[0] = Inconsistent, 11, 10 }, SelfOutdated, "peer-moved-on-mixture"},
-		{"another origin", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base = 1, 2, 10, 10 }, Unrelated, RuleOrigin},
-		{"another origin, and the peer has quorum and is later", func(m, p *Facts) {
-			m.Gens.Base, m.Origin, p.Origin, m.Ordered, p.Ordered, p.Quorate, p.Role, p.Gens.Current, p.Gens.Base = 10, 1, 2, true, true, true, Primary, 99, 99
-		}, Unrelated, RuleOrigin},
-		{"another origin, and an administrator discards there", func(m, p *Facts) { m.Origin, p.Origin, m.Gens.Base, p.Gens.Base, p.Discard = 1, 2, 10, 10, true }, SourceFull, "discard"},
-		{"another origin, of a disk that was never written", func(m, p *Facts) { m.Origin, p.Origin, p.Gens.Current = 1, 2, DayOne }, SourceFull, "fresh"},
-		{"an origin that is not known", func(m, _ *Facts) { m.Origin = 1 }, InSync, "equal"},
-		{"another size", func(_, p *Facts) { p.Size = 8192 }, Refuse, "size"},
-		{"no disk", func(_, p *Facts) { p.Disk = Diskless }, NoDisk, "no-disk"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			me, peer := base()
-			tt.set(me, peer)
-			if d := Decide(me, peer); d.Action != tt.want || d.Rule != tt.rule {
-				t.Errorf("%v, want %v by %s", d, tt.want, tt.rule)
+	for _, row := range decideRows {
+		t.Run(row.name, func(t *testing.T) {
+			me, peer := row.facts()
+			if d := Decide(me, peer); d.Action != row.want || d.Rule != row.rule {
+				t.Errorf("%v, want %v by %s", d, row.want, row.rule)
+			}
+			if d := Decide(peer, me); d.Action != row.want.Mirror() || d.Rule != cmp.Or(row.there, row.rule) {
+				t.Errorf("on the other side %v, want %v by %s", d, row.want.Mirror(), cmp.Or(row.there, row.rule))
 			}
 		})
 	}
+}
+
+// TestYields: of two primaries one yields, and the word on it is the same on
+// both sides.
+func TestYields(t *testing.T) {
+	for _, row := range decideRows {
+		me, peer := row.facts()
+		here, there := Decide(me, peer), Decide(peer, me)
+		two := me.Role == Primary && peer.Role == Primary
+		if here.Yields != there.Yields {
+			t.Errorf("%s: %v here, %v there", row.name, here.Yields, there.Yields)
+		}
+		if together := here.Action != SplitBrain && here.Action != Unrelated && here.Action != Refuse; two && together != (here.Yields.Len() == 1) {
+			t.Errorf("%s: both are primary, %v, and %v yield", row.name, here.Action, here.Yields)
+		}
+		if loser := here.Yields; loser != 0 && !(loser.Has(0) && me.Role == Primary || loser.Has(1) && peer.Role == Primary) {
+			t.Errorf("%s: %v yield and are no primaries", row.name, loser)
+		}
+	}
+}
+
+// TestEveryRuleHasARow: a rule that is added to the source without a row in the
+// table fails.
+func TestEveryRuleHasARow(t *testing.T) {
+	named, suffixes := rulesIn(t, "decide.go")
+	rows := map[string]bool{}
+	for _, row := range decideRows {
+		rows[row.rule], rows[cmp.Or(row.there, row.rule)] = true, true
+	}
+	for rule := range named {
+		if !rows[rule] {
+			t.Errorf("no row of the table is decided by rule %q", rule)
+		}
+	}
+	used := map[string]bool{}
+	for rule := range rows {
+		base := rule
+		for _, s := range suffixes {
+			if b, ok := strings.CutSuffix(rule, s); ok {
+				base, used[s] = b, true
+			}
+		}
+		if !named[base] {
+			t.Errorf("the table has rule %q, and the source has not", rule)
+		}
+	}
+	for _, s := range suffixes {
+		if !used[s] {
+			t.Errorf("no row of the table is decided by a rule that ends in %q", s)
+		}
+	}
+}
+
+// rulesIn is every name of a rule in a source file, and every ending that is put
+// to one.
+func rulesIn(t *testing.T, file string) (named map[string]bool, suffixes []string) {
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := func(e ast.Expr) string {
+		lit, ok := e.(*ast.BasicLit)
+		if !ok {
+			t.Fatalf("the name of a rule is neither a literal nor a constant: %#v", e)
+		}
+		s, err := strconv.Unquote(lit.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	consts := map[string]ast.Expr{}
+	ast.Inspect(f, func(n ast.Node) bool {
+		if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == len(v.Names) {
+			for i, name := range v.Names {
+				consts[name.Name] = v.Values[i]
+			}
+		}
+		return true
+	})
+	named = map[string]bool{}
+	ast.Inspect(f, func(n ast.Node) bool {
+		kv, ok := n.(*ast.KeyValueExpr)
+		if !ok {
+			return true
+		}
+		if key, ok := kv.Key.(*ast.Ident); !ok || key.Name != "Rule" {
+			return true
+		}
+		switch v := kv.Value.(type) {
+		case *ast.Ident:
+			named[text(consts[v.Name])] = true
+		case *ast.BinaryExpr:
+			suffixes = append(suffixes, text(v.Y))
+		default:
+			named[text(v)] = true
+		}
+		return true
+	})
+	return named, suffixes
 }
 
 func TestQuorum(t *testing.T) {
