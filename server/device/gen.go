@@ -197,9 +197,10 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
-		if d.dstat == replication.Inconsistent && d.gens.Current != next {
+		if d.dstat == replication.Inconsistent && d.gens.Current != next && d.gens.Current != replication.NoGen {
 			// A mixture takes the name: whoever meets it learns that there is newer
-			// data than it has.
+			// data than it has. One of which nothing is known is no mixture of this
+			// device's data: nobody marks what it lacks, so it has to stay nameless.
 			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self))
 			d.genOld = replication.NoGen
 			d.beginsAsLocked(origin)

@@ -96,3 +96,22 @@ func TestCreateIsRefusedWhereAPeerHasData(t *testing.T) {
 		c.mustEqual(t)
 	})
 }
+
+// TestADiskOfWhichNothingIsKnownIsTakenInWhole: the generation that a primary
+// begins while the disk is in contact does not make it one of that generation.
+func TestADiskOfWhichNothingIsKnownIsTakenInWhole(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(2)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		if _, err := c.Nodes[2].Disk.Disk("hand").WriteAt([]byte("before"), mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
