@@ -56,18 +56,15 @@ func (d *Device) sourceDoneLocked(p *peer) {
 
 // mayMissLocked reports whether a target may miss changes of the primary, which
 // is another node, without its noticing: as far as has come here, it does not
-// send the target any, although they are in contact, or it has no disk and so
-// no marks. What it sends here meanwhile is marked, and comes before its word
-// that it does.
+// send the target any. In contact with it or not, the target would bear the
+// generation in force, and lack what is answered in it from there on. What the
+// primary sends here meanwhile is marked, and comes before its word that it
+// sends the target its changes.
 func (d *Device) mayMissLocked(p *peer) bool {
 	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil || mutate.Is(mutate.EndUnreached) {
 		return false
 	}
-	primary := d.peers[d.primary]
-	if replication.NodeSet(primary.state.Receives).Has(p.id) {
-		return false
-	}
-	return !primary.logsLocked() || replication.NodeSet(p.state.Sees).Has(d.primary)
+	return !replication.NodeSet(d.peers[d.primary].state.Receives).Has(p.id)
 }
 
 // endOverLocked ends the resyncs that waited for the primary.
