@@ -54,7 +54,7 @@ var scenarios = []scenario{
 	31: {"equal generations with marks left", []string{"TestScenario31EqualGenerationsWithMarks", "TestDecide", "TestVerifyFindsWhatDiffers"}, ""},
 	32: {"metadata cloned, swapped, of something else", []string{"TestScenario32MetadataOfSomethingElse", "TestScenario32AnotherDevicesMetadata", "TestMetaOfSomethingElseIsRefused", "TestDecide"}, ""},
 	33: {"a replaced disk under the old id", []string{"TestScenario33AReplacedDisk", "TestScenario33AReplacedDiskHasNoSay", "TestScenario33TwoOfOneOldGeneration", "TestScenario33TheSourceOfANewDiskDiesAtOnce"}, ""},
-	34: {"outdated or a mixture: not promoted", []string{"TestScenario34AMixtureIsNotPromoted", "TestWhoOnlyHearsOfANewerGenerationIsNotPromoted"}, ""},
+	34: {"outdated or a mixture: not promoted", []string{"TestScenario34AMixtureIsNotPromoted", "TestWhoOnlyHearsOfANewerGenerationIsNotPromoted", "TestScenario34WhoHeardNothingOfAGeneration"}, ""},
 	35: {"an isolated primary", []string{"TestAnIsolatedPrimarySuspendsAndAnotherTakesOver", "TestScenario35ADisklessPrimaryIsReplaced", "TestPrimaryCutOffAndReplaced", "TestScenario35AFlushThatWasCutOff"}, ""},
 	36: {"a tiebreaker keeps and never gives", []string{"TestScenario36ATiebreakerKeepsAndNeverGives", "TestQuorum"}, ""},
 	37: {"the last one standing", []string{"TestScenario37CleanLeavesLeaveQuorumBehind", "TestScenario37TheLastOneStanding", "TestScenario37ThePrimaryLeaves", "TestScenario37AllStopAtOnce", "TestScenario37TwoOfThreeStopAtOnce", "TestScenario37ALeaveDuringAPromotion", "TestScenario37OneAfterTheOther", "TestScenario37APeerOfAnEarlierVersion", "TestScenario37TheOneThatStayedIsLost", "TestScenario37ACrashDuringALeave", "TestScenario37WhatWasNotSaidInOrder", "TestNeverTwoQuorums", "TestQuorum", "TestScripts"}, ""},

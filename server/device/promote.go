@@ -263,6 +263,12 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 	if !c.Force && d.witnessedAgainstLocked(p) {
 		return false, true, self + " has seen the primary go on without " + p.name
 	}
+	if !c.Force && d.unawareLocked(p) {
+		b := &block.Batch{}
+		d.helloLocked(p, b)
+		d.work.do(b.Finish)
+		return false, true, self + " tells " + p.name + " of a newer generation"
+	}
 	if d.unsyncedLocked() {
 		d.work.do(d.syncDisk)
 		return false, true, self + " is making its disk durable"
@@ -279,6 +285,16 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 		d.touchLocked()
 	}
 	return true, false, ""
+}
+
+// unawareLocked reports whether a generation has come into force here, since this
+// node agreed with a peer, of which the peer may know nothing: its primary lost
+// sight of the peer in the midst of it. The peer lacks nothing that was answered,
+// but as primary it would learn that it is behind, and yield.
+func (d *Device) unawareLocked(p *peer) bool {
+	base := d.gens.Base
+	return d.orderedLocked() && base != p.hs.mine.Gens.Base && p.disk.HasData() &&
+		base.After(max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current)))
 }
 
 // remoteFor: a node whose own disk is behind may be primary through ours.

@@ -1,0 +1,50 @@
+package simtest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// TestScenario34WhoHeardNothingOfAGeneration: a primary loses sight of a replica
+// in the midst of a generation, brings that into force with the other, and dies.
+// Who is promoted then stays so: it does not find out only as primary that there
+// is a generation of which it has nothing.
+func TestScenario34WhoHeardNothingOfAGeneration(t *testing.T) {
+	o := three()
+	o.Delay = 0
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 1)
+		p := c.Nodes[1]
+		cut := c.SetTrap(takePoint(wire.NewGen), 0, func(at, _ *Node) { c.Sever(p, at) })
+		go func() { _ = p.Do(timeout(t, time.Minute), block.Write, 0, 0, fill(1), 0) }()
+		time.Sleep(time.Second)
+		late := cut.Sprung()
+		if late == nil {
+			t.Fatal("no generation was announced")
+		}
+		off := c.SetTrap(sendPoint(wire.GenDone), 0, func(_, _ *Node) { p.PowerOff(storetest.Crash{}) })
+		c.Cut(p.ID, late.ID)
+		time.Sleep(time.Second)
+		if off.Sprung() == nil {
+			t.Fatalf("no generation came into force\n%s", c.Describe())
+		}
+		p.Bury()
+		time.Sleep(time.Second)
+		c.mustPromote(t, late.ID)
+		if err := late.Do(timeout(t, time.Minute), block.Read, 0, 0, make([]byte, 4096), 0); err != nil {
+			t.Fatalf("read: %v\n%s", err, c.Describe())
+		}
+		c.mustWrite(t, late.ID, 0, 'a', 4096)
+		if st := late.Dev.Status(); st.Role != replication.Primary {
+			t.Fatalf("%s is %v\n%s", late.Name, st.Role, c.Describe())
+		}
+	})
+}
