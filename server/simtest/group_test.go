@@ -48,6 +48,9 @@ func (s *series) place(i int) (dev int, off int64) {
 func (s *series) run(ctx context.Context, devs []*device.Device) {
 	for ctx.Err() == nil {
 		i := len(s.wrote)
+		if _, off := s.place(i); off >= s.c.opts.Size {
+			return
+		}
 		s.tries++
 		s.wrote = append(s.wrote, s.tries)
 		dev, off := s.place(i)
