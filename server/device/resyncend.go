@@ -194,7 +194,11 @@ func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
 		p.restless = now
 		p.patience = max(p.patience, firstPatience)
 	}
-	if now.Sub(p.restless) < p.patience {
+	patience := p.patience
+	if behind && p.inSync && !marked && d.primary == p.id && d.gens.Current == d.genNoted {
+		patience = mostPatience // a generation is on the way, at the pace of whoever's metadata is the slowest
+	}
+	if now.Sub(p.restless) < patience {
 		return
 	}
 	p.restless = time.Time{}
