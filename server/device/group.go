@@ -22,7 +22,7 @@ import (
 //   - They are promoted together on one node, or not at all: each is then
 //     current, its last primary's changes have been applied, and none is about
 //     to be resynced from a peer that has more; so none is ahead of another.
-//   - While I/O of one is suspended it is suspended for all; and so it is until
+//   - While I/O of one waits, or fails, it does so for all; and it waits until
 //     the generation of each is in force. Else a node that was away could have
 //     one device resynced from it, on which this primary has only read, and not
 //     another, on which it has written since.
@@ -36,13 +36,13 @@ import (
 type Group struct {
 	name string
 
-	mu      sync.Mutex // guards what follows
-	members []*Device  // by name
-	stalled map[*Device]bool
+	mu      sync.Mutex       // guards what follows
+	members []*Device        // by name
+	stalled map[*Device]gate // gateSuspend or gateFail, of a member's own
 }
 
 // NewGroup returns a group without members.
-func NewGroup(name string) *Group { return &Group{name: name, stalled: map[*Device]bool{}} }
+func NewGroup(name string) *Group { return &Group{name: name, stalled: map[*Device]gate{}} }
 
 // Join makes a device a member. It is called before the device is promoted.
 func (g *Group) Join(d *Device) {
@@ -84,18 +84,20 @@ func (d *Device) reconsider() {
 	})
 }
 
-// stallLocked tells the group whether I/O of d is suspended for reasons of its
-// own, and reports which other member's is.
-func (d *Device) stallLocked(own bool) (other string) {
+// stallLocked tells the group what becomes of I/O of d for reasons of its own, and
+// reports what becomes of it for those of others: it waits, or fails, where theirs
+// does.
+func (d *Device) stallLocked(own gate) gate {
 	g := d.group.Load()
 	if g == nil {
-		return ""
+		return own
 	}
+	stalls := own == gateFail || own == gateSuspend && d.frozen == 0
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if own != g.stalled[d] {
-		if own {
-			g.stalled[d] = true
+	if was, is := g.stalled[d]; is != stalls || is && was != own {
+		if stalls {
+			g.stalled[d] = own
 		} else {
 			delete(g.stalled, d)
 		}
@@ -105,13 +107,21 @@ func (d *Device) stallLocked(own bool) (other string) {
 			}
 		}
 	}
-	return g.stalledFor(d)
+	if own != gateOpen {
+		return own
+	}
+	for m, theirs := range g.stalled {
+		if m != d && (own == gateOpen || theirs == gateFail) {
+			own = theirs
+		}
+	}
+	return own
 }
 
 // stalledFor names a member other than d whose I/O is suspended.
 func (g *Group) stalledFor(d *Device) string {
 	for _, m := range g.members {
-		if m != d && g.stalled[m] {
+		if _, is := g.stalled[m]; is && m != d {
 			return m.Name()
 		}
 	}

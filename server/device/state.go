@@ -365,12 +365,7 @@ func (d *Device) gateLocked() {
 	default:
 		g = gateSuspend
 	}
-	if other := d.stallLocked(g == gateSuspend && d.frozen == 0 || g == gateFail); other != "" && g == gateOpen {
-		g = gateSuspend
-		if d.cfg.OnNoQuorum == FailIO {
-			g = gateFail
-		}
-	}
+	g = d.stallLocked(g)
 	if g != d.gate {
 		d.gate = g
 		d.since["gate"] = time.Now()
