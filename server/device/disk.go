@@ -256,8 +256,12 @@ func (d *Device) passOnLocked(o *op, err error) {
 	}
 	d.lastErr = fmt.Sprintf("%v: %v", o.what, err)
 	d.eventLocked("io-error", nil, "disk failed on %v of %d bytes at %d, passed on: %v", o.what, o.ext.Len, o.ext.Off, err)
-	if o.kind == syncPull || !d.remoteDataLocked() {
+	if o.kind == syncPull {
 		return // the range stays marked
+	}
+	if !d.remoteDataLocked() {
+		d.missLocked(d.disks.Without(d.cfg.Self), o.ext) // mixtures have it, maybe
+		return
 	}
 	o.err = nil // a peer has it
 	d.missLocked(d.disks.Without(d.cfg.Self), o.ext)

@@ -498,10 +498,8 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 			d.peers[id].missed = true
 		}
 	}
-	err := o.err
-	if o.localOK || o.acked {
-		err = nil
-	} else if err == nil {
+	err := o.err // of the only disk with the current data: what mixtures have of it is undone
+	if err == nil && !o.localOK && !o.acked {
 		err = block.ErrIO
 	}
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {

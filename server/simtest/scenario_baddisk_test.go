@@ -1,0 +1,67 @@
+package simtest
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
+)
+
+// TestScenario45OnlyMixturesTakeAWrite: the only disk with the current data is the
+// primary's, and fails a write that the targets of its resyncs take. That is no
+// success: the resync takes it away again. Nor may a part that is in sync already
+// stay different.
+func TestScenario45OnlyMixturesTakeAWrite(t *testing.T) {
+	o := three()
+	o.Nodes, o.Quorum, o.Size = 2, replication.QuorumPolicy{}, 64*mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 64*mib)
+		time.Sleep(5 * time.Second)
+		c.Nodes[1].Kill()
+		c.mustWrite(t, 0, 0, 'b', 64*mib)
+		p := c.Nodes[0]
+		p.Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Millisecond})
+		if err := c.Nodes[1].Start(); err != nil {
+			t.Fatal(err)
+		}
+		synced := func(off int64) bool {
+			b := make([]byte, 1)
+			c.Nodes[1].Disk.Peek(b, off)
+			return b[0] == 'b'
+		}
+		for range 10000 {
+			if synced(0) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err := p.Dev.PauseResync("n1"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		early, late := int64(0), int64(64*mib-4096)
+		if !synced(early) || synced(late) {
+			t.Fatalf("the resync is not in its midst\n%s", c.Describe())
+		}
+		bad := p.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: errors.New("bad sector")})
+		for _, off := range []int64{early, late} {
+			if err := p.Do(timeout(t, time.Minute), block.Write, 0, off, bytes.Repeat([]byte{'c'}, 4096), 0); err == nil {
+				t.Errorf("a write at %d that only a mixture has taken was answered", off)
+			}
+		}
+		p.Disk.Lift(bad)
+		if _, err := p.Dev.Resync(timeout(t, time.Minute), "n1"); err != nil {
+			t.Fatal(err)
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
