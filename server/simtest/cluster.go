@@ -339,11 +339,13 @@ func (c *Cluster) connect(a, b *Node) {
 	if a == b || a.Dev == nil || b.Dev == nil || cut || a.Fallen() || b.Fallen() {
 		return
 	}
-	a.mu.Lock()
-	have := a.sessions[b.ID] != nil
-	a.mu.Unlock()
-	if have {
-		return
+	for _, n := range [][2]*Node{{a, b}, {b, a}} {
+		n[0].mu.Lock()
+		have := n[0].sessions[n[1].ID] != nil
+		n[0].mu.Unlock()
+		if have {
+			return // it may be one that the other has given up
+		}
 	}
 	sa, sb := newSession(c, a, b), newSession(c, b, a)
 	sa.other, sb.other = sb, sa

@@ -58,6 +58,9 @@ func (c *Cluster) GiveUp(a int) {
 func (c *Cluster) Learn(a int) {
 	n := c.Nodes[a]
 	for _, s := range c.sessionsOf(a) {
+		if !s.lapsed.Load() {
+			continue // it has come about since
+		}
 		n.mu.Lock()
 		delete(n.sessions, s.to.ID)
 		n.mu.Unlock()
