@@ -333,6 +333,8 @@ func (d *Device) plan(ctx context.Context, c wire.Change, ask replication.NodeSe
 		err = d.refuse(what, got.no, "", true)
 	case werr != nil:
 		err = d.refuse(what, "not everybody in reach has answered in time", "see: lockstepctl node list", true)
+	case c.Kind == wire.ChangeResize && got.yes != ask:
+		err = d.refuse(what, "a node was lost meanwhile, and every node has to make room", "see: lockstepctl node list", true)
 	case ask != 0 && got.yes == 0:
 		err = d.refuse(what, "the peers that were asked are gone", "see: lockstepctl node list", true)
 	}

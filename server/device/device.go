@@ -255,6 +255,7 @@ type Device struct {
 	bulk    bulkQueue
 	group   atomic.Pointer[Group] // nil: none
 	watch   chan struct{}         // closed and replaced whenever state changes
+	rooms   chan struct{}         // holds a token while room is made
 	since   map[string]time.Time
 	stats   Stats
 	lastErr string
@@ -308,7 +309,7 @@ func New(o Options) (*Device, error) {
 	d := &Device{
 		opts: o, cfg: o.Config, log: o.Log.With("device", o.Name),
 		disk: o.Disk, meta: o.Meta, primary: -1,
-		remote: map[uint64]*remoteRead{}, buffers: block.NewPool(wire.MaxPayload), watch: make(chan struct{}), since: map[string]time.Time{},
+		remote: map[uint64]*remoteRead{}, buffers: block.NewPool(wire.MaxPayload), watch: make(chan struct{}), rooms: make(chan struct{}, 1), since: map[string]time.Time{},
 	}
 	d.work.init()
 	d.al.init()

@@ -30,6 +30,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		p.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{seq}}, nil, nil, b)
 		return
 	}
+	d.beyondLocked(off + length)
 	o := d.newOpLocked()
 	o.kind, o.what, o.from, o.session, o.seq = peerChange, what, p, p.session, seq
 	o.ext = block.Extent{Off: off, Len: length}

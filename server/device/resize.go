@@ -13,9 +13,10 @@ import (
 // A device grows on every node, or on none. First every node makes room: its
 // disk and its metadata cover the new size from then on, and the new space is
 // zero. Only when all have, the size is raised, and clients may use it. A node
-// that did not hear of that learns it from the next handshake: whoever has the
-// room takes over the larger size. The configuration gives the size that the
-// device began with, or was told since; the metadata remembers what it grew to.
+// that did not hear of that learns it from the next handshake, or from a change
+// in the new space: whoever has the room takes over the larger size. The
+// configuration gives the size that the device began with, or was told since;
+// the metadata remembers what it grew to.
 
 // Resize makes the device larger.
 func (d *Device) Resize(ctx context.Context, size int64) error {
@@ -40,8 +41,9 @@ func (d *Device) Resize(ctx context.Context, size int64) error {
 	d.mu.Lock()
 	d.setSizeLocked(size)
 	d.mu.Unlock()
+	err = d.save() // before anybody counts on it
 	commit(true)
-	return nil
+	return err
 }
 
 // mayResizeLocked is who has to make room besides this node.
@@ -72,15 +74,21 @@ func (d *Device) mayResizeLocked(size int64) (all replication.NodeSet, err error
 }
 
 // makeRoom makes disk and metadata cover size bytes, of which the new ones are
-// zero.
+// zero. What there is room for already stays as it is: the device may have grown
+// to it elsewhere, and its changes come before the word that it has.
 func (d *Device) makeRoom(size int64) error {
+	d.rooms <- struct{}{}
+	defer func() { <-d.rooms }()
 	d.mu.Lock()
-	disk, meta, old := d.disk, d.meta, d.cfg.Size
+	disk, meta, old := d.disk, d.meta, d.room
 	d.mu.Unlock()
 	if disk == nil || meta == nil {
 		if d.source != nil {
 			return fmt.Errorf("its disk is detached")
 		}
+		return nil
+	}
+	if size <= old {
 		return nil
 	}
 	if err := resizeDisk(disk, size); err != nil {
@@ -95,16 +103,15 @@ func (d *Device) makeRoom(size int64) error {
 	if err := disk.Sync(); err != nil {
 		return err
 	}
-	if meta.Superblock().Size < size {
-		if err := meta.Resize(size); err != nil {
-			return err
-		}
+	if err := meta.Resize(size); err != nil {
+		return err
 	}
 	d.mu.Lock()
-	if d.meta == meta {
-		d.room = max(d.room, size)
+	defer d.mu.Unlock()
+	if d.meta != meta {
+		return fmt.Errorf("its disk was detached")
 	}
-	d.mu.Unlock()
+	d.room = size
 	return nil
 }
 
@@ -125,6 +132,14 @@ func (d *Device) setSizeLocked(size int64) {
 func (d *Device) learnSizeLocked(size int64) {
 	if size > d.cfg.Size && size%block.Unit == 0 && (d.source == nil && d.disk == nil || d.disk != nil && size <= d.room) {
 		d.setSizeLocked(size)
+	}
+}
+
+// beyondLocked: the primary has a change in what this node has made room for.
+// The device has grown to it.
+func (d *Device) beyondLocked(end int64) {
+	if c := d.planned.change; end > d.cfg.Size && c.Kind == wire.ChangeResize && end <= int64(c.Arg) {
+		d.learnSizeLocked(int64(c.Arg))
 	}
 }
 
