@@ -52,7 +52,7 @@ var scenarios = []scenario{
 	29: {"a third node bridges", []string{"TestScenario29AThirdNodeBridges", "TestScenario29ATiebreakerBridges", "TestScenario29ATiebreakerSaysWhoIsBehind"}, ""},
 	30: {"back after many generations", []string{"TestScenario30AfterManyGenerations"}, ""},
 	31: {"equal generations with marks left", []string{"TestScenario31EqualGenerationsWithMarks", "TestDecide", "TestVerifyFindsWhatDiffers"}, ""},
-	32: {"metadata cloned, swapped, of something else", []string{"TestScenario32MetadataOfSomethingElse", "TestScenario32AnotherDevicesMetadata", "TestMetaOfSomethingElseIsRefused", "TestDecide"}, ""},
+	32: {"metadata cloned, swapped, of something else", []string{"TestScenario32MetadataOfSomethingElse", "TestScenario32AnotherDevicesMetadata", "TestScenario32ANewDeviceThatADisklessNodeBegins", "TestMetaOfSomethingElseIsRefused", "TestDecide"}, ""},
 	33: {"a replaced disk under the old id", []string{"TestScenario33AReplacedDisk", "TestScenario33AReplacedDiskHasNoSay", "TestScenario33TwoOfOneOldGeneration", "TestScenario33TheSourceOfANewDiskDiesAtOnce"}, ""},
 	34: {"outdated or a mixture: not promoted", []string{"TestScenario34AMixtureIsNotPromoted", "TestWhoOnlyHearsOfANewerGenerationIsNotPromoted", "TestScenario34WhoHeardNothingOfAGeneration"}, ""},
 	35: {"an isolated primary", []string{"TestAnIsolatedPrimarySuspendsAndAnotherTakesOver", "TestScenario35ADisklessPrimaryIsReplaced", "TestPrimaryCutOffAndReplaced", "TestScenario35AFlushThatWasCutOff"}, ""},

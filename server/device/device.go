@@ -167,6 +167,7 @@ type Device struct {
 	began        int64  // when this node last became primary, ns since 1970
 	crashed      bool   // was primary when it stopped uncleanly
 	origin       uint64 // of the disk's data; replication.NoOrigin: not known
+	begins       uint64 // without a disk, as primary: see beginsLocked
 	votes        replication.Votes
 	votesNews    bool // not all of votes and origin is durable
 	newcomer     bool // see replication.Census

@@ -44,8 +44,9 @@ func (d *Device) startGenLocked() {
 		g.Old = 0 // what this disk holds, if there is one, is not what goes on
 	}
 	payload := g.Append(nil)
+	origin := d.beginsLocked()
 	for id := range d.genWait.All() {
-		d.peers[id].send(wire.Header{Type: wire.NewGen, Arg: [3]uint64{d.origin}}, payload, nil, b)
+		d.peers[id].send(wire.Header{Type: wire.NewGen, Arg: [3]uint64{origin}}, payload, nil, b)
 	}
 	no := d.genNo
 	d.work.do(func() {
@@ -224,6 +225,25 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// beginsLocked is the origin of this primary's generations. Without a disk it takes
+// that of one which has data; and where nothing was ever written, of the first that
+// receives, and stands by it: the others may not have met each other yet.
+func (d *Device) beginsLocked() uint64 {
+	if d.origin != replication.NoOrigin {
+		return d.origin
+	}
+	for id := range d.receives.All() {
+		theirs := &d.peers[id].hs.theirs
+		if theirs.Origin != replication.NoOrigin && (theirs.Gens.HasPast() || d.begins == replication.NoOrigin) {
+			d.begins = theirs.Origin
+			if theirs.Gens.HasPast() {
+				break
+			}
+		}
+	}
+	return d.begins
 }
 
 // beginsAsLocked: a generation is of its primary's origin.
