@@ -102,6 +102,7 @@ func (d *Device) dropDiskLocked(failed bool) leaving {
 	b := &block.Batch{}
 	if d.role == replication.Primary {
 		d.rolls++
+		d.missersLocked()
 		d.openAccountLocked(left.meta.AL().Hot())
 		if failed {
 			d.shareMarksLocked(d.cfg.Self, d.doubtfulLocked(), b)
@@ -120,6 +121,16 @@ func (d *Device) dropDiskLocked(failed bool) leaving {
 	d.gateLocked()
 	d.work.do(b.Finish)
 	return left
+}
+
+// missersLocked keeps in mind who lacks changes of ours, while there are marks that
+// say so: see creditLocked.
+func (d *Device) missersLocked() {
+	for _, p := range d.peers {
+		if p != nil && !p.diskless && !d.receives.Has(p.id) {
+			p.missed = p.missed || d.gens.Bitmap[p.id] != replication.NoGen || d.markedLocked(p.id)
+		}
+	}
 }
 
 // doubtfulLocked is what this disk may lack although it was given it.

@@ -65,3 +65,44 @@ func TestScenario45OnlyMixturesTakeAWrite(t *testing.T) {
 		c.mustEqual(t)
 	})
 }
+
+// TestScenario45TheDiskGoesThatKnewWhoIsBehind: a primary's disk is detached that
+// had marks for a replica that is away. The replica takes itself for current when
+// it is back; the primary does not.
+func TestScenario45TheDiskGoesThatKnewWhoIsBehind(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', mib)
+		time.Sleep(5 * time.Second)
+		c.Isolate(1)
+		c.mustWrite(t, 0, 0, 'b', mib)
+		if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.Heal(0, 1)
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			got := make([]byte, 4096)
+			if err := c.Nodes[0].Do(timeout(t, time.Second), block.Read, 0, 0, got, 0); err == nil && got[0] != 'b' {
+				t.Fatalf("%q was read from a disk that is behind\n%s", got[0], c.Describe())
+			}
+		}
+		for _, p := range c.Nodes[0].Dev.Status().Peers {
+			if p.Node == "n1" && p.Disk == replication.UpToDate {
+				t.Fatalf("n1 passes for current\n%s", c.Describe())
+			}
+		}
+		c.Heal(1, 2)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'b')
+	})
+}
