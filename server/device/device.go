@@ -235,6 +235,7 @@ type Device struct {
 	eras         uint64              // resyncs served
 	pressed      uint64              // epoch that the activity log waits for to become stable; 0: none
 	discard      replication.NodeSet // peers against which our changes are to be discarded
+	conceded     replication.NodeSet // of those, the ones for which a policy decided that
 	closing      bool
 	autoPromoted bool         // the last client's leaving demotes
 	att          *attachment  // of disk

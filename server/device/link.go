@@ -215,6 +215,13 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent || d.strays > 0 {
 		return
 	}
+	if p.hs.theirs.Discard && d.discard.Has(p.id) && d.conceded.Has(p.id) {
+		// Each has conceded by what it knew of the other's role, or the peer by an
+		// administrator's word: this side's concession is void.
+		d.discard, d.conceded = d.discard.Without(p.id), d.conceded.Without(p.id)
+		d.helloLocked(p, b)
+		return
+	}
 	dec := d.verdictLocked(&p.hs.mine, &p.hs.theirs)
 	if mutate.Is(mutate.DropEqual) && d.meta != nil && dec.Sync() && p.hs.mine.Gens.Current == p.hs.theirs.Gens.Current {
 		d.meta.Bitmap(p.id).ClearAll()
@@ -249,7 +256,7 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 	if dec.Resolved() && !dec.Source() {
 		// It stands, whatever else changes before the resync begins: a primary
 		// that has yielded would come under another policy.
-		d.discard = d.discard.With(p.id)
+		d.discard, d.conceded = d.discard.With(p.id), d.conceded.With(p.id)
 	}
 	d.log.Debug("decided", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "why", dec.Why)
 	d.prepareAgreementLocked(p, dec, b)
@@ -268,7 +275,8 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	if yield {
 		d.yieldLocked(p, b)
 	}
-	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p)
+	// A concession may yet be void; when the resync begins is early enough.
+	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p) && !d.conceded.Has(p.id)
 	if behind {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
 	}

@@ -141,7 +141,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.setRoleLocked(replication.Primary)
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint = randomID(), false
-	d.began, d.discard = time.Now().UnixNano(), 0
+	d.began, d.discard, d.conceded = time.Now().UnixNano(), 0, 0
 	// One numbering over all stints: the activity log tells by it what is stable.
 	start := max(d.window.head, d.received)
 	d.window.head, d.window.floor = start, start

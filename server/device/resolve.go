@@ -65,7 +65,7 @@ func (d *Device) discardAgainst(with replication.NodeSet) {
 }
 
 func (d *Device) discardLocked(with replication.NodeSet, b *block.Batch) {
-	d.discard |= with
+	d.discard, d.conceded = d.discard|with, d.conceded&^with
 	for id := range with.All() {
 		p := d.peers[id]
 		if p == nil || p.hs.no == 0 {

@@ -98,7 +98,7 @@ func (d *Device) beginPullLocked(p *peer) {
 			d.setReplLocked(q, replication.PausedSyncS)
 		}
 	}
-	d.discard = 0 // it is being done; the next split brain is another matter
+	d.discard, d.conceded = 0, 0 // it is being done; the next split brain is another matter
 	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
 	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)

@@ -1,0 +1,46 @@
+package simtest
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+// TestScenario27BothConcede: the primaries of a split brain are demoted at one
+// moment, and each learns from the other's last word that it is the secondary, whose
+// changes the policy discards. Neither side's data goes by that, and a person can
+// end the split brain.
+func TestScenario27BothConcede(t *testing.T) {
+	for range 5 {
+		splitCluster(t, replication.SplitPolicy{One: "discard-secondary"}, func(t *testing.T, c *Cluster) {
+			c.Heal(0, 1)
+			c.mustRefuse(t)
+			var wg sync.WaitGroup
+			for _, n := range c.Nodes {
+				wg.Go(func() {
+					if err := n.Dev.Demote(timeout(t, time.Minute)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			time.Sleep(5 * time.Second)
+			if c.Nodes[0].splitNow() {
+				for _, n := range c.Nodes {
+					if st := n.Dev.Status(); st.Disk != replication.UpToDate {
+						t.Errorf("the disk of %s is %v\n%s", n.Name, st.Disk, c.Describe())
+					}
+				}
+				if err := c.Nodes[0].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+					t.Fatalf("%v\n%s", err, c.Describe())
+				}
+			}
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			c.mustEqual(t)
+		})
+	}
+}
