@@ -90,6 +90,7 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	d.censusLocked()
 	for o := range d.window.all {
 		if !o.wait.Has(p.id) {
+			d.unackLocked(o, p)
 			continue
 		}
 		if !mutate.Is(mutate.ForgetMissed) {
@@ -108,6 +109,19 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 		d.startGenLocked()
 	}
 	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
+}
+
+// unackLocked: without a disk of its own, a primary counts what is not answered as
+// missing on a disk that took it and is gone. What the disk has of it may be undone
+// by the others before it is back; it is sent again then.
+func (d *Device) unackLocked(o *op, p *peer) {
+	if d.disk != nil || o.answered || o.miss.Has(p.id) {
+		return
+	}
+	o.miss = o.miss.With(p.id)
+	if d.disks.Without(d.cfg.Self)&^(o.miss|o.wait) == 0 {
+		o.acked = false
+	}
 }
 
 // missSinceLocked marks what was changed after seq as out of sync with a peer,

@@ -9,6 +9,7 @@ import (
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // TestScenario45OnlyMixturesTakeAWrite: the only disk with the current data is the
@@ -104,5 +105,56 @@ func TestScenario45TheDiskGoesThatKnewWhoIsBehind(t *testing.T) {
 		}
 		c.mustEqual(t)
 		c.mustHold(t, 0, 'b')
+	})
+}
+
+// TestScenario46WhatADiskHadThatWasResyncedSince: a primary without a disk waits for
+// quorum with a change that one replica has taken and the other has not. The one
+// is resynced from the other meanwhile, so the change is nowhere: it is answered
+// when it is somewhere again.
+func TestScenario46WhatADiskHadThatWasResyncedSince(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 8192)
+		if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 4096, 'b', 4096)
+		time.Sleep(5 * time.Second)
+		c.Stall(0, 1, wire.Write.Link())
+		done := make(chan error, 1)
+		go func() {
+			done <- c.Nodes[0].Do(timeout(t, 5*time.Minute), block.Write, 0, 0, bytes.Repeat([]byte{'c'}, 4096), 0)
+		}()
+		time.Sleep(500 * time.Millisecond)
+		c.Cut(0, 1)
+		time.Sleep(10 * time.Millisecond)
+		n2 := c.Nodes[2]
+		if err := n2.Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		if err := n2.Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		time.Sleep(5 * time.Second)
+		c.Heal(0, 1)
+		if err := <-done; err != nil {
+			t.Fatalf("write: %v\n%s", err, c.Describe())
+		}
+		got := make([]byte, 4096)
+		if err := c.Nodes[0].Do(timeout(t, time.Minute), block.Read, 0, 0, got, 0); err != nil || got[0] != 'c' {
+			t.Fatalf("read %q, %v\n%s", got[0], err, c.Describe())
+		}
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'c')
 	})
 }
