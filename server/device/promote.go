@@ -141,6 +141,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.setRoleLocked(replication.Primary)
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint = randomID(), false
+	d.logStream = 0 // from now on this disk has what nobody else has
 	d.began, d.discard, d.conceded = time.Now().UnixNano(), 0, 0
 	// One numbering over all stints: the activity log tells by it what is stable.
 	start := max(d.window.head, d.received)

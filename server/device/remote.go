@@ -174,6 +174,9 @@ func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 
 // followLocked begins to follow a new stint of a primary.
 func (d *Device) followLocked(p *peer, stream uint64) {
+	if stream != d.logStream {
+		d.logStream = 0 // from now on this disk has what the one before has not
+	}
 	d.primary, d.leader = p.id, p.id
 	d.stream, d.received, d.floor, d.roll = stream, 0, 0, roll{}
 	d.recent.reset()

@@ -44,3 +44,42 @@ func TestScenario27BothConcede(t *testing.T) {
 		})
 	}
 }
+
+// TestScenario27WhatIsDiscardedIsAllResynced: a replica of a primary crashes, goes
+// on by itself, and is to discard that in favour of the same primary. What it wrote
+// by itself is resynced, not only what it may have lacked.
+func TestScenario27WhatIsDiscardedIsAllResynced(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 8192)
+		c.Isolate(1)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[1].Kill()
+		if err := c.Nodes[1].Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 1, 2*mib, 'c', 64<<10)
+		if err := c.Nodes[1].Dev.Demote(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.Heal(0, 1)
+		time.Sleep(time.Second)
+		if !c.Nodes[1].splitNow() {
+			t.Fatalf("no split brain\n%s", c.Describe())
+		}
+		if err := c.Nodes[1].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+			t.Fatal(err)
+		}
+		c.Heal(1, 2)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
