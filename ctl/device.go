@@ -131,7 +131,7 @@ func (a *app) deviceInvalidate() *cobra.Command {
 func (a *app) deviceResize() *cobra.Command {
 	return a.command(verb{
 		use: "resize DEVICE SIZE", short: "make a device larger",
-		long: "Makes a device larger on every node, while it is in use. All nodes have to be in\nreach, with room on their disks; the new space is zero. Clients see it when they\nconnect again. A device is never made smaller.",
+		long: "Makes a device larger on every node, while it is in use. All nodes have to be in\nreach, with room on their disks; the new space is zero. Run it on a node that has a\ndisk. Clients see it when they connect again. A device is never made smaller.",
 		args: []string{"DEVICE", argDevice, "SIZE", "bytes, or a whole number with KiB, MiB, GiB or TiB"},
 		do:   "resize %s", example: "lockstepctl device resize r0 20GiB", complete: completeDevices,
 		run: a.act("device/resize", func(args []string) (any, error) {

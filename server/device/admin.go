@@ -387,6 +387,7 @@ func (d *Device) planFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.B
 		pl.promised = 0
 		if t == wire.Commit && c.Kind == wire.ChangeResize {
 			d.learnSizeLocked(int64(c.Arg))
+			d.sendPlanLocked(wire.Commit, c, allNodes.Without(d.cfg.Self), b) // who planned it may be lost before all have heard
 		}
 		if t == wire.Commit && c.Kind == wire.ChangeCreate && d.newcomer {
 			d.newcomer = false // the device begins now

@@ -13,9 +13,9 @@ import (
 // A device grows on every node, or on none. First every node makes room: its
 // disk and its metadata cover the new size from then on, and the new space is
 // zero. Only when all have, the size is raised, and clients may use it. A node
-// that did not hear of that learns it from the next handshake, or from a change
-// in the new space: whoever has the room takes over the larger size. The
-// configuration gives the size that the device began with, or was told since;
+// that did not hear of that learns it from those that did, from the next handshake,
+// or from a change in the new space: whoever has the room takes over the larger
+// size. The configuration gives the size that the device began with, or was told since;
 // the metadata remembers what it grew to.
 
 // Resize makes the device larger.
@@ -56,7 +56,9 @@ func (d *Device) mayResizeLocked(size int64) (all replication.NodeSet, err error
 		return 0, d.refuse(what, "it has that size already", "", false)
 	case size%block.Unit != 0 || size > store.MaxSize:
 		return 0, d.refuse(what, fmt.Sprintf("%d bytes are no multiple of %d, or more than %d", size, block.Unit, int64(store.MaxSize)), "", false)
-	case d.disks.Has(d.cfg.Self) && d.dstat != replication.UpToDate:
+	case !d.disks.Has(d.cfg.Self):
+		return 0, d.refuse(what, "this node has no disk of it, and nothing to note the new size on", "run it on a node that has one", false)
+	case d.dstat != replication.UpToDate:
 		return 0, d.refuse(what, fmt.Sprintf("this node's disk is %v", d.dstat), "wait until it is in sync, or attach it", true)
 	}
 	for _, p := range d.peers {

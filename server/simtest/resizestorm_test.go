@@ -114,6 +114,9 @@ func (g *growing) resize() {
 		defer cancel()
 		err := d.Resize(ctx, size)
 		g.l.log.Debug("resize", "node", n.Name, "size", size, "err", err)
+		if n.Disk == nil && err == nil {
+			g.t.Errorf("a node without a disk was told %d", size)
+		}
 		if err == nil && !g.c.killed(d) {
 			g.mu.Lock()
 			g.told = max(g.told, size)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -104,6 +105,54 @@ func TestScenario52WhoGrewIsLostAtOnce(t *testing.T) {
 		got := make([]byte, 4096)
 		if err := c.Nodes[1].Do(timeout(t, time.Minute), block.Read, 0, 7*mib, got, 0); err != nil || got[0] != 'x' {
 			t.Fatalf("what was answered is lost: %v\n%s", err, c.Describe())
+		}
+	})
+}
+
+// TestScenario52NotAllHearOfIt: who planned it loses sight of a node before that
+// hears that all have made room. It hears so from another.
+func TestScenario52NotAllHearOfIt(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		time.Sleep(5 * time.Second)
+		c.mustPromote(t, 0)
+		trap := c.SetTrap(sendPoint(wire.Commit), 0, func(at, with *Node) { c.Sever(at, with) })
+		if err := c.Nodes[2].Dev.Resize(timeout(t, time.Minute), 8*mib); err != nil {
+			t.Fatal(err)
+		}
+		at, with := trap.Pair()
+		c.Cut(at.ID, with.ID)
+		time.Sleep(time.Second)
+		for _, n := range c.Nodes {
+			if got := n.Dev.Size(); got != 8*mib {
+				t.Errorf("%s has %d bytes", n.Name, got)
+			}
+		}
+	})
+}
+
+// TestScenario52NotWithoutADisk: a node that cannot note the new size for good does
+// not answer that there is one.
+func TestScenario52NotWithoutADisk(t *testing.T) {
+	o := three()
+	o.Diskless = replication.Of(2)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		if err := c.Nodes[2].Dev.Resize(timeout(t, time.Minute), 8*mib); err == nil || !strings.Contains(err.Error(), "has no disk of it") {
+			t.Fatal(err)
+		}
+		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		for _, n := range c.Nodes {
+			if got := n.Dev.Size(); got != 8*mib {
+				t.Errorf("%s has %d bytes", n.Name, got)
+			}
 		}
 	})
 }
