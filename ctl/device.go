@@ -92,7 +92,10 @@ func (a *app) devicePromote() *cobra.Command {
 		long: `Makes the device primary on this node, so that it can be written here. Refused
 while a peer is primary, without quorum, or where newer data is out of reach.
 With --force it is done nevertheless: writes that only unreachable nodes have are
-given up, and those nodes will have to discard theirs when they come back.`,
+given up, and those nodes will have to discard theirs when they come back: see
+"lockstepctl device resolve". Without quorum reads and writes wait, or fail, all the
+same: where the other nodes are lost for good, set a lower quorum in the
+configuration and reload it.`,
 		args: []string{"DEVICE", argDevice},
 		do:   "promote %s", example: "lockstepctl device promote r0", complete: completeDevices,
 		flags: func(f *pflag.FlagSet) {

@@ -119,6 +119,9 @@ func (c *Control) devicePromote(ctx context.Context, _ rpc.Actor, p api.DevicePr
 	if err := d.Promote(ctx, p.Force); err != nil {
 		return api.Done{}, refused(err)
 	}
+	if st := d.Status(); st.Suspended && !st.Quorum.Quorate {
+		return text("%s is primary on %s; its I/O waits for quorum: %s", p.Device, c.o.Node, st.Quorum.Why)
+	}
 	return text("%s is primary on %s", p.Device, c.o.Node)
 }
 

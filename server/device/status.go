@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -311,6 +312,9 @@ func (d *Device) Why() Why {
 	}
 	if !st.Quorum.Quorate {
 		w.Next = append(w.Next, "quorum returns when enough of the device's nodes are up: lockstepctl node list")
+		if st.Role == replication.Primary {
+			w.Next = append(w.Next, "if those are lost for good: a lower quorum in the configuration, and lockstepctl config reload; what they have that this node has not is given up")
+		}
 	}
 	if len(st.Differs) > 0 {
 		w.Because = append(w.Because, "configured otherwise, in what nodes must agree on, than "+strings.Join(st.Differs, ", "))
@@ -409,7 +413,10 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		case p.Decision.Rule == replication.RuleOrigin:
 			w.Next = append(w.Next, fmt.Sprintf("put the right disk and metadata back where they are wrong; or, on the node whose data may go: lockstepctl device resolve %s --discard-local", st.Name))
 		case p.Decision.Action == replication.SplitBrain:
-			w.Next = append(w.Next, fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name))
+			next := fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name)
+			if !slices.Contains(w.Next, next) {
+				w.Next = append(w.Next, next)
+			}
 		}
 	case !p.Connected && p.Fencing != "":
 		w.Because = append(w.Because, p.Node+" is not in reach; "+p.Fencing)
