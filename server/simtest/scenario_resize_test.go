@@ -21,8 +21,15 @@ func TestScenario52ANodeIsLostBeforeItHasRoom(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second) // the last handshakes are over
 		trap := c.SetTrap(takePoint(wire.Prepare), 0, func(at, _ *Node) { at.PowerOff(storetest.Crash{}) })
-		time.AfterFunc(time.Second, func() { trap.Sprung().Bury() })
+		buried := make(chan struct{})
+		time.AfterFunc(time.Second, func() {
+			defer close(buried)
+			if n := trap.Sprung(); n != nil {
+				n.Bury()
+			}
+		})
 		err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib)
+		<-buried
 		if trap.Sprung() == nil {
 			t.Fatalf("nobody was asked: %v\n%s", err, c.Describe())
 		}
