@@ -178,11 +178,17 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 // it is durable. It is tentative until the primary says that all have it.
 func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 	if d.witnessLocked() {
+		if origin != replication.NoOrigin {
+			d.begins = origin
+		}
 		d.witnessGenLocked(p, g)
 		return
 	}
 	if d.meta == nil || !p.agreed {
 		return
+	}
+	if base := d.gens.Base; p.diskless && base != replication.NoGen && base != replication.DayOne {
+		origin = replication.NoOrigin // this disk knows better what its data began as
 	}
 	next := replication.Gen(g.New)
 	if d.dstat > replication.Inconsistent && d.pullingLocked() {
@@ -228,8 +234,9 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 }
 
 // beginsLocked is the origin of this primary's generations. Without a disk it takes
-// that of one which has data; and where nothing was ever written, of the first that
-// receives, and stands by it: the others may not have met each other yet.
+// that of one which has data, or of a primary before it; and where nothing was ever
+// written, of the first that receives, and stands by it: the others may not have met
+// each other yet.
 func (d *Device) beginsLocked() uint64 {
 	if d.origin != replication.NoOrigin {
 		return d.origin
