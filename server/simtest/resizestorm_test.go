@@ -107,14 +107,15 @@ func (g *growing) resize() {
 	if n.Dev == nil {
 		return
 	}
-	d, size := n.Dev, n.Dev.Size()+int64(1+g.rng.IntN(64))*16*block.Unit
+	d, diskless := n.Dev, n.Disk == nil
+	size := n.Dev.Size()+int64(1+g.rng.IntN(64))*16*block.Unit
 	g.asked = append(g.asked, size)
 	g.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
 		err := d.Resize(ctx, size)
 		g.l.log.Debug("resize", "node", n.Name, "size", size, "err", err)
-		if n.Disk == nil && err == nil {
+		if diskless && err == nil {
 			g.t.Errorf("a node without a disk was told %d", size)
 		}
 		if err == nil && !g.c.killed(d) {
