@@ -50,7 +50,7 @@ var scenarios = []scenario{
 	27: {"split brain, and every policy", []string{"TestASplitBrainIsResolvedByHand", "TestScenario27BothConcede", "TestScenario27WhatIsDiscardedIsAllResynced", "TestQuorumOff", "TestSplitBrainPolicies", "TestSplitPolicies"}, ""},
 	28: {"apart, and one side wrote", []string{"TestScenario28OneSideWrote"}, ""},
 	29: {"a third node bridges", []string{"TestScenario29AThirdNodeBridges", "TestScenario29ATiebreakerBridges", "TestScenario29ATiebreakerSaysWhoIsBehind"}, ""},
-	30: {"back after many generations", []string{"TestScenario30AfterManyGenerations"}, ""},
+	30: {"back after many generations", []string{"TestScenario30AfterManyGenerations", "TestScenario30ByWayOfAThird"}, ""},
 	31: {"equal generations with marks left", []string{"TestScenario31EqualGenerationsWithMarks", "TestDecide", "TestVerifyFindsWhatDiffers"}, ""},
 	32: {"metadata cloned, swapped, of something else", []string{"TestScenario32MetadataOfSomethingElse", "TestScenario32AnotherDevicesMetadata", "TestScenario32ANewDeviceThatADisklessNodeBegins", "TestMetaOfSomethingElseIsRefused", "TestDecide"}, ""},
 	33: {"a replaced disk under the old id", []string{"TestScenario33AReplacedDisk", "TestScenario33AReplacedDiskHasNoSay", "TestScenario33TwoOfOneOldGeneration", "TestScenario33TheSourceOfANewDiskDiesAtOnce"}, ""},

@@ -108,7 +108,7 @@ func (g *growing) resize() {
 		return
 	}
 	d, diskless := n.Dev, n.Disk == nil
-	size := n.Dev.Size()+int64(1+g.rng.IntN(64))*16*block.Unit
+	size := n.Dev.Size() + int64(1+g.rng.IntN(64))*16*block.Unit
 	g.asked = append(g.asked, size)
 	g.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
