@@ -174,11 +174,20 @@ func (d *Device) Attach(ctx context.Context) error {
 	o.Config = d.cfg
 	d.mu.Unlock()
 	got, err := d.source.open(o, d.Pressure)
+	installed := false
 	if err == nil {
-		err = d.rejoin(ctx, "attach", allNodes, func() { d.installLocked(&got) })
-		if d.attached(got.meta) {
-			return nil // even where a peer has not agreed yet
-		}
+		err = d.rejoin(ctx, "attach", allNodes, func() {
+			d.installLocked(&got)
+			installed = true
+		})
+	}
+	switch {
+	case installed && d.attached(got.meta):
+		return nil // even where a peer has not agreed yet
+	case installed:
+		// Whoever found it failing puts it away.
+		return d.refuse("attach", "its disk failed as soon as it was used", "see \"lockstepctl device show "+d.opts.Name+"\" for the error, and attach it again when it works", true)
+	case got.meta != nil:
 		err = errors.Join(err, got.meta.Abandon(), got.disk.Close())
 	}
 	d.mu.Lock()

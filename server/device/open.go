@@ -105,7 +105,7 @@ func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) 
 	}
 	got = opened{disk: disk, meta: meta, limit: limit}
 	if got.before, err = recoverLog(meta, o); err != nil {
-		return got, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
+		return opened{}, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
 	}
 	if sb := meta.Superblock(); got.before != nil && len(sb.Ext) >= 8 {
 		got.stream = binary.LittleEndian.Uint64(sb.Ext)

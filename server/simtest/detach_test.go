@@ -3,6 +3,7 @@ package simtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,6 +129,45 @@ func TestAFailedDiskIsDetachedAndComesBack(t *testing.T) {
 				}
 				l.moves(t, c)
 				l.finish(t, c)
+			})
+		}
+	}
+}
+
+// TestADiskThatFailsWhileItIsAttached: whenever that is, who attaches it is told,
+// and can do so again when the disk works.
+func TestADiskThatFailsWhileItIsAttached(t *testing.T) {
+	for _, role := range []string{"primary", "secondary"} {
+		for skip := range 16 {
+			t.Run(fmt.Sprint(role, " ", skip), func(t *testing.T) {
+				bubble(t, three(), func(t *testing.T, c *Cluster) {
+					n := c.Nodes[0]
+					c.mustAllSync(t)
+					p := 0
+					if role == "secondary" {
+						p = 1
+					}
+					c.mustPromote(t, p)
+					c.mustWrite(t, p, 0, 'a', 64<<10)
+					for i, im := range []*storetest.Image{n.Meta, n.Disk} {
+						if err := n.Dev.Detach(timeout(t, time.Minute)); err != nil {
+							t.Fatal(err)
+						}
+						c.mustWrite(t, p, 0, byte('b'+i), 64<<10)
+						in := im.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpSync, Skip: skip, Err: syscall.EIO})
+						err := n.Dev.Attach(timeout(t, time.Minute))
+						time.Sleep(time.Second) // it may fail just after
+						im.Lift(in)
+						if n.Dev.Status().Detached {
+							if again := n.Dev.Attach(timeout(t, time.Minute)); again != nil {
+								t.Fatalf("it cannot be attached again: %v; at first: %v\n%s", again, err, c.Describe())
+							}
+						}
+						c.mustAllSync(t)
+					}
+					c.mustEqual(t)
+					c.mustHold(t, 0, 'c')
+				})
 			})
 		}
 	}
