@@ -493,17 +493,19 @@ func (d *Device) nowhereLocked(o *op) bool {
 // took it; a copy that did not is out of sync by now.
 func (d *Device) answerLocked(o *op, b *block.Batch) {
 	o.answered = true
-	if d.disk == nil && d.role == replication.Primary {
-		for id := range o.miss.Without(d.cfg.Self).All() {
-			d.peers[id].missed = true
-		}
-	}
-	err := o.err // of the only disk with the current data: what mixtures have of it is undone
-	if err == nil && !o.localOK && !o.acked {
+	err := o.err
+	if o.localOK || o.acked {
+		err = nil
+	} else if err == nil {
 		err = block.ErrIO
 	}
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {
 		err = block.ErrIO // nobody may act on what a minority did
+	}
+	if err == nil && d.disk == nil && d.role == replication.Primary {
+		for id := range o.miss.Without(d.cfg.Self).All() {
+			d.peers[id].missed = true
+		}
 	}
 	if o.req == nil {
 		return
