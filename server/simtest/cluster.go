@@ -339,13 +339,8 @@ func (c *Cluster) connect(a, b *Node) {
 	if a == b || a.Dev == nil || b.Dev == nil || cut || a.Fallen() || b.Fallen() {
 		return
 	}
-	for _, n := range [][2]*Node{{a, b}, {b, a}} {
-		n[0].mu.Lock()
-		have := n[0].sessions[n[1].ID] != nil
-		n[0].mu.Unlock()
-		if have {
-			return // it may be one that the other has given up
-		}
+	if a.hasSession(b.ID) || b.hasSession(a.ID) {
+		return // who was given up and does not know comes back when it has learnt of it
 	}
 	sa, sb := newSession(c, a, b), newSession(c, b, a)
 	sa.other, sb.other = sb, sa
@@ -362,6 +357,12 @@ func (c *Cluster) connect(a, b *Node) {
 	for _, dev := range sa.devs {
 		dev.SessionUp(sb)
 	}
+}
+
+func (n *Node) hasSession(with int) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sessions[with] != nil
 }
 
 // drop ends the session of two nodes; each learns of it on its own.

@@ -58,8 +58,8 @@ func (c *Cluster) GiveUp(a int) {
 func (c *Cluster) Learn(a int) {
 	n := c.Nodes[a]
 	for _, s := range c.sessionsOf(a) {
-		if !s.lapsed.Load() {
-			continue // it has come about since
+		if s.to.hasSession(a) {
+			continue // begun since, by a node that was started anew
 		}
 		n.mu.Lock()
 		delete(n.sessions, s.to.ID)
