@@ -454,6 +454,7 @@ func (d *Device) landLocked(o *op, b *block.Batch) {
 		return
 	}
 	o.landed = true
+	d.missedLocked(o) // who comes back from now on is not sent it
 	d.window.done(o.seq)
 	d.relieveLocked(b)
 }
@@ -502,10 +503,8 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {
 		err = block.ErrIO // nobody may act on what a minority did
 	}
-	if err == nil && d.disk == nil && d.role == replication.Primary {
-		for id := range o.miss.Without(d.cfg.Self).All() {
-			d.peers[id].missed = true
-		}
+	if err == nil && !o.landed {
+		d.missedLocked(o)
 	}
 	if o.req == nil {
 		return
@@ -522,6 +521,17 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 		finish(o.req, err, b)
 	}
 	o.req = nil
+}
+
+// missedLocked notes, on a primary without a disk, who does not have a change that
+// is being answered, or is going to be.
+func (d *Device) missedLocked(o *op) {
+	if d.disk != nil || d.role != replication.Primary {
+		return
+	}
+	for id := range o.miss.Without(d.cfg.Self).All() {
+		d.peers[id].missed = true
+	}
 }
 
 // retireLocked ends an op: nothing more is awaited of it.
