@@ -270,12 +270,11 @@ func (d *Device) passOnLocked(o *op, err error) {
 	if o.kind == syncPull {
 		return // the range stays marked
 	}
-	if !d.remoteDataLocked() {
-		d.missLocked(d.disks.Without(d.cfg.Self), o.ext) // mixtures have it, maybe
-		return
-	}
-	o.err = nil // a peer has it
 	d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
+	if !d.remoteDataLocked() || o.kind == appChange && !o.acked && o.wait == 0 {
+		return // nobody has it, or is about to
+	}
+	o.err = nil
 	for _, p := range d.peers {
 		if p != nil && p.sync.pulling {
 			p.sync.spoilLocked(o.ext)

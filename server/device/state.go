@@ -345,6 +345,9 @@ func (d *Device) resendLocked(p *peer, b *block.Batch) {
 		return
 	}
 	for _, o := range d.held {
+		if o.err != nil {
+			continue // the application is told so; it was not made here
+		}
 		o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
 		d.sendChangeLocked(o, p.bit(), b)
 	}

@@ -491,13 +491,12 @@ func (d *Device) nowhereLocked(o *op) bool {
 }
 
 // answerLocked tells the application. A change counts as done where any copy
-// took it; a copy that did not is out of sync by now.
+// took it; a copy that did not is out of sync by now. One that this disk passed on
+// has failed wherever else it is: this disk may send what it has in its place.
 func (d *Device) answerLocked(o *op, b *block.Batch) {
 	o.answered = true
 	err := o.err
-	if o.localOK || o.acked {
-		err = nil
-	} else if err == nil {
+	if err == nil && !o.localOK && !o.acked {
 		err = block.ErrIO
 	}
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {

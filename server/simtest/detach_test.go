@@ -12,6 +12,7 @@ import (
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // TestDetachAndAttachUnderLoad takes each disk in turn away from under a
@@ -192,6 +193,42 @@ func TestErrorsPassedOnAreMended(t *testing.T) {
 			l.finish(t, c)
 			if st := c.Nodes[n].Dev.Status(); st.Disk != replication.UpToDate {
 				t.Fatalf("the disk is %v\n%s", st.Disk, c.Describe())
+			}
+		})
+	}
+}
+
+// TestAnErrorThatNobodyMends: what the primary's disk did not take when no peer
+// was in reach has failed, even where a peer has it, or is sent it later: the
+// primary, which is current, sends the peers what it has.
+func TestAnErrorThatNobodyMends(t *testing.T) {
+	for _, took := range []bool{false, true} {
+		o := pairOf(majority())
+		o.PassOn = true
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			if !took {
+				c.Stall(0, 1, wire.Data)
+			}
+			in := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Count: 1, Hang: true, Err: syscall.EIO})
+			answer := make(chan error, 1)
+			go func() {
+				answer <- c.Nodes[0].Do(timeout(t, time.Minute), block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0)
+			}()
+			in.Await(1)
+			time.Sleep(time.Second)
+			c.Cut(0, 1)
+			in.Release()
+			time.Sleep(time.Second)
+			c.Heal(0, 1)
+			err := <-answer
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHold(t, 0, 'a')
+			if !errors.Is(err, block.ErrIO) && !errors.Is(err, syscall.EIO) {
+				t.Errorf("answered with %v\n%s", err, c.Describe())
 			}
 		})
 	}
