@@ -109,6 +109,13 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
+	if err != nil && d.activityLocked() != log {
+		// The disk went with its log: the changes are to be in what is kept now, or
+		// more would be in flight than the replicas' logs have room for.
+		d.mu.Unlock()
+		d.activate(ctx, ops)
+		return
+	}
 	if err != nil && meta != nil {
 		d.metaFailedLocked(meta, "activity log", err)
 	}

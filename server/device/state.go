@@ -338,8 +338,7 @@ func (d *Device) resendLocked(p *peer, b *block.Batch) {
 		for o := range d.window.all {
 			if o.miss.Has(p.id) && !o.answered {
 				o.miss = o.miss.Without(p.id)
-				o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
-				d.sendChangeLocked(o, p.bit(), b)
+				d.sendAgainLocked(o, p, b)
 			}
 		}
 		return
@@ -348,9 +347,16 @@ func (d *Device) resendLocked(p *peer, b *block.Batch) {
 		if o.err != nil {
 			continue // the application is told so; it was not made here
 		}
-		o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
-		d.sendChangeLocked(o, p.bit(), b)
+		d.sendAgainLocked(o, p, b)
 	}
+}
+
+// sendAgainLocked sends a peer that came back a change that was made before it
+// did, and is not durable there as what it had by then is.
+func (d *Device) sendAgainLocked(o *op, p *peer, b *block.Batch) {
+	o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
+	p.stable = min(p.stable, o.seq-1)
+	d.sendChangeLocked(o, p.bit(), b)
 }
 
 // gateLocked decides what becomes of requests.

@@ -236,3 +236,39 @@ func TestScenario41SuspendedIOGoesOn(t *testing.T) {
 		c.mustHold(t, 0, 'b')
 	})
 }
+
+// TestWhatWasHeldIsNotDurable: a change that waited for quorum is sent
+// to the peer that brings it, answered, and lost with that peer's cache. It is
+// resynced like any other that was not flushed.
+func TestWhatWasHeldIsNotDurable(t *testing.T) {
+	for _, diskless := range []replication.NodeSet{0, replication.Of(0)} {
+		o := three()
+		if o.Diskless = diskless; diskless != 0 {
+			o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+		}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			c.mustFlush(t, 0)
+			if diskless == 0 {
+				c.Isolate(2)
+			}
+			c.Cut(0, 1)
+			held := c.Nodes[0].ask(block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0)
+			time.Sleep(2 * time.Second)
+			if answered(held.done) {
+				t.Fatalf("answered without quorum\n%s", c.Describe())
+			}
+			c.Heal(0, 1)
+			c.mustAnswer(t, []asked{held})
+			c.Nodes[1].PowerCut(1)
+			time.Sleep(time.Second)
+			c.mustStart(t, 1)
+			c.Rejoin(2)
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 0, 'b')
+		})
+	}
+}
