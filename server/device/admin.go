@@ -226,6 +226,10 @@ func (d *Device) mayAttach() error {
 func (d *Device) installLocked(got *opened) {
 	moved := d.gens.Current
 	d.disk, d.meta, d.att = limitDisk(got.disk, d.cfg.DiskTimeout), got.meta, newAttachment()
+	if d.account != nil {
+		d.account.Halt() // nothing makes it stable from now on: who waits for room in it goes to the disk's log
+		d.account = nil
+	}
 	d.recovered(got)
 	sb := got.meta.Superblock()
 	g := gensOf(&sb)

@@ -329,6 +329,41 @@ func TestADiskIsAttachedWithoutQuorum(t *testing.T) {
 	})
 }
 
+// TestADiskIsAttachedWhileChangesWaitForTheLog: what a primary without a disk keeps
+// in its place is full of what waits for quorum, and gets no room again; the log of
+// the disk that is attached has some.
+func TestADiskIsAttachedWhileChangesWaitForTheLog(t *testing.T) {
+	o := three()
+	o.Extents, o.ExtentBytes = 8, 64<<10
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		in := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+		var all []asked
+		write := func(extent int64) {
+			all = append(all, c.Nodes[0].ask(block.Write, 0, extent*o.ExtentBytes, bytes.Repeat([]byte{'b'}, 4096), 0))
+		}
+		write(0)
+		c.until(t, 0, "detached", is(replication.Diskless))
+		c.Stall(0, 1, wire.Data)
+		c.Stall(0, 2, wire.Data)
+		for extent := range int64(20) {
+			write(extent)
+		}
+		time.Sleep(time.Second)
+		c.Isolate(0)
+		c.Nodes[0].Disk.Lift(in)
+		time.Sleep(time.Second)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		c.Rejoin(0)
+		c.mustAnswer(t, all)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+	})
+}
+
 // TestRequestsUnderWayFailWithoutQuorum: where requests are not to wait for
 // quorum those fail, too, that were under way when it was lost, whatever they
 // would have waited for.

@@ -221,13 +221,13 @@ func (l *ActivityLog) quiet() bool {
 // stop lets nothing become hot any more, and waits for the transaction under
 // way.
 func (l *ActivityLog) stop() {
-	l.halt()
+	l.Halt()
 	l.turn.take()
 	l.turn.release()
 }
 
-// halt lets nothing become hot any more.
-func (l *ActivityLog) halt() {
+// Halt lets nothing become hot any more: who waits for that gets ErrClosed.
+func (l *ActivityLog) Halt() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ready, l.closed = ErrClosed, true

@@ -272,7 +272,7 @@ func (m *Meta) Close() error {
 // It is for metadata whose storage failed or hangs, and waits for nothing.
 func (m *Meta) Abandon() error {
 	m.closing.Do(func() {
-		m.al.halt()
+		m.al.Halt()
 		m.closed = m.shut()
 	})
 	return m.closed
