@@ -210,13 +210,22 @@ func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 			for _, e := range d.meta.AL().Hot() {
 				d.missLocked(others, e)
 			}
+			for _, o := range d.ranges.ops {
+				if o.kind == peerChange { // it may wait for room in the log
+					d.missLocked(others, o.ext)
+				}
+			}
 		}
 		d.saveLocked(nil)
-		meta := d.meta
+		// With all that is marked nothing needs the log, nor room in it, any more.
+		// Nobody else would make any.
+		meta, marked := d.meta, d.epochLocked(d.received)
 		d.work.do(func() {
 			if err := meta.WriteBitmaps(); err != nil {
 				d.log.Error("cannot write the bitmaps", "err", err)
+				return
 			}
+			meta.AL().SetStable(marked)
 		})
 		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", len(list))
 		var again replication.NodeSet
