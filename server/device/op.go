@@ -41,6 +41,7 @@ type op struct {
 	from  *peer  // peerChange, syncPull, syncRead
 	seq   uint64 // position in the primary's stream; request id of a sync
 	tag   uint64 // syncRead: what must have been applied before the read
+	shift uint64 // of a change: see epochOfLocked
 
 	// need is who must be heard of before the application is answered, wait
 	// before the op is done; they differ under protocols A and B.

@@ -32,7 +32,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	}
 	d.beyondLocked(off + length)
 	o := d.newOpLocked()
-	o.kind, o.what, o.from, o.session, o.seq = peerChange, what, p, p.session, seq
+	o.kind, o.what, o.from, o.session, o.seq, o.shift = peerChange, what, p, p.session, seq, d.shift
 	o.ext = block.Extent{Off: off, Len: length}
 	if f.Flags&wire.FlagNoHole != 0 {
 		o.flags |= block.NoHole
@@ -211,6 +211,16 @@ func (d *Device) newEpochLocked() {
 func (d *Device) epochLocked(seq uint64) uint64 {
 	d.epoch = max(d.epoch, d.shift+seq)
 	return d.shift + seq
+}
+
+// epochOfLocked is the place of a change that ends. One of a stint that is over
+// belongs to what came before the present one: by its number alone it would be
+// ahead of that for a long time, and so would its extent be kept.
+func (d *Device) epochOfLocked(o *op) uint64 {
+	if o.shift != d.shift {
+		return d.shift
+	}
+	return d.epochLocked(o.seq)
 }
 
 // settleLocked uses that being in sync is an equivalence: what is in sync with

@@ -258,6 +258,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	}
 	d.overtakePullsLocked(nil, o.ext)
 	d.window.push(o)
+	o.shift = d.shift
 	o.wait = d.receives
 	o.miss = d.disks.Without(d.cfg.Self) &^ d.receives
 	if d.cfg.Protocol != replication.ProtocolA {
@@ -545,11 +546,11 @@ func (d *Device) retireLocked(o *op, b *block.Batch) {
 		d.relieveLocked(b)
 	}
 	if o.log != nil {
-		seq := o.seq
+		epoch := d.epochOfLocked(o)
 		if mutate.Is(mutate.CoolEarly) {
-			seq = 0
+			epoch = d.shift
 		}
-		o.log.End(o.ext, d.epochLocked(seq))
+		o.log.End(o.ext, epoch)
 	}
 	d.releaseLocked(o, b)
 }
