@@ -223,11 +223,11 @@ func (d *Device) upgradeLocked() {
 		return
 	}
 	for _, p := range d.peers {
+		if p != nil && p.session != nil && !p.agreed && p.refused == "" && (!p.diskless || d.halvableLocked()) {
+			return // it is about to tell
+		}
 		if p == nil || p.diskless {
 			continue
-		}
-		if p.session != nil && !p.agreed && p.refused == "" {
-			return // it is about to tell
 		}
 		if p.agreed && p.repl == replication.PausedSyncT {
 			return // it has told, and a resync comes first

@@ -1,11 +1,15 @@
 package simtest
 
 import (
+	"bytes"
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 // Two disks that do not see each other, and tiebreakers that see both: the one
@@ -128,6 +132,46 @@ func TestScenario38ADisklessPrimaryUnderEveryProtocol(t *testing.T) {
 			time.Sleep(time.Second) // protocols A and B answer before all have it
 			c.mustEqual(t)
 			c.mustHoldDisks(t, 19*4096, 'a')
+		})
+	}
+}
+
+// TestScenario29TheDiskThatWentOnFails: its node still knows what came into force
+// on it, and the tiebreaker does. The disk that comes back without that is no
+// substitute, whoever of the two is there to say so.
+func TestScenario29TheDiskThatWentOnFails(t *testing.T) {
+	for _, tiebreaker := range []bool{true, false} {
+		o := three()
+		o.Diskless, o.Extents, o.ExtentBytes = replication.Of(2), 8, 64<<10
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 1, 0, 'a', 4096)
+			c.Nodes[0].Kill()
+			c.mustWrite(t, 1, 0, 'b', 4096)
+			in := c.Nodes[1].Meta.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+			held := c.Nodes[1].ask(block.Write, 0, mib, bytes.Repeat([]byte{'c'}, 4096), 0)
+			c.until(t, 1, "detached", is(replication.Diskless))
+			if !tiebreaker {
+				c.Nodes[2].Kill()
+			}
+			c.mustStart(t, 0)
+			time.Sleep(30 * time.Second)
+			if st := c.Nodes[0].Dev.Status(); st.Disk == replication.UpToDate || answered(held.done) {
+				t.Fatalf("what was acknowledged is gone\n%s", c.Describe())
+			}
+			c.Nodes[1].Meta.Lift(in)
+			if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if !tiebreaker {
+				c.mustStart(t, 2)
+			}
+			c.mustAnswer(t, []asked{held})
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 0, 'b')
+			c.mustHoldDisks(t, mib, 'c')
 		})
 	}
 }
