@@ -42,6 +42,7 @@ func TestScenario52ANodeIsLostBeforeItHasRoom(t *testing.T) {
 		for n := range c.Nodes {
 			c.mustSync(t, n)
 		}
+		time.Sleep(5 * time.Second)
 		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err != nil {
 			t.Fatal(err)
 		}
