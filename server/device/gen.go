@@ -35,10 +35,19 @@ func (d *Device) startGenLocked() {
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
 	d.genOld, d.genNew = d.gens.Current, d.nextGenLocked()
+	d.genAway = d.disks&^d.sendReceivesLocked() | d.unheardLocked()
 	// Those in contact that do not take part note that they are outdated: else
 	// they could pass for current among themselves.
-	d.genHas = 0
-	d.announceGenLocked(d.notersLocked(), b)
+	d.genWait, d.genHas = d.notersLocked(), 0
+	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
+	if d.disk == nil || d.dstat < replication.UpToDate && !d.pullingLocked() {
+		g.Old = 0 // what this disk holds, if there is one, is not what goes on
+	}
+	payload := g.Append(nil)
+	origin := d.beginsLocked()
+	for id := range d.genWait.All() {
+		d.peers[id].send(wire.Header{Type: wire.NewGen, Arg: [3]uint64{origin}}, payload, nil, b)
+	}
 	no := d.genNo
 	d.work.do(func() {
 		b.Finish()
@@ -50,20 +59,6 @@ func (d *Device) startGenLocked() {
 		d.mu.Unlock()
 		nb.Finish()
 	})
-}
-
-// announceGenLocked asks nodes to note the generation that is under way.
-func (d *Device) announceGenLocked(to replication.NodeSet, b *block.Batch) {
-	d.genWait = to
-	d.genAway = d.disks&^d.sendReceivesLocked() | d.unheardLocked()
-	g := wire.Generation{No: d.genNo, Old: uint64(d.genOld), New: uint64(d.genNew), Away: uint32(d.genAway), Stream: d.stream}
-	if d.disk == nil || d.dstat < replication.UpToDate && !d.pullingLocked() {
-		g.Old = 0 // what this disk holds, if there is one, is not what goes on
-	}
-	payload, origin := g.Append(nil), d.beginsLocked()
-	for id := range to.All() {
-		d.peers[id].send(wire.Header{Type: wire.NewGen, Arg: [3]uint64{origin}}, payload, nil, b)
-	}
 }
 
 // nextGenLocked is a generation after all that anybody in reach has noted.
@@ -127,10 +122,11 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 		d.genOwed = true // some have noted it: they need one that is in force
 	case d.committing:
 		d.genDoneLocked(b)
-	case d.notersLocked()&^d.genHas != 0:
-		// Who has come since it was announced may be what makes quorum now: that
-		// has to have noted it, too.
-		d.announceGenLocked(d.notersLocked()&^d.genHas, b)
+	case !d.cfg.Quorum.Quorum(d.tallyLocked(^(d.notersLocked() &^ d.genHas))).Quorate:
+		// What makes quorum has come since it was announced, and has not noted it.
+		// Abandoned likewise, for one that all note.
+		d.genBusy, d.needGen, d.genAgain, d.genOwed = false, true, false, true
+		d.startGenLocked()
 	default:
 		d.takeGenLocked()
 	}
