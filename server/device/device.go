@@ -493,7 +493,7 @@ func (d *Device) quiesce(ctx context.Context) error {
 		d.mu.Lock()
 		idle := len(d.ranges.ops) == 0
 		primary := d.role == replication.Primary
-		held := primary && d.hold&holdNoQuorum != 0
+		held := primary && d.hold&holdCopies != 0
 		w := d.watch
 		d.mu.Unlock()
 		if held {

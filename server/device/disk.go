@@ -235,7 +235,7 @@ func (d *Device) freeze(ctx context.Context, what string, held bool) error {
 
 // stillLocked reports whether nothing moves for want of quorum.
 func (d *Device) stillLocked() bool {
-	if d.hold&holdNoQuorum == 0 || d.flush.busy && (d.flush.local || d.flush.wait != 0) {
+	if d.hold&holdCopies == 0 || d.flush.busy && (d.flush.local || d.flush.wait != 0) {
 		return false
 	}
 	for o := range d.window.all {

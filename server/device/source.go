@@ -93,6 +93,9 @@ func (p *peer) unreadLately() bool { return !p.unread.IsZero() && time.Since(p.u
 // other has left, though all of it was never answered. This disk is in sync with
 // that other, and stays so until the two have met.
 func (d *Device) turnsLocked(p *peer) bool {
+	if p.role == replication.Primary {
+		return false // nobody else is a source
+	}
 	for _, q := range d.peers {
 		if q != nil && q != p && q.agreed && q.inSync && !q.diskless && p.decision.Even && !replication.NodeSet(p.state.Sees).Has(q.id) {
 			return true

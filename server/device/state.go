@@ -23,6 +23,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.censusLocked()
 	d.acquaintLocked()
 	d.receiversChangedLocked(b)
+	d.weighLocked()
 	if d.role == replication.Primary && !d.needGen {
 		d.needGen = d.needsGenLocked()
 		d.genAgain = d.genAgain || d.needGen && d.genBusy && d.committing
@@ -92,6 +93,27 @@ func (d *Device) censusLocked() {
 	} else {
 		d.hold &^= holdNoQuorum
 	}
+	d.weighLocked()
+}
+
+// weighLocked holds answers while as many disks as quorum takes are not sent the
+// changes, although they are in reach, or could be: when the disks that are sent
+// them are gone for good, the rest would be a majority that lacks what was answered.
+// DRBD counts a disk from when it is in reach, and so answers while it waits for its
+// resync. Those that have given up their votes cannot go on by themselves.
+func (d *Device) weighLocked() {
+	lacking := 0
+	for id := range (d.disks &^ d.sendReceivesLocked()).All() {
+		if p := d.peers[id]; !d.votes.Given(id) && (p == nil || p.agreed || !p.fenced) {
+			lacking++
+		}
+	}
+	few := d.role == replication.Primary && d.quorum.Quorate && d.cfg.Quorum.PassesOver(lacking, d.disks.Len())
+	if few == (d.hold&holdFew != 0) {
+		return
+	}
+	d.hold ^= holdFew
+	d.touchLocked()
 }
 
 // settlingLocked reports whether a disk in reach has failed a moment ago: whether

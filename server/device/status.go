@@ -24,6 +24,7 @@ type Status struct {
 	Voteless    bool     // it left in order, and has not got its vote back
 	Stayed      []string // then: who has a vote and is not in reach
 	Suspended   bool
+	Few         bool // suspended because too few disks are sent changes
 	InDoubt     bool // suspended because too few peers are certain to take this node for alive
 	Open        int
 	Peers       []PeerStatus
@@ -82,9 +83,9 @@ func (d *Device) Status() Status {
 	defer d.mu.Unlock()
 	st := Status{
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
-		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdNoQuorum|holdLease) != 0),
-		InDoubt:   d.hold&holdLease != 0,
-		Open:      d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
+		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdCopies|holdLease) != 0),
+		InDoubt:   d.hold&holdLease != 0, Few: d.hold&holdFew != 0,
+		Open: d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}
@@ -302,6 +303,10 @@ func (d *Device) Why() Why {
 	if st.InDoubt {
 		w.Because = append(w.Because, "answers wait: this node was paused, or hears nothing, and too few peers are certain to take it for alive still")
 		w.Next = append(w.Next, "they answer within a moment, or are found to be down within the tick time")
+	}
+	if st.Few {
+		w.Because = append(w.Because, "answers wait: as many disks as make quorum do not get what is written, since their resync has not begun; without the others it would be lost")
+		w.Next = append(w.Next, "those resyncs begin by themselves, unless they are paused (lockstepctl device resync "+st.Name+" ends that), or another node comes back")
 	}
 	if st.Group != "" {
 		w.Because = append(w.Because, fmt.Sprintf("of group %q: it is promoted, demoted and suspended together with the group's other devices", st.Group))

@@ -26,6 +26,9 @@ const (
 	holdLease                             // the peers that make quorum may have given this node up
 	holdDisk                              // what this disk lacks is not noted yet
 	holdFence                             // a lost peer is not fenced yet
+	holdFew                               // too few disks are sent changes; see weighLocked
+
+	holdCopies = holdNoQuorum | holdFew // only other disks can end it
 )
 
 // Submit takes a request of the local consumer. r.Done.Complete is called

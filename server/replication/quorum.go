@@ -65,6 +65,12 @@ func (p QuorumPolicy) need(n int) int {
 	return 0
 }
 
+// PassesOver reports whether lacking of n disks are as many as quorum takes: what
+// they do not have could then be passed over without any of the others.
+func (p QuorumPolicy) PassesOver(lacking, n int) bool {
+	return p.Kind != QuorumOff && lacking >= p.need(n)
+}
+
 // Ordered reports whether any two quorums of n disks share one: generations
 // that came into force are then a chain.
 func (p QuorumPolicy) Ordered(n int) bool { return p.Kind != QuorumOff && 2*p.need(n) > n }

@@ -3,12 +3,15 @@ package simtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 func (c *Cluster) quorate(n int) bool { return c.Nodes[n].Dev.Status().Quorum.Quorate }
@@ -271,4 +274,38 @@ func TestWhatWasHeldIsNotDurable(t *testing.T) {
 			c.mustHoldDisks(t, 0, 'b')
 		})
 	}
+}
+
+// TestScenario35NothingIsAnsweredByOneDiskAlone: a disk in reach that is not sent
+// changes yet, for its resync has not begun, makes quorum. What is written then is
+// answered when it is on that disk, too: else the loss of the other would lose it,
+// with a majority of the disks left.
+func TestScenario35NothingIsAnsweredByOneDiskAlone(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.Isolate(2)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Isolate(1)
+		c.SetTrap(sendPoint(wire.Bits), 0, func(at, with *Node) { c.Stall(at.ID, with.ID, wire.Bits.Link()) })
+		c.Heal(0, 2)
+		w := c.Nodes[0].ask(block.Write, 0, 8192, bytes.Repeat([]byte{'b'}, 4096), 0)
+		time.Sleep(time.Second)
+		st := c.Nodes[0].Dev.Status()
+		if !st.Quorum.Quorate {
+			t.Fatalf("there is no quorum\n%s", c.Describe())
+		}
+		if answered(w.done) {
+			t.Fatalf("answered by one disk of three\n%s", c.Describe())
+		}
+		if why := fmt.Sprint(c.Nodes[0].Dev.Why()); !st.Suspended || !strings.Contains(why, "do not get what is written") {
+			t.Errorf("it is not said what answers wait for: %s", why)
+		}
+		c.Flow(2, 0, wire.Bits.Link())
+		c.mustAnswer(t, []asked{w})
+		c.Rejoin(1)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 8192, 'b')
+	})
 }
