@@ -111,11 +111,11 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
 }
 
-// unackLocked: without a disk of its own, a primary counts what is not answered as
-// missing on a disk that took it and is gone. What the disk has of it may be undone
+// unackLocked: what is not on its own disk a primary counts as missing on a disk that
+// took it and is gone, unless it is answered. What that disk has of it may be undone
 // by the others before it is back; it is sent again then.
 func (d *Device) unackLocked(o *op, p *peer) {
-	if d.disk != nil || o.answered || o.miss.Has(p.id) {
+	if o.local || o.localOK || o.err != nil || o.answered || o.miss.Has(p.id) {
 		return
 	}
 	o.miss = o.miss.With(p.id)

@@ -354,20 +354,19 @@ func (d *Device) receivesLocked(p *peer) bool {
 }
 
 // resendLocked sends a peer that came back what is held for want of quorum:
-// what will be answered is then on more than one disk.
+// what will be answered is then on more than one disk. And, of those under way,
+// what is not on this primary's own disk: what the peer misses of them nothing here
+// would mark. Such a disk may have been attached since they were made.
 func (d *Device) resendLocked(p *peer, b *block.Batch) {
-	if d.disk == nil { // what it misses of those under way, nothing here would mark
-		for o := range d.window.all {
-			if o.miss.Has(p.id) && !o.answered {
-				o.miss = o.miss.Without(p.id)
-				d.sendAgainLocked(o, p, b)
-			}
+	for o := range d.window.all {
+		if o.miss.Has(p.id) && !o.answered && !o.local && !o.localOK && o.err == nil {
+			o.miss = o.miss.Without(p.id)
+			d.sendAgainLocked(o, p, b)
 		}
-		return
 	}
 	for _, o := range d.held {
-		if o.err != nil {
-			continue // the application is told so; it was not made here
+		if o.err != nil || o.wait.Has(p.id) {
+			continue // the application is told of the error; it was not made here
 		}
 		d.sendAgainLocked(o, p, b)
 	}
