@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -88,16 +89,32 @@ const alBatch = 64
 
 // activate makes the extents of ops hot and lets the ops go on.
 func (d *Device) activate(ctx context.Context, ops []*op) {
+	b := &block.Batch{}
 	d.mu.Lock()
+	ops = slices.DeleteFunc(ops, func(o *op) bool {
+		over := o.kind == appChange && d.role != replication.Primary
+		if over {
+			d.issueLocked(o, b) // which drops it: it is to keep no room from the others
+		}
+		return over
+	})
 	meta, log := d.meta, d.activityLocked()
+	stint, cancel := context.WithCancel(ctx)
+	d.stintEnds = cancel
 	d.mu.Unlock()
+	b.Finish()
 	var err error
-	if log != nil {
+	if log != nil && len(ops) > 0 {
 		es := make([]block.Extent, len(ops))
 		for i, o := range ops {
 			es[i] = o.ext
 		}
-		err = log.Activate(ctx, es)
+		err = log.Activate(stint, es)
+	}
+	cancel()
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.Canceled) {
+		d.activate(ctx, ops)
+		return
 	}
 	if errors.Is(err, store.ErrTooManyExtents) && len(ops) > 1 {
 		d.activate(ctx, ops[:len(ops)/2])
@@ -107,7 +124,7 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 	if ctx.Err() != nil {
 		return // the device is closing; what was not let in never happened
 	}
-	b := &block.Batch{}
+	b = &block.Batch{}
 	d.mu.Lock()
 	if err != nil && d.activityLocked() != log {
 		// The disk went with its log: the changes are to be in what is kept now, or

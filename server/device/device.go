@@ -233,6 +233,7 @@ type Device struct {
 	tagged       []*op               // source reads that wait for the primary's writes
 	pulls        bool                // some piece of a resync may be asked for
 	eras         uint64              // resyncs served
+	stintEnds    context.CancelFunc  // has those that wait for the activity log look again; nil: nobody does
 	pressed      uint64              // epoch that the activity log waits for to become stable; 0: none
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	conceded     replication.NodeSet // of those, the ones for which a policy decided that

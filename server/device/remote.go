@@ -189,6 +189,9 @@ func (d *Device) followLocked(p *peer, stream uint64) {
 // may cool.
 func (d *Device) newEpochLocked() {
 	d.shift = d.epoch
+	if d.stintEnds != nil {
+		d.stintEnds() // what clients of the stint before wait with is over
+	}
 	meta, old := d.meta, d.epoch
 	if d.account != nil {
 		d.account.SetStable(old)
