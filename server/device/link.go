@@ -171,7 +171,7 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	if d.witnessLocked() {
 		return d.witnessLearnLocked(theirs)
 	}
-	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered ||
+	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || mutate.Is(mutate.DeafToFailed) && theirs.Disk == replication.Diskless && !p.diskless ||
 		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate {
 		return false
 	}

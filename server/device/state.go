@@ -108,7 +108,7 @@ func (d *Device) weighLocked() {
 			lacking++
 		}
 	}
-	few := d.role == replication.Primary && d.quorum.Quorate && d.cfg.Quorum.PassesOver(lacking, d.disks.Len())
+	few := !mutate.Is(mutate.AnswerAlone) && d.role == replication.Primary && d.quorum.Quorate && d.cfg.Quorum.PassesOver(lacking, d.disks.Len())
 	if few == (d.hold&holdFew != 0) {
 		return
 	}

@@ -500,6 +500,9 @@ func (d *Device) nowhereLocked(o *op) bool {
 func (d *Device) answerLocked(o *op, b *block.Batch) {
 	o.answered = true
 	err := o.err
+	if mutate.Is(mutate.AnswerFailed) && o.acked {
+		err = nil
+	}
 	if err == nil && !o.localOK && !o.acked {
 		err = block.ErrIO
 	}

@@ -79,6 +79,12 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:
 		tests = "TestScenario48TheTargetIsReachedLate"
+	case mutate.AnswerAlone:
+		tests = "TestScenario35NothingIsAnsweredByOneDiskAlone"
+	case mutate.DeafToFailed:
+		tests = "TestScenario29TheDiskThatWentOnFails"
+	case mutate.AnswerFailed:
+		tests = "TestAnErrorThatNobodyMends"
 	case mutate.ZombieDiskless:
 		tests = "TestScenario58AZombieWithoutADisk"
 	case mutate.NoAccount:

@@ -43,6 +43,9 @@ const (
 	Unwitnessed     Fault = "unwitnessed"              // tiebreakers do not note which half of the disks goes on
 	NoAccount       Fault = "no-account"               // a primary without a disk does not bound what its replicas log
 	EndUnreached    Fault = "end-unreached"            // a resync ends before its target gets what another primary writes
+	AnswerAlone     Fault = "answer-alone"             // a change is answered although those that lack it would make quorum
+	DeafToFailed    Fault = "deaf-to-failed"           // nobody learns what came into force from a node whose disk has failed
+	AnswerFailed    Fault = "answer-failed"            // what the only current disk failed is answered for others that took it
 	ZombieDiskless  Fault = "zombie-diskless"          // a primary without a disk does not yield to another
 )
 
@@ -54,5 +57,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
+		AnswerAlone, DeafToFailed, AnswerFailed,
 	}
 }
