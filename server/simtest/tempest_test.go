@@ -22,10 +22,10 @@ import (
 // detached, attached and invalidated; links of which nothing comes any more;
 // nodes that leave in order; verifies. No disk is lost and none loses its cache,
 // so whatever comes together, and in whatever order it is mended, what was
-// acknowledged is there. It is long, so there is one for six of the others. A seed
+// acknowledged is there. It is long, so there is one for twelve of the others. A seed
 // is replayed with -run Tempest -seed SEED -seeds 1.
 func TestTempest(t *testing.T) {
-	for i := range uint64(*seeds+5) / 6 {
+	for i := range uint64(*seeds+11) / 12 {
 		seed := *first + i
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { tempestuous(t, seed) })
