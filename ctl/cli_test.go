@@ -268,6 +268,35 @@ func TestTheTimeLimit(t *testing.T) {
 	}
 }
 
+// TestTheReasonComesInTime: what stands in the way of a promotion is waited for at
+// the daemon, but not until nobody hears of it any more.
+func TestTheReasonComesInTime(t *testing.T) {
+	promote := func(ctx context.Context, _ *conn, params string) (string, error) {
+		var p api.DevicePromoteParams
+		if err := json.Unmarshal([]byte(params), &p); err != nil {
+			return "", err
+		}
+		limit := 5 * time.Second
+		if p.TimeoutMS > 0 {
+			limit = min(limit, time.Duration(p.TimeoutMS)*time.Millisecond)
+		}
+		select {
+		case <-time.After(limit):
+			return "", api.Errorf(api.CodeInvalidState, "no quorum: 1 of 3 disks")
+		case <-ctx.Done():
+			return "", rpc.ErrTimeout
+		}
+	}
+	for _, limit := range []string{"", "-T 0.01 ", "-T 0.5 ", "-T 5 ", "-T 5.5 ", "-T 300 "} {
+		synctest.Test(t, func(t *testing.T) {
+			got := run(t, &daemon{answers: map[string]any{"device/promote": promote}}, limit+"device promote r0")
+			if got.code != exitFailed || !strings.Contains(got.err, "cannot promote r0: no quorum: 1 of 3 disks") {
+				t.Errorf("%q: %+v", limit, got)
+			}
+		})
+	}
+}
+
 // TestAStartingDaemonIsWaitedFor, but not for long.
 func TestAStartingDaemonIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -140,6 +140,17 @@ func (a *app) deadline(ctx context.Context, usual time.Duration) (context.Contex
 	return context.WithTimeoutCause(ctx, usual, errTimeout{usual})
 }
 
+// daemonTime is how long a command may wait at the daemon for what stands in its
+// way, in ms: less than -T, so that the reason comes before the time is over; 0,
+// which leaves it to the daemon, without -T.
+func (a *app) daemonTime() int64 {
+	limit := a.opts.timeout * 1000
+	if limit == 0 {
+		return 0
+	}
+	return max(int64(limit-min(limit/5, 1000)), 1)
+}
+
 // target is the name of what to connect to.
 func (a *app) target() string {
 	return cmp.Or(a.opts.target, a.Getenv("LOCKSTEP_TARGET"), program)

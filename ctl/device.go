@@ -85,7 +85,7 @@ and goes to every peer: run it on one node only.`,
 func (a *app) devicePromote() *cobra.Command {
 	var force, yes bool
 	send := a.act("device/promote", func(args []string) (any, error) {
-		return api.DevicePromoteParams{Device: args[0], Force: force}, nil
+		return api.DevicePromoteParams{Device: args[0], Force: force, TimeoutMS: a.daemonTime()}, nil
 	})
 	return a.command(verb{
 		use: "promote DEVICE", short: "take the primary role",

@@ -43,10 +43,13 @@ type DeviceCreateParams struct {
 	FromExisting bool   `json:"from_existing,omitempty"` // what the disk holds becomes the device's data
 }
 
-// DevicePromoteParams are the params of "device/promote".
+// DevicePromoteParams are the params of "device/promote". What stands in the way
+// and passes by itself is waited for, five seconds at most; TimeoutMS is how long
+// where the client waits less than that for its answer.
 type DevicePromoteParams struct {
-	Device string `json:"device"`
-	Force  bool   `json:"force,omitempty"`
+	Device    string `json:"device"`
+	Force     bool   `json:"force,omitempty"`
+	TimeoutMS int64  `json:"timeout_ms,omitempty"`
 }
 
 // DeviceResyncParams are the params of "device/resync" (every peer without

@@ -58,7 +58,7 @@ func (c *Control) deviceCommands() []rpc.Command {
 		{Name: "device/list", Doc: "list the devices", Do: rpc.Typed(c.deviceList, devicesText)},
 		{Name: "device/show", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "show everything about a device", Do: rpc.Typed(c.deviceShow, deviceText)},
 		{Name: "device/why", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "explain a device's state", Do: rpc.Typed(c.deviceWhy, whyText)},
-		{Name: "device/promote", Usage: "DEVICE [FORCE]", MinArgs: 1, MaxArgs: 2, Access: rpc.Admin, Deadline: 30 * time.Second, Doc: "make this node a device's primary", Do: rpc.Typed(c.devicePromote, done)},
+		{Name: "device/promote", Usage: "DEVICE [FORCE [TIMEOUT_MS]]", MinArgs: 1, MaxArgs: 3, Access: rpc.Admin, Deadline: 30 * time.Second, Doc: "make this node a device's primary", Do: rpc.Typed(c.devicePromote, done)},
 		{Name: "device/demote", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "make this node a secondary of a device", Do: rpc.Typed(c.deviceDemote, done)},
 		{Name: "device/detach", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "take this node's disk out of a device, which goes on with the peers'", Do: rpc.Typed(c.deviceDetach, done)},
 		{Name: "device/attach", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Access: rpc.Admin, Deadline: 60 * time.Second, Doc: "take this node's disk into a device again, and resync what it missed", Do: rpc.Typed(c.deviceAttach, done)},

@@ -108,13 +108,20 @@ func (c *Control) deviceWhy(_ context.Context, _ rpc.Actor, p api.DeviceParams) 
 	return api.Why{Subject: "device " + p.Device, State: w.State, Since: w.Since, Because: w.Because, Next: w.Next}, nil
 }
 
+// promotePatience is how long a promotion waits for what passes by itself.
+const promotePatience = 5 * time.Second
+
 func (c *Control) devicePromote(ctx context.Context, _ rpc.Actor, p api.DevicePromoteParams) (api.Done, error) {
 	d, err := c.device(p.Device)
 	if err != nil {
 		return api.Done{}, err
 	}
 	// What passes by itself is waited for, but not as long as the client waits.
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	limit := promotePatience
+	if p.TimeoutMS > 0 && p.TimeoutMS < limit.Milliseconds() {
+		limit = time.Duration(p.TimeoutMS) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := d.Promote(ctx, p.Force); err != nil {
 		return api.Done{}, refused(err)
