@@ -213,7 +213,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 			// A mixture takes the name: whoever meets it learns that there is newer
 			// data than it has. One of which nothing is known is no mixture of this
 			// device's data: nobody marks what it lacks, so it has to stay nameless.
-			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self))
+			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self)).Recall(replication.Gen(g.Old))
 			d.genOld = replication.NoGen
 			d.beginsAsLocked(origin)
 		}
@@ -232,7 +232,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		if !d.genAway.Has(p.id) {
 			others = others.Without(p.id)
 		}
-		d.gens = d.gens.Bump(next, others)
+		d.gens = d.gens.Bump(next, others).Recall(replication.Gen(g.Old)) // which a mixture may have missed
 		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})

@@ -86,7 +86,11 @@ func (d *Device) targetDoneLocked(p *peer) {
 	src := factsOf(p.id, f)
 	// That is what the source knew when it finished: a generation that the
 	// primary has announced since is newer. And a primary makes its own.
-	if d.role != replication.Primary && !d.gens.Knows(src.Gens.Current) {
+	switch {
+	case d.role == replication.Primary:
+	case d.gens.Knows(src.Gens.Current):
+		d.gens = d.gens.Inherit(&src.Gens)
+	default:
 		d.gens = d.gens.AdoptSource(&src.Gens, d.cfg.Self, p.id)
 	}
 	d.gens = d.gens.FinishSync(p.id)

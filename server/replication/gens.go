@@ -196,6 +196,28 @@ func (gs Gens) AdoptSource(src *Gens, self, source int) Gens {
 	return out
 }
 
+// Recall remembers generations, the oldest first, that Current has come from and
+// in which this node took no part: it was a mixture meanwhile, or none in contact.
+// Without them a disk that was left in one of them would seem to have gone its own
+// way.
+func (gs Gens) Recall(past ...Gen) Gens {
+	for _, g := range past {
+		if !gs.Knows(g) {
+			gs.pushHistory(g)
+		}
+	}
+	return gs
+}
+
+// Inherit recalls all that src came from, and src itself, of which Current came.
+func (gs Gens) Inherit(src *Gens) Gens {
+	past := src.History
+	slices.Reverse(past[:])
+	gs = gs.Recall(past[:]...)
+	gs = gs.Recall(src.Bitmap[:]...)
+	return gs.Recall(src.Current)
+}
+
 // FinishSync is the end of a resync, on either side: the two are one.
 func (gs Gens) FinishSync(peer int) Gens {
 	g := gs.Bitmap[peer]

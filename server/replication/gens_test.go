@@ -107,3 +107,28 @@ func TestNoDivergenceWithQuorum(t *testing.T) {
 		}
 	}
 }
+
+// TestADiskThatCaughtUpKnowsWhatItMissed: a disk that was told of the latest
+// generations only, while it was resynced, has come from those before all the same.
+func TestADiskThatCaughtUpKnowsWhatItMissed(t *testing.T) {
+	g := [...]Gen{NextGen(1), NextGen(2, NextGen(1)), 0, 0, 0}
+	for i := 2; i < len(g); i++ {
+		g[i] = NextGen(uint64(i), g[i-1])
+	}
+	first := Gens{Current: g[0], Base: g[0]}
+	left := first.Bump(g[1], Of(2)).InForce(g[1]) // node 0, cut off after that
+	source := left.Bump(g[2], Of(0, 2)).InForce(g[2]).Bump(g[3], Of(0)).InForce(g[3])
+	target := first.Bump(g[3], Of(0, 1)).Recall(g[2]).Bump(g[4], Of(0))
+	me, peer := Facts{Node: 2, Disk: UpToDate, Primary: NoPrimary}, Facts{Node: 0, Disk: UpToDate, Primary: NoPrimary, Gens: left}
+	me.Gens = target.Inherit(&source)
+	if d := Decide(&me, &peer); !d.Sync() || !d.Source() {
+		t.Errorf("it concludes %v", d)
+	}
+	if again := me.Gens.Inherit(&source); again != me.Gens {
+		t.Errorf("once more changes %v to %v", me.Gens, again)
+	}
+	me.Gens = target
+	if d := Decide(&me, &peer); d.Action == SourceBits || d.Action == SourceFull {
+		t.Errorf("without, it concludes %v", d)
+	}
+}

@@ -169,6 +169,7 @@ type gist struct {
 type cluster struct {
 	node     [most]replica
 	answered [blocks]uint8
+	parent   [256]id // the generation from which each has come
 }
 
 // fault is a deliberate mistake in what the model does with the package.
@@ -192,6 +193,7 @@ const (
 	takeName
 	endUnreached
 	inheritFreely
+	forgetPast
 	faults
 )
 
@@ -213,6 +215,7 @@ var faultNames = [faults]string{
 	"a disk of which nothing is known takes the name of a generation",
 	"a resync ends while a primary does not send its target changes",
 	"the target of a resync takes its marks against all others for void",
+	"a mixture does not recall the generations that it missed",
 }
 
 func (f fault) String() string { return faultNames[f] }

@@ -88,9 +88,33 @@ func (w *play) judge(i, j int, d Decision) {
 	switch {
 	case d.Action == InSync && differ != 0:
 		w.wrong(fmt.Sprintf("%d and %d are taken to be in sync (%s) and differ", i, j, d.Rule))
+	case w.mistaken(i, j, d):
+		w.wrong(fmt.Sprintf("%d and %d conclude %v, and the data of one comes from that of the other", i, j, d))
 	case d.Sync() && !d.Full() && differ&^marked != 0:
 		w.wrong(fmt.Sprintf("%d and %d differ in what no bitmap marks, and the decision is %v", i, j, d))
 	}
+}
+
+// mistaken: a decision takes two complete disks for diverged of which one's
+// generation has come from the other's, or has the older one send. (Of a mixture
+// that was told of no more than some generations this is not always known.)
+func (w *play) mistaken(i, j int, d Decision) bool {
+	a, b := &w.node[i], &w.node[j]
+	mine, theirs := w.comesFrom(a.gens.cur, b.gens.cur), w.comesFrom(b.gens.cur, a.gens.cur)
+	if a.disk == Inconsistent || b.disk == Inconsistent || !mine && !theirs {
+		return false
+	}
+	return d.Rule == "diverged" || d.Rule == "unrelated" || d.Rule == "tentative" && d.Source() != mine
+}
+
+// comesFrom: generation g has come from another.
+func (w *play) comesFrom(g, from id) bool {
+	for ; g != 0; g = w.parent[g] {
+		if g == from {
+			return true
+		}
+	}
+	return false
 }
 
 // differ is the blocks in which two nodes differ, but for those of a change that
@@ -341,8 +365,12 @@ func (w *play) targetDone(i, j int) bool {
 	}
 	src := p.theirs.gens.gens()
 	w.turn(i, func(g Gens) Gens {
-		if n.role != Primary && !g.Knows(src.Current) {
+		switch {
+		case n.role == Primary:
+		case !g.Knows(src.Current):
 			g = g.AdoptSource(&src, i, j)
+		case w.fault != forgetPast:
+			g = g.Inherit(&src)
 		}
 		return g.FinishSync(j)
 	})

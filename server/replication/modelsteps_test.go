@@ -295,6 +295,7 @@ func (w *play) announce(i int, spot id) bool {
 	if n.disk < UpToDate && !w.pulling(i) {
 		g.old = 0
 	}
+	w.parent[next] = g.old
 	g.busy, g.committing, g.owed = true, false, false
 	g.away = w.all() &^ w.takers(i)
 	g.wait, g.has = w.agreeing(i), 0
@@ -336,6 +337,10 @@ func (w *play) note(i, j int) bool {
 		w.meet(i, j)
 		return true
 	}
+	old := g.old.gen()
+	if w.fault == forgetPast {
+		old = NoGen
+	}
 	q.gens.noted = next
 	q.told, q.toldOld, q.toldAway = next, 0, g.away
 	switch {
@@ -344,7 +349,7 @@ func (w *play) note(i, j int) bool {
 			w.setDisk(j, Outdated)
 		}
 		if q.disk == Inconsistent && q.gens.cur != next && (q.gens.cur != 0 || w.fault == takeName) {
-			w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), w.others(j)) })
+			w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), w.others(j)).Recall(old) })
 		}
 	case g.old != 0 && q.gens.cur != g.old && q.gens.cur != next && q.disk != Inconsistent:
 		w.meet(i, j)
@@ -355,7 +360,7 @@ func (w *play) note(i, j int) bool {
 		if !g.away.Has(i) {
 			others = others.Without(i)
 		}
-		w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), others) })
+		w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), others).Recall(old) })
 	}
 	w.force(j)
 	g.wait, g.has = g.wait.Without(j), g.has.With(j)
