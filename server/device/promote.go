@@ -245,6 +245,8 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 }
 
 // voteLocked says whether a peer may become primary, as far as this node knows.
+// What the peer's own disk is worth is for the peer to say: in agreement with this
+// node it knows of all that this one has, and it may serve from this disk.
 func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string) {
 	self := d.nodeName(d.cfg.Self)
 	switch {
@@ -258,8 +260,6 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 		return false, true, self + " is being promoted itself"
 	case d.change.promised != 0 && d.change.promisedTo != p.id && time.Now().Before(d.change.until):
 		return false, true, fmt.Sprintf("%s is being promoted", d.nodeName(d.change.promisedTo))
-	case !c.Force && d.dstat == replication.UpToDate && p.disk.HasData() && p.disk < replication.Consistent && !d.remoteFor(p):
-		return false, true, self + " has newer data"
 	}
 	if !c.Force && d.witnessedAgainstLocked(p) {
 		return false, true, self + " has seen the primary go on without " + p.name
@@ -296,11 +296,6 @@ func (d *Device) unawareLocked(p *peer) bool {
 	base := d.gens.Base
 	return d.orderedLocked() && base != p.hs.mine.Gens.Base && p.disk.HasData() &&
 		base.After(max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current)))
-}
-
-// remoteFor: a node whose own disk is behind may be primary through ours.
-func (d *Device) remoteFor(p *peer) bool {
-	return p.agreed && d.dstat == replication.UpToDate
 }
 
 func (d *Device) nodeName(id int) string {
