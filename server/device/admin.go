@@ -409,8 +409,26 @@ func (d *Device) planFrameLocked(p *peer, t wire.Type, c wire.Change, b *block.B
 		if t == wire.Commit && c.Kind == wire.ChangeDiscard && d.role != replication.Primary {
 			d.discardLocked(p.bit(), b)
 		}
+		d.chooseSourceLocked(b) // see keepsLocked
 		d.touchLocked()
 	}
+}
+
+// waitsLocked reports whether this disk is to be resynced.
+func (d *Device) waitsLocked() bool {
+	for _, p := range d.peers {
+		if p != nil && (p.repl == replication.PausedSyncT || p.sync.pulling) {
+			return true
+		}
+	}
+	return false
+}
+
+// keepsLocked reports whether a peer that is about to give its own data up counts
+// on this disk, which must not become a mixture meanwhile.
+func (d *Device) keepsLocked() bool {
+	k := d.planned.change.Kind
+	return d.planned.promised != 0 && time.Now().Before(d.planned.until) && (k == wire.ChangeDetach || k == wire.ChangeInvalidate)
 }
 
 // objectionLocked is why a peer should not do what it plans; "" is nothing.
@@ -425,6 +443,8 @@ func (d *Device) objectionLocked(p *peer, c *wire.Change) string {
 		return fmt.Sprintf("%s is about to %s it itself", self, d.admin)
 	case (c.Kind == wire.ChangeDetach || c.Kind == wire.ChangeInvalidate) && (d.disk == nil || d.dstat != replication.UpToDate):
 		return fmt.Sprintf("the disk of %s is %v", self, d.dstat)
+	case (c.Kind == wire.ChangeDetach || c.Kind == wire.ChangeInvalidate) && d.waitsLocked():
+		return fmt.Sprintf("the disk of %s waits to be resynced", self)
 	case c.Kind == wire.ChangeResize && d.disks.Has(d.cfg.Self) && d.dstat != replication.UpToDate:
 		return fmt.Sprintf("the disk of %s is %v", self, d.dstat)
 	case c.Kind == wire.ChangeResize && (int64(c.Arg) <= d.cfg.Size || c.Arg%block.Unit != 0 || c.Arg > store.MaxSize):

@@ -55,7 +55,8 @@ func (d *Device) keepersLocked(what string) (keepers replication.NodeSet, err er
 		return 0, d.refuse(what, "this node has no disk attached", "", false)
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.disk == replication.UpToDate {
+		waits := p != nil && (p.repl == replication.PausedSyncS || p.repl == replication.SyncSource) // for what this disk has
+		if p != nil && p.agreed && p.disk == replication.UpToDate && !waits {
 			keepers = keepers.With(p.id)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // chooseSourceLocked begins to pull from the best peer that has what this disk
 // lacks.
 func (d *Device) chooseSourceLocked(b *block.Batch) {
-	if d.disk == nil || d.closing {
+	if d.disk == nil || d.closing || d.keepsLocked() {
 		return
 	}
 	var now, best *peer
