@@ -429,3 +429,22 @@ func TestQuorum(t *testing.T) {
 		})
 	}
 }
+
+func TestPassesOver(t *testing.T) {
+	for _, tt := range []struct {
+		policy     string
+		lacking, n int
+		want       bool
+	}{
+		{"majority", 1, 3, false}, {"majority", 2, 3, true}, {"majority", 1, 2, false}, {"majority", 2, 4, false}, {"majority", 3, 4, true},
+		{"all", 2, 3, false}, {"2", 2, 3, true}, {"1", 2, 3, false}, {"2", 2, 4, false}, {"off", 2, 3, false},
+	} {
+		p, err := ParseQuorum(tt.policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.PassesOver(tt.lacking, tt.n); got != tt.want {
+			t.Errorf("%s: %d of %d that lack a change pass it over: %v", tt.policy, tt.lacking, tt.n, got)
+		}
+	}
+}

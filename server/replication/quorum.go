@@ -66,10 +66,9 @@ func (p QuorumPolicy) need(n int) int {
 }
 
 // PassesOver reports whether lacking of n disks are as many as quorum takes: what
-// they do not have could then be passed over without any of the others.
-func (p QuorumPolicy) PassesOver(lacking, n int) bool {
-	return p.Kind != QuorumOff && lacking >= p.need(n)
-}
+// they do not have could then be passed over without any of the others. Where two
+// quorums may share no disk, somebody has chosen to live with that.
+func (p QuorumPolicy) PassesOver(lacking, n int) bool { return p.Ordered(n) && lacking >= p.need(n) }
 
 // Ordered reports whether any two quorums of n disks share one: generations
 // that came into force are then a chain.
