@@ -33,6 +33,11 @@ type Manager struct {
 	// happens at a time; it is a channel so that waiting for it can end.
 	op chan struct{}
 
+	// ready is held while a service becomes running: of those that start side
+	// by side, the log and the observers tell the order in which they will be
+	// stopped. It is taken before mu.
+	ready sync.Mutex
+
 	// mu guards the fields below and every entry's mutable ones. No service
 	// is called under it.
 	mu      sync.Mutex

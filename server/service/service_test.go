@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -241,6 +242,65 @@ func TestS2BusyIsRetriedWithABound(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestS2WhatStartsSideBySideStopsAsTheLogAndTheObserversTell: services that
+// need nothing of each other become running in any order, but all tell the same
+// one. The log's handler yields, so that the others get in between if they can.
+func TestS2WhatStartsSideBySideStopsAsTheLogAndTheObserversTell(t *testing.T) {
+	for range 20 {
+		var mu sync.Mutex
+		var logged, observed, stopped []string
+		note := func(list *[]string, name string) {
+			mu.Lock()
+			defer mu.Unlock()
+			*list = append(*list, name)
+		}
+		m := New(Options{
+			Logger: slog.New(yielding{func(msg, name string) {
+				switch msg {
+				case "service started":
+					note(&logged, name)
+				case "service stopped":
+					note(&stopped, name)
+				}
+			}}),
+			Observe: func(i Info) {
+				if i.State == Running {
+					note(&observed, i.Name)
+				}
+			},
+		})
+		for i := range 32 {
+			must(t, m.Register(Spec{ID: id(fmt.Sprintf("s%d", i)), Service: &fake{name: "s", j: &journal{}}}))
+		}
+		must(t, m.StartAll(t.Context()))
+		must(t, m.StopAll(t.Context()))
+		slices.Reverse(stopped)
+		if len(logged) != 32 || !slices.Equal(logged, stopped) || !slices.Equal(logged, observed) {
+			t.Fatalf("started by the log    %q\nby the observers      %q\nstopped, from the last %q", logged, observed, stopped)
+		}
+	}
+}
+
+// yielding tells each line and its service, and then lets others run.
+type yielding struct{ tell func(msg, service string) }
+
+func (y yielding) Enabled(context.Context, slog.Level) bool { return true }
+func (y yielding) WithAttrs([]slog.Attr) slog.Handler       { return y }
+func (y yielding) WithGroup(string) slog.Handler            { return y }
+
+func (y yielding) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "service" {
+			y.tell(r.Message, a.Value.String())
+		}
+		return true
+	})
+	for range 10 {
+		runtime.Gosched()
+	}
+	return nil
 }
 
 func TestS2StopsAtTheSameTimeAreOne(t *testing.T) {

@@ -147,6 +147,8 @@ func (m *Manager) start(ctx context.Context, e *entry) error {
 		m.set(e, Failed, err)
 		return &StartError{e.ID, err}
 	}
+	m.ready.Lock()
+	defer m.ready.Unlock()
 	m.opts.Logger.Info("service started", "service", e.Name, "version", e.Version, "took", time.Since(begin))
 	m.set(e, Running, nil)
 	m.startRun(e)
