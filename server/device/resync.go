@@ -28,9 +28,10 @@ import (
 // syncState is a resync with one peer. The device's mutex guards it.
 type syncState struct {
 	full    bool
-	pulling bool  // this node is the target, and p is its source
-	ready   bool  // both bitmaps are joined: pieces may be asked for
-	cursor  int64 // in units
+	pulling bool   // this node is the target, and p is its source
+	ready   bool   // both bitmaps are joined: pieces may be asked for
+	round   uint64 // chosen by the target: the source's answer names the asking that it answers
+	cursor  int64  // in units
 	ops     map[uint64]*op
 	fresh   []block.Extent // written, not yet on stable storage
 	freshN  int64
@@ -99,7 +100,8 @@ func (d *Device) beginPullLocked(p *peer) {
 		}
 	}
 	d.discard, d.conceded = 0, 0 // it is being done; the next split brain is another matter
-	p.sync = syncState{full: p.sync.full, pulling: true, ops: map[uint64]*op{}, began: time.Now()}
+	d.nextID++
+	p.sync = syncState{full: p.sync.full, pulling: true, round: d.nextID, ops: map[uint64]*op{}, began: time.Now()}
 	d.pulls = true
 	d.setReplLocked(p, replication.SyncTarget)
 	if d.wholeLocked(p) {
@@ -139,7 +141,7 @@ func (d *Device) adoptLocked(p *peer, s Session) {
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.agreed {
 			d.announceLocked(b)
-			d.work.do(func() { d.sendBits(p, s, fromTarget) })
+			d.sendBitsLocked(p, fromTarget)
 		}
 	})
 }
@@ -166,15 +168,17 @@ const (
 	fromSource = 1 // it serves
 )
 
-// sendBits sends our bitmap for a peer, a frame at a time, and marks the last.
-func (d *Device) sendBits(p *peer, s Session, who uint64) {
-	at := uint64(0)
-	for {
+// sendBitsLocked sends our bitmap for a peer, a frame at a time, and marks the
+// last, unless it is another asking's turn before that.
+func (d *Device) sendBitsLocked(p *peer, who uint64) {
+	s, round, at := p.session, p.sync.round, uint64(0)
+	more := func() bool {
 		b := &block.Batch{}
+		defer b.Finish()
 		d.mu.Lock()
-		if p.session != s || !p.agreed || d.meta == nil {
-			d.mu.Unlock()
-			return
+		defer d.mu.Unlock()
+		if p.session != s || !p.agreed || d.meta == nil || p.sync.round != round {
+			return false
 		}
 		from, payload, last := at, []byte(nil), true
 		for e := range d.meta.Bitmap(p.id).Runs(int64(at)) {
@@ -186,22 +190,23 @@ func (d *Device) sendBits(p *peer, s Session, who uint64) {
 				break
 			}
 		}
-		h := wire.Header{Type: wire.Bits, Arg: [3]uint64{0, from, who}}
+		h := wire.Header{Type: wire.Bits, Arg: [3]uint64{0, from, who | round<<1}}
 		if last {
 			h.Arg[0] = 1
 		}
 		p.send(h, payload, nil, b)
-		d.mu.Unlock()
-		b.Finish()
-		if last {
-			return
-		}
+		return !last
 	}
+	d.work.do(func() {
+		for more() {
+		}
+	})
 }
 
 // bitsReceivedLocked joins the peer's bitmap with ours.
 func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *block.Batch) {
-	if !p.agreed || d.meta == nil || h.Arg[2] == fromSource && !p.sync.pulling {
+	who, round := h.Arg[2]&1, h.Arg[2]>>1
+	if !p.agreed || d.meta == nil || who == fromSource && (!p.sync.pulling || p.sync.round != round) {
 		return // or it answers what was given up meanwhile
 	}
 	bm := d.meta.Bitmap(p.id)
@@ -209,7 +214,7 @@ func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *
 	if !d.decodedLocked(p, h.Type, err) || h.Arg[0] != 1 {
 		return
 	}
-	if h.Arg[2] == fromSource {
+	if who == fromSource {
 		d.joinedLocked(p)
 		return
 	}
@@ -218,6 +223,7 @@ func (d *Device) bitsReceivedLocked(p *peer, h *wire.Header, payload []byte, b *
 	if d.disk == nil || p.repl == replication.Off || d.dstat < replication.Outdated || d.pullingLocked() && d.role != replication.Primary {
 		return
 	}
+	p.sync.round = round
 	d.serveLocked(p, b)
 }
 
@@ -233,8 +239,7 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 	d.setReplLocked(p, replication.SyncSource)
 	d.evaluateLocked(b)
 	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
-	s := p.session
-	d.work.do(func() { d.sendBits(p, s, fromSource) })
+	d.sendBitsLocked(p, fromSource)
 }
 
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.

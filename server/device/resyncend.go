@@ -28,7 +28,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		return
 	}
 	if d.meta.Bitmap(p.id).Count() > 0 || len(p.sync.sent) > 0 {
-		d.work.do(func() { d.sendBits(p, s, fromSource) })
+		d.sendBitsLocked(p, fromSource)
 		return
 	}
 	if d.mayMissLocked(p) {

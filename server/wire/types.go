@@ -33,7 +33,7 @@ const (
 	ReadReply Type = 36 // Arg: offset, request id, length; FlagError: no payload
 	SyncReq   Type = 37 // Arg: offset, request id, length: target asks source for current content
 	SyncData  Type = 38 // Arg: offset, request id, length; no payload and FlagTrim: zeroes
-	Bits      Type = 39 // dirty bitmap of the sender, a run list; Arg[0]: 1 = last; Arg[2]: 0 = the target asks to be served, 1 = the source serves
+	Bits      Type = 39 // dirty bitmap of the sender, a run list; Arg[0]: 1 = last; Arg[2]: bit 0: 0 = the target asks to be served, 1 = the source serves; above: the number of the asking, of the target's choice
 	Marks     Type = 42 // Arg: node, first unit; a run list: that node may lack these, though it was sent them
 	NewGen    Type = 43 // Arg[0]: origin; new generation of the primary; on the data link so that it precedes its writes
 	Receivers Type = 44 // Arg: nodes that get the writes that follow, nodes in sync, stream; upper halves of the first two: the roll
