@@ -267,14 +267,8 @@ func (d *Device) lacksHeldLocked() {
 		d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
 		some = true
 	}
-	if meta := d.meta; some {
-		d.work.do(func() {
-			if err := meta.WriteBitmaps(); err != nil {
-				d.mu.Lock()
-				d.metaFailedLocked(meta, "metadata write", err)
-				d.mu.Unlock()
-			}
-		})
+	if some {
+		d.noteMarksLocked(nil)
 	}
 }
 

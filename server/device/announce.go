@@ -120,8 +120,8 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 // creditLocked is what a primary takes a peer's disk for. One without a disk has
 // no marks of its own by which a disk that missed a change would show when it is
 // back: whatever it takes itself for, it is outdated until it is being resynced
-// by another that has the change, and a generation tells it so. A resync does
-// not end before its target gets what the primary sends.
+// by another that has the change, and the generation that is asked for here tells
+// it so. A resync does not end before its target gets what the primary sends.
 func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.DiskState {
 	if d.disk != nil || d.role != replication.Primary || !p.missed || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
 		return s

@@ -322,15 +322,9 @@ func (d *Device) genCommitLocked(p *peer, no uint64) {
 // confirmLocked answers the primary once our state is durable, with what we were
 // told that others may lack.
 func (d *Device) confirmLocked(p *peer, h wire.Header) {
-	s, meta := p.session, d.meta
-	if meta != nil && d.disks.Len() <= 2 { // else the activity log covers it
-		d.work.do(func() {
-			if err := meta.WriteBitmaps(); err != nil {
-				d.mu.Lock()
-				d.metaFailedLocked(meta, "metadata write", err)
-				d.mu.Unlock()
-			}
-		})
+	s := p.session
+	if d.meta != nil && d.disks.Len() <= 2 { // else the activity log covers it
+		d.noteMarksLocked(nil)
 	}
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.agreed {

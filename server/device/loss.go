@@ -219,14 +219,8 @@ func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 		d.saveLocked(nil)
 		// With all that is marked nothing needs the log, nor room in it, any more.
 		// Nobody else would make any.
-		meta, marked := d.meta, d.epochLocked(d.received)
-		d.work.do(func() {
-			if err := meta.WriteBitmaps(); err != nil {
-				d.log.Error("cannot write the bitmaps", "err", err)
-				return
-			}
-			meta.AL().SetStable(marked)
-		})
+		marked := d.epochLocked(d.received)
+		d.noteMarksLocked(func(*block.Batch) { d.meta.AL().SetStable(marked) })
 		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", len(list))
 		var again replication.NodeSet
 		for _, q := range d.peers {

@@ -192,20 +192,13 @@ func (d *Device) newEpochLocked() {
 	if d.stintEnds != nil {
 		d.stintEnds() // what clients of the stint before wait with is over
 	}
-	meta, old := d.meta, d.epoch
+	old := d.epoch
 	if d.account != nil {
 		d.account.SetStable(old)
 	}
-	if meta == nil {
-		return
+	if d.meta != nil {
+		d.noteMarksLocked(func(*block.Batch) { d.meta.AL().SetStable(old) })
 	}
-	d.work.do(func() {
-		if err := meta.WriteBitmaps(); err != nil {
-			d.log.Error("cannot write the bitmaps", "err", err)
-			return
-		}
-		meta.AL().SetStable(old)
-	})
 }
 
 // epochLocked is a change's place in the order of the activity log. What is

@@ -115,18 +115,13 @@ func (d *Device) beginPullLocked(p *peer) {
 	}
 	// What this disk lacks of the generation that it is about to bear nobody else
 	// may know: it has to be marked against all of them first, durably.
-	meta := d.meta
 	for id := range d.disks.Without(d.cfg.Self).All() {
-		meta.Bitmap(id).SetAll()
+		d.meta.Bitmap(id).SetAll()
 		d.forgetBeyondLocked(id)
 	}
-	d.work.do(func() {
-		err := meta.WriteBitmaps()
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if err != nil {
-			d.metaFailedLocked(meta, "metadata write", err)
-		} else if p.session == s && p.sync.pulling && p.agreed && meta == d.meta {
+	round := p.sync.round
+	d.noteMarksLocked(func(*block.Batch) {
+		if p.session == s && p.sync.pulling && p.sync.round == round && p.agreed {
 			d.adoptLocked(p, s)
 		}
 	})
@@ -138,8 +133,9 @@ func (d *Device) adoptLocked(p *peer, s Session) {
 	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)
+	round := p.sync.round
 	d.saveLocked(func(err error, b *block.Batch) {
-		if err == nil && p.session == s && p.sync.pulling && p.agreed {
+		if err == nil && p.session == s && p.sync.pulling && p.sync.round == round && p.agreed {
 			d.announceLocked(b)
 			d.sendBitsLocked(p, fromTarget)
 		}
@@ -244,27 +240,21 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.
 func (d *Device) joinedLocked(p *peer) {
-	s, meta := p.session, d.meta
+	s, round := p.session, p.sync.round
 	// What is about to change here changes against every other disk too.
-	for e := range meta.Bitmap(p.id).Runs(0) {
+	for e := range d.meta.Bitmap(p.id).Runs(0) {
 		d.missLocked(d.disks.Without(d.cfg.Self).Without(p.id), e)
 	}
-	d.work.do(func() {
-		err := meta.WriteBitmaps()
-		b := &block.Batch{}
-		d.mu.Lock()
-		if err != nil {
-			d.metaFailedLocked(meta, "metadata write", err)
-		} else if p.session == s && p.sync.pulling {
-			p.sync.ready = true
-			p.sync.cursor = 0
-			left := d.meta.Bitmap(p.id).Count() * block.Unit
-			p.sync.total = p.sync.done + left
-			d.eventLocked("resync", p, "resync from %s: %s", p.name, block.Amount(left))
-			d.pumpLocked(p, b)
+	d.noteMarksLocked(func(b *block.Batch) {
+		if p.session != s || !p.sync.pulling || p.sync.round != round {
+			return
 		}
-		d.mu.Unlock()
-		b.Finish()
+		p.sync.ready = true
+		p.sync.cursor = 0
+		left := d.meta.Bitmap(p.id).Count() * block.Unit
+		p.sync.total = p.sync.done + left
+		d.eventLocked("resync", p, "resync from %s: %s", p.name, block.Amount(left))
+		d.pumpLocked(p, b)
 	})
 }
 

@@ -306,7 +306,7 @@ func (d *Device) Why() Why {
 	}
 	if st.Few {
 		w.Because = append(w.Because, "answers wait: as many disks as make quorum do not get what is written, since their resync has not begun; without the others it would be lost")
-		w.Next = append(w.Next, "those resyncs begin by themselves, unless they are paused (lockstepctl device resync "+st.Name+" ends that), or another node comes back")
+		w.Next = append(w.Next, "those resyncs begin by themselves (lockstepctl device why, on their nodes, tells what they wait for); another node that comes back ends it, too")
 	}
 	if st.Group != "" {
 		w.Because = append(w.Because, fmt.Sprintf("of group %q: it is promoted, demoted and suspended together with the group's other devices", st.Group))

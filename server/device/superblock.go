@@ -25,6 +25,27 @@ func (d *Device) saveLocked(then func(error, *block.Batch)) {
 	})
 }
 
+// noteMarksLocked makes what this disk's bitmaps say durable, on the worker, then
+// calls then, if there is any, with the mutex held. Where they cannot be written
+// the disk is dealt with as one whose metadata has failed; then, and where it is
+// another disk by that time, then is not called.
+func (d *Device) noteMarksLocked(then func(*block.Batch)) {
+	meta := d.meta
+	d.work.do(func() {
+		err := meta.WriteBitmaps()
+		b := &block.Batch{}
+		d.mu.Lock()
+		switch {
+		case err != nil:
+			d.metaFailedLocked(meta, "metadata write", err)
+		case then != nil && meta == d.meta:
+			then(b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
 func (d *Device) saveGensLater() { d.saveLocked(nil) }
 
 // save writes the superblock as state is now.

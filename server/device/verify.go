@@ -450,12 +450,8 @@ func (d *Device) endVerifyLocked(p *peer, stopped string) {
 	if v.differ > 0 {
 		d.eventLocked("out-of-sync", p, "%s differ between the disks here and on %s; \"lockstepctl device resync %s --node %s\" mends them",
 			block.Amount(v.differ), p.name, d.opts.Name, p.name)
-		if meta := d.meta; meta != nil {
-			d.work.do(func() {
-				if err := meta.WriteBitmaps(); err != nil {
-					d.log.Error("cannot write the bitmaps", "err", err)
-				}
-			})
+		if d.meta != nil {
+			d.noteMarksLocked(nil)
 		}
 	}
 	v.ops = nil
