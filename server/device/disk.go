@@ -15,8 +15,8 @@ import (
 // attachment is one stay of a disk with the device: from when it was opened
 // until nothing of its I/O is under way any more. The device's mutex guards it.
 type attachment struct {
-	busy int           // ops in local I/O, or about to be
-	gone bool          // detached: no op begins on it
+	busy int           // ops that are carried out, or are in a batch for it
+	gone bool          // detached: none is begun on it
 	idle chan struct{} // closed when gone and not busy
 }
 
@@ -40,10 +40,14 @@ func (a *attachment) checkLocked() {
 	}
 }
 
-// onDiskLocked counts o among the ops in local I/O on the disk of now.
-func (d *Device) onDiskLocked(o *op) {
-	o.disk, o.att = d.disk, d.att
+// carryOutLocked has a change, which holds its range, carried out on the disk of
+// now when the batch is finished; localDone follows. Only from here on is the disk
+// in use by it: what waits for its range may wait for what never comes, an answer
+// without quorum, and is to keep nobody from putting the disk away.
+func (d *Device) carryOutLocked(o *op, b *block.Batch) {
+	o.local, o.disk, o.att = true, d.disk, d.att
 	o.att.busy++
+	b.Defer(o)
 }
 
 // diskFailedLocked detaches a disk that failed: its data is no longer to be

@@ -368,9 +368,7 @@ func (d *Device) mendHereLocked(o *op, b *block.Batch) {
 		d.mendEndsLocked(o, nil, false, b) // the data is good all the same
 		return
 	}
-	o.local = true
-	d.onDiskLocked(o)
-	b.Defer(o)
+	d.carryOutLocked(o, b)
 }
 
 // mendEndsLocked ends an op that mends.

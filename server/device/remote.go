@@ -86,14 +86,14 @@ func (d *Device) missesLocked(p *peer) replication.NodeSet {
 
 // issuePeerLocked applies a primary's change here.
 func (d *Device) issuePeerLocked(o *op, b *block.Batch) {
-	if !o.local {
+	if !d.takesLocked() {
 		d.peerDoneLocked(o, block.ErrIO, b)
 		return
 	}
 	if o.session != o.from.session {
 		d.strayLocked(o)
 	}
-	b.Defer(o)
+	d.carryOutLocked(o, b)
 }
 
 // peerDoneLocked answers a change of the primary's. On another session than the

@@ -3,6 +3,7 @@ package device
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -455,10 +456,21 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 			o.buf.Retain()
 		}
 	}
-	o.local, o.granted = true, true
-	d.onDiskLocked(o)
+	o.granted, o.disk = true, d.disk
 	d.beginLocked(o, b)
 }
+
+// writePieceLocked: a piece has its range. The disk that it is for may have gone
+// since it came.
+func (d *Device) writePieceLocked(o *op, b *block.Batch) {
+	if d.disk == nil || o.disk != d.disk {
+		d.pieceWrittenLocked(o, errPieceVoid, b)
+		return
+	}
+	d.carryOutLocked(o, b)
+}
+
+var errPieceVoid = errors.New("the disk has gone meanwhile")
 
 // pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
 func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {

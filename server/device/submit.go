@@ -188,7 +188,7 @@ func (d *Device) beginLocked(o *op, b *block.Batch) {
 func (d *Device) startLocked(o *op, b *block.Batch) {
 	switch o.kind {
 	case syncPull:
-		b.Defer(o)
+		d.writePieceLocked(o, b)
 	case syncRead, readThere, verifyHere, verifyThere:
 		d.bulk.put(o)
 	case readAfter:
@@ -235,22 +235,16 @@ func (d *Device) keepsLogLocked(o *op) bool {
 // issueLocked sends a change to the local disk and to those peers that take
 // part.
 func (d *Device) issueLocked(o *op, b *block.Batch) {
-	o.local = d.disk != nil && d.dstat.HasData()
 	switch o.kind {
 	case peerChange:
-		if o.local {
-			d.onDiskLocked(o)
-		}
 		d.issuePeerLocked(o, b)
 		return
 	case mend:
-		o.local = false
 		d.issueMendLocked(o, b)
 		return
 	}
 	if d.role != replication.Primary {
 		o.err = block.ErrDropped
-		o.local = false
 		d.answerLocked(o, b)
 		d.retireLocked(o, b)
 		return
@@ -283,13 +277,15 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	}
 	d.sendChangeLocked(o, o.wait, b)
 	d.countLocked(o)
-	if o.local {
-		d.onDiskLocked(o)
-		b.Defer(o)
+	if d.takesLocked() {
+		d.carryOutLocked(o, b)
 		return
 	}
 	d.progressLocked(o, b)
 }
+
+// takesLocked reports whether this node's disk is given changes.
+func (d *Device) takesLocked() bool { return d.disk != nil && d.dstat.HasData() }
 
 // landsLocked reports whether a change would reach a disk with the current data.
 // One that was let in while there was such a disk, and has waited for the
