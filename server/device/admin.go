@@ -102,7 +102,11 @@ func (d *Device) detach(ctx context.Context) error {
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
-	if _, err := d.mayDetachLocked(); err != nil {
+	_, err := d.mayDetachLocked()
+	if d.closing {
+		err = d.refuse("detach", errClosing.Error(), "", false)
+	}
+	if err != nil {
 		d.mu.Unlock()
 		return err
 	}
@@ -117,14 +121,24 @@ func (d *Device) detach(ctx context.Context) error {
 	note := d.superblockLocked()
 	left := d.dropDiskLocked(false)
 	d.disklessLocked("detached by an administrator", b)
+	done := d.putAwayLocked(left, note, primary || complete)
 	d.mu.Unlock()
 	b.Finish()
-	return d.putAway(ctx, left, note, primary || complete)
+	select {
+	case err := <-done:
+		if err != nil {
+			d.log.Warn("the detached disk was not put away in order; more of it is resynced when it comes back", "err", err)
+		}
+	case <-ctx.Done():
+		d.log.Warn("detached, but operations of the disk are still under way")
+	}
+	return nil
 }
 
-// putAway closes a detached disk when nothing is under way on it. With clean
-// nothing but its bitmaps is needed to tell what it lacks.
-func (d *Device) putAway(ctx context.Context, left leaving, note func(*store.Superblock), clean bool) error {
+// putAwayLocked closes a detached disk when nothing is under way on it, which
+// Close waits for. With clean nothing but its bitmaps is needed to tell what it
+// lacks.
+func (d *Device) putAwayLocked(left leaving, note func(*store.Superblock), clean bool) <-chan error {
 	done := make(chan error, 1)
 	d.done.Go(func() {
 		<-left.att.idle
@@ -148,15 +162,7 @@ func (d *Device) putAway(ctx context.Context, left leaving, note func(*store.Sup
 		d.departed()
 		done <- err
 	})
-	select {
-	case err := <-done:
-		if err != nil {
-			d.log.Warn("the detached disk was not put away in order; more of it is resynced when it comes back", "err", err)
-		}
-	case <-ctx.Done():
-		d.log.Warn("detached, but operations of the disk are still under way")
-	}
-	return nil
+	return done
 }
 
 // Attach takes the disk of this node into the device again. What it missed is
@@ -318,9 +324,12 @@ func (d *Device) plan(ctx context.Context, c wire.Change, ask replication.NodeSe
 				d.planned.wait = d.planned.wait.Without(id)
 			}
 		}
-		return d.planned.wait == 0 || d.planned.no != ""
+		return d.planned.wait == 0 || d.planned.no != "" || d.closing
 	})
 	d.mu.Lock()
+	if d.closing && d.planned.no == "" {
+		d.planned.no = errClosing.Error()
+	}
 	got := d.planned
 	d.planned.tx, d.planned.wait = 0, 0
 	d.mu.Unlock()

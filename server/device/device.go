@@ -238,11 +238,12 @@ type Device struct {
 	discard      replication.NodeSet // peers against which our changes are to be discarded
 	conceded     replication.NodeSet // of those, the ones for which a policy decided that
 	closing      bool
+	stopped      bool         // see close.go
 	autoPromoted bool         // the last client's leaving demotes
 	att          *attachment  // of disk
 	departing    bool         // something of the last disk is still under way
 	metaLimit    *limiter     // of meta's file; nil where there is none
-	dropped      store.Disk   // a disk that has failed, until its metadata is given up, too
+	dropped      *leaving     // a disk that has failed, until its metadata is given up, too
 	frozen       int          // changes wait for as many reasons
 	busy         bool         // changes come in, from the application or the primary
 	changes      uint64       // that had come at the last tick
@@ -403,117 +404,6 @@ func (d *Device) Start() {
 // ErrOpen means that clients hold the device open.
 var ErrOpen = errors.New("the device is open")
 
-// Close stops the device in an orderly way: what is in flight is finished as
-// far as it can be within ctx, the disks are flushed, the metadata is marked
-// clean, and peers are told. Requests that cannot be finished are dropped, not
-// failed.
-func (d *Device) Close(ctx context.Context) error {
-	d.mu.Lock()
-	d.closing = true
-	d.mu.Unlock()
-	err := d.quiesce(ctx)
-	d.mu.Lock()
-	d.dropParkedLocked(nil)
-	clean := len(d.ranges.ops) == 0 && err == nil
-	if errors.Is(err, errHeld) {
-		d.log.Info("closed without quorum: what was being written will be compared with the peers", "device", d.opts.Name)
-		err = nil
-	}
-	d.tellClosedLocked("shut down")
-	d.setReadableLocked(false)
-	att := d.att
-	if att != nil {
-		att.partLocked()
-	}
-	d.mu.Unlock()
-	d.endWorkers()
-	if att != nil {
-		<-att.idle
-	}
-	return errors.Join(err, d.closeStore(clean))
-}
-
-// Abandon stops the device as a crash would: nothing is finished, flushed or
-// told. It is for tests of crashes, and for a daemon that must end at once.
-func (d *Device) Abandon() {
-	d.mu.Lock()
-	d.closing = true
-	d.gate = gateShut
-	meta := d.meta
-	d.setReadableLocked(false)
-	d.mu.Unlock()
-	d.endWorkers()
-	if meta != nil {
-		_ = meta.Abandon()
-	}
-}
-
-// endWorkers ends what Start started, and waits for it.
-func (d *Device) endWorkers() {
-	if d.cancel == nil {
-		return
-	}
-	d.cancel()
-	d.work.close()
-	d.bulk.close()
-	d.done.Wait()
-}
-
-func (d *Device) closeStore(clean bool) error {
-	d.mu.Lock()
-	disk, meta, dropped := d.disk, d.meta, d.dropped
-	d.disk, d.meta, d.dropped = nil, nil, nil
-	d.mu.Unlock()
-	switch {
-	case meta == nil:
-		return nil
-	case disk == nil: // it failed a moment ago
-		return errors.Join(meta.Abandon(), dropped.Close())
-	}
-	var errs []error
-	if err := disk.Sync(); err != nil {
-		errs = append(errs, err)
-		clean = false
-	}
-	if clean {
-		errs = append(errs, meta.Close())
-	} else {
-		errs = append(errs, meta.Abandon())
-	}
-	errs = append(errs, disk.Close())
-	return errors.Join(errs...)
-}
-
-// errHeld: a primary without quorum can finish nothing, and waits in vain.
-var errHeld = errors.New("without quorum nothing can be finished")
-
-// quiesce waits until no change is in flight here and makes what was done
-// durable everywhere in reach.
-func (d *Device) quiesce(ctx context.Context) error {
-	for {
-		d.mu.Lock()
-		idle := len(d.ranges.ops) == 0
-		primary := d.role == replication.Primary
-		held := primary && d.hold&holdCopies != 0
-		w := d.watch
-		d.mu.Unlock()
-		if held {
-			return errHeld
-		}
-		if idle && primary {
-			return d.demoteAlone(ctx)
-		}
-		if idle {
-			return nil
-		}
-		select {
-		case <-w:
-		case <-ctx.Done():
-			return fmt.Errorf("device %s: stopped with changes in flight: %w", d.opts.Name, context.Cause(ctx))
-		}
-	}
-}
-
 // touchLocked wakes everybody who waits for a state of the device.
 func (d *Device) touchLocked() {
 	close(d.watch)
@@ -560,7 +450,6 @@ func randomID() uint64 {
 	}
 }
 
-// newGen draws a generation. It never collides with the reserved ones.
 // queue runs functions in order on one goroutine. It is unbounded; what puts
 // into it is bounded by peers and administrators, not by I/O.
 type queue struct {

@@ -91,13 +91,21 @@ func (l *leaving) settle() {
 	}
 }
 
+// abandon closes a disk that has failed when nothing of it is under way any more.
+func (l *leaving) abandon() error {
+	<-l.att.idle
+	err := l.meta.Abandon()
+	l.settle()
+	return errors.Join(err, l.disk.Close())
+}
+
 // dropDiskLocked takes the disk out of the device. The peers that receive our
 // changes learn of it before the next one comes, by the same link; what the
 // disk may lack of those under way, or loses with its cache, they mark. The
 // metadata stays in place until the caller has noted what there is to note.
 func (d *Device) dropDiskLocked(failed bool) leaving {
 	left := leaving{d.disk, d.meta, d.att, d.metaLimit}
-	d.dropped = left.disk
+	d.dropped = &left
 	d.readable.Store(nil)
 	d.disk, d.att = nil, nil
 	d.departing = true
@@ -175,10 +183,7 @@ func (d *Device) failed(left leaving) {
 	b.Finish()
 	// Not here: the disk may hang, and the worker has more to do.
 	d.done.Go(func() {
-		<-left.att.idle
-		_ = left.meta.Abandon()
-		left.settle()
-		_ = left.disk.Close()
+		_ = left.abandon()
 		d.departed()
 	})
 }
@@ -371,6 +376,10 @@ func (d *Device) rejoin(ctx context.Context, what string, with replication.NodeS
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
+	if d.closing {
+		d.mu.Unlock()
+		return d.refuse(what, errClosing.Error(), "", false)
+	}
 	if change != nil {
 		change()
 	}

@@ -279,7 +279,7 @@ func (d *Device) healLocked(disk store.Disk, e block.Extent, w *healWait, b *blo
 // pumpHealsLocked begins as many as the window lets.
 func (d *Device) pumpHealsLocked(b *block.Batch) {
 	hs, now := &d.heals, time.Now()
-	if hs.pumping {
+	if hs.pumping || d.stopped {
 		return // the outermost call sees to it
 	}
 	hs.pumping = true

@@ -91,6 +91,7 @@ func (d *Device) resign(ctx context.Context) error {
 func (d *Device) leave(ctx context.Context) error {
 	d.mu.Lock()
 	ask, ok := d.mayLeaveLocked()
+	ok = ok && !d.closing
 	d.mu.Unlock()
 	if !ok {
 		return nil
@@ -197,7 +198,7 @@ func (d *Device) ask(ctx context.Context, c wire.Change, set replication.NodeSet
 	}
 	d.mu.Unlock()
 	b.Finish()
-	if werr := d.wait(ctx, func() bool { return d.poll.tx != c.Tx || d.poll.wait == 0 || d.poll.no != nil }); werr != nil {
+	if werr := d.wait(ctx, func() bool { return d.poll.tx != c.Tx || d.poll.wait == 0 || d.poll.no != nil || d.closing }); werr != nil {
 		err = d.refuse(c.What(), "not everybody in reach has answered in time", "", true)
 	}
 	d.mu.Lock()
@@ -207,6 +208,8 @@ func (d *Device) ask(ctx context.Context, c wire.Change, set replication.NodeSet
 		return 0, d.refuse(c.What(), "something else came in between", "", true)
 	case d.poll.no != nil:
 		err = d.poll.no
+	case d.closing:
+		err = errClosing
 	}
 	return d.poll.stays, err
 }

@@ -50,8 +50,10 @@ func (d *Device) SessionDown(s Session, reason string) {
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
 	b := &block.Batch{}
 	if p != nil && p.session == s {
-		d.straysOfLocked(p)
-		d.contactLostLocked(p, reason, b)
+		if !d.stopped {
+			d.straysOfLocked(p)
+			d.contactLostLocked(p, reason, b)
+		}
 		p.session = nil
 		p.acks.count = 0
 		p.handle = 0

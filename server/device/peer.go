@@ -127,7 +127,7 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
-	if p == nil || p.session != s || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck && f.Type != wire.ReadReply {
+	if p == nil || p.session != s || d.stopped || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck && f.Type != wire.ReadReply {
 		return // of a session that is over, or of no member
 	}
 	switch f.Type {

@@ -52,7 +52,7 @@ func (d *Device) readLocked(r *block.Request, b *block.Batch) {
 		d.parked = append(d.parked, r)
 	case d.gate == gateFail:
 		finish(r, block.ErrIO, b)
-	case d.role != replication.Primary:
+	case d.role != replication.Primary || d.closing:
 		finish(r, block.ErrDropped, b)
 	case d.readable.Load() != nil:
 		d.bulk.put(&op{d: d, kind: readHere, what: block.Read, req: r, disk: d.disk})
@@ -102,6 +102,9 @@ func (d *Device) askLocked(rr *remoteRead, b *block.Batch) {
 }
 
 func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
+	if err != nil && d.closing {
+		err = block.ErrDropped // not that there is no copy: nobody is to be asked any more
+	}
 	switch {
 	case rr.mend != nil:
 		d.mendReadLocked(rr.mend, err, b)

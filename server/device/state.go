@@ -14,6 +14,9 @@ import (
 // answered; tells the peers; and goes on with what waited. It is called after
 // every change of state and changes nothing when there is nothing to conclude.
 func (d *Device) evaluateLocked(b *block.Batch) {
+	if d.stopped {
+		return
+	}
 	d.mixLocked()
 	d.censusLocked()
 	d.upgradeLocked()

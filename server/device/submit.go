@@ -186,6 +186,9 @@ func (d *Device) beginLocked(o *op, b *block.Batch) {
 
 // startLocked goes on with an op that has its range.
 func (d *Device) startLocked(o *op, b *block.Batch) {
+	if d.stopped {
+		return
+	}
 	switch o.kind {
 	case syncPull:
 		d.writePieceLocked(o, b)
@@ -235,6 +238,9 @@ func (d *Device) keepsLogLocked(o *op) bool {
 // issueLocked sends a change to the local disk and to those peers that take
 // part.
 func (d *Device) issueLocked(o *op, b *block.Batch) {
+	if d.stopped {
+		return
+	}
 	switch o.kind {
 	case peerChange:
 		d.issuePeerLocked(o, b)

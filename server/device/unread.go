@@ -60,7 +60,7 @@ func (d *Device) healReaderLocked(g *group, err error, b *block.Batch) {
 	if g.left--; g.left > 0 {
 		return
 	}
-	if g.err != nil && d.role != replication.Primary {
+	if g.err != nil && (d.role != replication.Primary || d.closing) {
 		g.err = block.ErrDropped
 	}
 	if g.err != nil || d.mayAnswerReadLocked(g.req, b) {

@@ -3,8 +3,11 @@ package simtest
 import (
 	"bytes"
 	"context"
+	"errors"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -43,10 +46,9 @@ func everyDisk() Options {
 	return o
 }
 
-// holdAChange leaves n0 a primary without quorum, with a change that is held for
-// that and on n1 too, and a disk whose resync from n1 is paused. The answer to the
-// change is to come where holdAChange says.
-func (c *Cluster) holdAChange(t *testing.T) (answer chan *block.Request) {
+// pausedTarget leaves n0 a primary whose disk is about to be resynced, which both
+// others pause.
+func (c *Cluster) pausedTarget(t *testing.T) {
 	t.Helper()
 	c.mustAllSync(t)
 	c.mustPromote(t, 0)
@@ -59,7 +61,14 @@ func (c *Cluster) holdAChange(t *testing.T) (answer chan *block.Request) {
 		t.Fatal(err)
 	}
 	c.mustWrite(t, 0, mib, 'b', 4096) // no generation is on the way any more
-	c.Stall(2, 0, wire.Meta)          // so its acknowledgement does not come
+}
+
+// holdAChange leaves n0 without quorum besides, with a change that is held for that
+// and on n1 too. The answer to it is to come where holdAChange says.
+func (c *Cluster) holdAChange(t *testing.T) (answer chan *block.Request) {
+	t.Helper()
+	c.pausedTarget(t)
+	c.Stall(2, 0, wire.Meta) // so its acknowledgement does not come
 	answer = c.Nodes[0].asked(0, 'c')
 	time.Sleep(time.Second)
 	c.Cut(0, 2)
@@ -116,5 +125,104 @@ func TestADiskComesBackThoughAPieceForItWaits(t *testing.T) {
 		c.mustAllSync(t)
 		c.mustHold(t, 1, 'c')
 		c.mustEqual(t)
+	})
+}
+
+// TestWhatIsHeldWhenANodeStopsIsDropped: who asked for a change that waits for
+// quorum, for a flush behind it, or for a read that a peer has not answered, is told
+// to come back, and the memory that the device has kept is free again.
+func TestWhatIsHeldWhenANodeStopsIsDropped(t *testing.T) {
+	bubble(t, everyDisk(), func(t *testing.T, c *Cluster) {
+		pool := block.NewPool(4096)
+		buf := pool.Get()
+		held := &block.Request{Op: block.Write, Len: 4096, Data: buf.B, Buf: buf}
+		rs := []*block.Request{held, {Op: block.Flush}, {Op: block.Read, Off: mib, Len: 4096, Data: make([]byte, 4096)}}
+		c.pausedTarget(t)
+		c.Stall(1, 0, wire.Data) // whence a read would be answered
+		c.Stall(2, 0, wire.Data)
+		c.Stall(2, 0, wire.Meta)
+		answers := c.Nodes[0].burst(rs)
+		time.Sleep(time.Second)
+		c.Cut(0, 2)
+		time.Sleep(time.Second)
+		if len(answers) > 0 || c.quorate(0) {
+			t.Fatalf("%d requests were answered without quorum\n%s", len(answers), c.Describe())
+		}
+		dev := c.Nodes[0].Dev
+		_ = dev.Close(timeout(t, 5*time.Second))
+		for range rs {
+			select {
+			case r := <-answers:
+				if !errors.Is(r.Err, block.ErrDropped) {
+					t.Errorf("%v: %v, not dropped", r.Op, r.Err)
+				}
+			case <-time.After(time.Second):
+				t.Fatal("not all requests were dropped")
+			}
+		}
+		if buf.Release(); pool.Out() != 0 {
+			t.Error("the device keeps memory that it was lent")
+		}
+	})
+}
+
+// TestANodeStopsInOrderUnderLoad: clients that go on asking do not keep it from
+// finishing what is under way.
+func TestANodeStopsInOrderUnderLoad(t *testing.T) {
+	o := three()
+	o.DiskDelay = 5 * time.Millisecond
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		dev, over := c.Nodes[0].Dev, make(chan struct{})
+		var clients sync.WaitGroup
+		for i := range int64(4) {
+			clients.Go(func() {
+				for err := error(nil); err == nil; {
+					err = c.ask(t.Context(), dev, block.Write, 0, i*mib, make([]byte, 4096), 0)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		go func() {
+			clients.Wait()
+			close(over)
+		}()
+		if err := dev.Close(timeout(t, 10*time.Second)); err != nil {
+			t.Errorf("not closed in order: %v", err)
+		}
+		select {
+		case <-over:
+		case <-time.After(time.Second):
+			t.Error("clients wait for a device that is closed")
+		}
+	})
+}
+
+// TestCloseWaitsForADiskThatIsBeingAttached: else it would be open still when
+// somebody else opens it.
+func TestCloseWaitsForADiskThatIsBeingAttached(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		dev := c.Nodes[1].Dev
+		if err := dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.Nodes[1].Meta.Inject(storetest.Fault{Ops: storetest.OpRead, Count: 1, Delay: 2 * time.Second})
+		attached := make(chan error, 1)
+		go func() { attached <- dev.Attach(timeout(t, time.Minute)) }()
+		time.Sleep(time.Second)
+		if err := dev.Close(timeout(t, 10*time.Second)); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-attached:
+			if err == nil {
+				t.Error("a disk was attached to a device that was being closed")
+			}
+		default:
+			t.Error("the device was closed before its disk was")
+		}
 	})
 }
