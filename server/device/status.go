@@ -178,7 +178,9 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 func (d *Device) tellClosedLocked(reason string) {
 	b := &block.Batch{}
 	for _, p := range d.peers {
-		if p != nil && p.agreed {
+		// In the middle of a handshake, too: it may wait for answers to what it asked
+		// before that.
+		if p != nil && p.handle != 0 {
 			p.send(wire.Header{Type: wire.DevClosed}, []byte(reason), nil, b)
 		}
 	}

@@ -166,6 +166,41 @@ func TestWhatIsHeldWhenANodeStopsIsDropped(t *testing.T) {
 	})
 }
 
+// TestACloseIsToldInTheMiddleOfAHandshake: a node waits for what it has asked a
+// peer, the peer begins a handshake and closes the device before that is over. The
+// session stays, so that nothing else tells that there will be no answer.
+func TestACloseIsToldInTheMiddleOfAHandshake(t *testing.T) {
+	o := three()
+	o.Diskless = replication.Of(0)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.Stall(0, 1, wire.Data)
+		c.Stall(0, 1, wire.Meta)
+		read := c.Nodes[0].burst([]*block.Request{{Op: block.Read, Len: 4096, Data: make([]byte, 4096)}})
+		time.Sleep(time.Second)
+		if len(read) > 0 {
+			t.Fatalf("a read was not n1's to answer\n%s", c.Describe())
+		}
+		for _, do := range []func(context.Context) error{c.Nodes[1].Dev.Detach, c.Nodes[1].Dev.Attach} {
+			if err := do(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.Nodes[1].Dev.Close(timeout(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case r := <-read:
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("a read waits for a peer that has closed the device\n%s", c.Describe())
+		}
+	})
+}
+
 // TestANodeStopsInOrderUnderLoad: clients that go on asking do not keep it from
 // finishing what is under way.
 func TestANodeStopsInOrderUnderLoad(t *testing.T) {
