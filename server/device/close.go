@@ -94,7 +94,7 @@ func (d *Device) giveBack() {
 	}
 	for _, rr := range d.remote {
 		if rr.req != nil {
-			rr.finishLocked(block.ErrDropped, b)
+			d.readDoneLocked(rr, block.ErrDropped, b)
 		}
 	}
 	clear(d.remote)

@@ -78,6 +78,9 @@ type group struct {
 	req  *block.Request
 	left int
 	err  error
+	// again: a part of a read found nobody to answer it, but may later; the read is
+	// made anew when that is to be.
+	again bool
 }
 
 func (d *Device) newOpLocked() *op {

@@ -22,6 +22,7 @@ type remoteRead struct {
 	relay *op      // a peer's
 	heal  *healing // this replica's
 	tried replication.NodeSet
+	lost  bool // one of those is gone without an answer
 }
 
 // read answers from the local disk where it holds the current data, else from
@@ -113,26 +114,34 @@ func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
 		d.relayedLocked(rr.relay, err, b)
 		return
 	}
-	if g := rr.group; err != nil || g.left > 1 || g.err != nil || d.mayAnswerReadLocked(g.req, b) {
-		rr.finishLocked(err, b)
-	}
-}
-
-func (rr *remoteRead) finishLocked(err error, b *block.Batch) {
 	g := rr.group
-	if err != nil && g.err == nil {
+	switch {
+	case err == nil:
+	case !d.closing && (rr.lost || d.gate == gateSuspend):
+		g.again = true // that nobody can be asked is what requests wait for, or fail for, as one
+	case g.err == nil:
 		g.err = err
 	}
-	if g.left--; g.left == 0 {
+	if g.left--; g.left > 0 {
+		return
+	}
+	switch {
+	case g.err != nil:
 		finish(g.req, g.err, b)
+	case g.again:
+		d.parked = append(d.parked, g.req)
+	case d.mayAnswerReadLocked(g.req, b):
+		finish(g.req, nil, b)
 	}
 }
 
-// readsLostLocked asks others for what a lost peer was to answer.
+// readsLostLocked asks others for what a lost peer was to answer. Its caller goes
+// on with those of clients that nobody can answer now.
 func (d *Device) readsLostLocked(p *peer, b *block.Batch) {
 	for id, rr := range d.remote {
 		if rr.from == p && rr.heal == nil {
 			delete(d.remote, id)
+			rr.lost = true
 			d.askLocked(rr, b)
 		}
 	}
