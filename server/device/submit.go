@@ -241,6 +241,13 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	if d.stopped {
 		return
 	}
+	if o.log != nil && o.log != d.activityLocked() {
+		// A disk has gone, or come, since: the log that is kept now knows nothing of it.
+		o.log.End(o.ext, d.shift)
+		o.log = nil
+		d.startLocked(o, b)
+		return
+	}
 	switch o.kind {
 	case peerChange:
 		d.issuePeerLocked(o, b)
