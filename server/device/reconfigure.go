@@ -110,7 +110,7 @@ func (p NoQuorumPolicy) String() string {
 	return "suspend-io"
 }
 
-// changePaceLocked begins the account of every resync anew, for an unlimited one
+// changePaceLocked begins the account of every resync and verify anew, for an unlimited one
 // has taken far more than a limit would have allowed it, and goes on with those
 // that have no limit now.
 func (d *Device) changePaceLocked(b *block.Batch) {
@@ -118,8 +118,12 @@ func (d *Device) changePaceLocked(b *block.Batch) {
 		if p == nil {
 			continue
 		}
-		if p.sync.allowance = 0; p.sync.pulling {
+		p.sync.allowance, p.verify.allowance = 0, 0
+		if p.sync.pulling {
 			d.pumpLocked(p, b)
+		}
+		if p.verify.active {
+			d.pumpVerifyLocked(p, b)
 		}
 	}
 }

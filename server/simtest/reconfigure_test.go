@@ -207,6 +207,52 @@ func TestTheResyncRateChangesWhileAResyncRuns(t *testing.T) {
 	})
 }
 
+// TestTheRateChangesWhileAVerifyRuns: likewise for a verify, which is not to wait
+// first for as long as what it has read without a limit would have taken with one.
+func TestTheRateChangesWhileAVerifyRuns(t *testing.T) {
+	o := three()
+	o.Size = 64 * mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		n := c.Nodes[0]
+		done := func() int64 {
+			for _, p := range n.Dev.Status().Peers {
+				if p.Node == "n1" && p.Resync != nil {
+					return p.Resync.Done
+				}
+			}
+			return 0
+		}
+		limit := func(rate int64) func(*device.Config) { return func(to *device.Config) { to.ResyncRate = rate } }
+		n.Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Millisecond})
+		if _, err := n.Dev.Verify("n1"); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			if done() >= 16*mib {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		n.mustReconfigure(t, limit(2*mib))
+		time.Sleep(500 * time.Millisecond) // what was under way has arrived
+		first := done()
+		if first < 16*mib || first > 32*mib {
+			t.Fatalf("without a limit it came to %d KiB\n%s", first>>10, c.Describe())
+		}
+		time.Sleep(4 * time.Second)
+		if got := done() - first; got < 6*mib || got > 11*mib {
+			t.Errorf("at 2 MiB/s, %d KiB were compared in 4 s\n%s", got>>10, c.Describe())
+		}
+		first = done()
+		n.mustReconfigure(t, limit(0))
+		time.Sleep(80 * time.Millisecond) // less than until the next turn of its clock
+		if got := done() - first; got < 2*mib {
+			t.Errorf("without a limit again, %d KiB were compared at once\n%s", got>>10, c.Describe())
+		}
+	})
+}
+
 func TestWhatNeedsAReopenIsRefused(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
 		n := c.Nodes[0]
