@@ -346,7 +346,7 @@ func (d *Device) issueMendLocked(o *op, b *block.Batch) {
 // mendReadLocked: a peer has, or none has, what the primary is to mend.
 func (d *Device) mendReadLocked(o *op, err error, b *block.Batch) {
 	if err != nil {
-		d.mendEndsLocked(o, errHopeless, false, b)
+		d.mendEndsLocked(o, err, false, b)
 		return
 	}
 	o.heal.fillLocked(o.data)

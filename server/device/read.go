@@ -108,6 +108,12 @@ func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
 	}
 	switch {
 	case rr.mend != nil:
+		if err != nil {
+			err = errHopeless
+			if rr.lost {
+				err = errNoCopy // now
+			}
+		}
 		d.mendReadLocked(rr.mend, err, b)
 		return
 	case rr.relay != nil:
@@ -122,21 +128,25 @@ func (d *Device) readDoneLocked(rr *remoteRead, err error, b *block.Batch) {
 	case g.err == nil:
 		g.err = err
 	}
-	if g.left--; g.left > 0 {
-		return
+	if g.left--; g.left == 0 {
+		d.readEndsLocked(g, b)
 	}
+}
+
+// readEndsLocked: all parts of a client's read have been dealt with.
+func (d *Device) readEndsLocked(g *group, b *block.Batch) {
 	switch {
 	case g.err != nil:
 		finish(g.req, g.err, b)
 	case g.again:
 		d.parked = append(d.parked, g.req)
+		d.reconsider()
 	case d.mayAnswerReadLocked(g.req, b):
 		finish(g.req, nil, b)
 	}
 }
 
-// readsLostLocked asks others for what a lost peer was to answer. Its caller goes
-// on with those of clients that nobody can answer now.
+// readsLostLocked asks others for what a lost peer was to answer.
 func (d *Device) readsLostLocked(p *peer, b *block.Batch) {
 	for id, rr := range d.remote {
 		if rr.from == p && rr.heal == nil {

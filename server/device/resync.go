@@ -262,7 +262,7 @@ func (d *Device) joinedLocked(p *peer) {
 // pumpLocked asks for as many pieces as the window lets.
 func (d *Device) pumpLocked(p *peer, b *block.Batch) {
 	sy := &p.sync
-	if !sy.ready || sy.syncing || d.meta == nil || p.paused() {
+	if !sy.ready || sy.syncing || d.disk == nil || p.paused() { // whose metadata may be given up later
 		return
 	}
 	limit := syncPieces
@@ -528,7 +528,7 @@ func (d *Device) makeStableLocked(p *peer) {
 		if err != nil {
 			d.diskFailedLocked(disk, "flush", err)
 		}
-		if err == nil && d.meta != nil && p.session == s && p.sync.pulling {
+		if err == nil && disk == d.disk && p.session == s && p.sync.pulling {
 			bm := d.meta.Bitmap(p.id)
 			for _, e := range fresh {
 				bm.Clear(e)

@@ -1,6 +1,8 @@
 package device
 
 import (
+	"errors"
+
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
@@ -54,17 +56,17 @@ func (d *Device) unhealedLocked(r *block.Request, disk store.Disk, err error, b 
 
 // healReaderLocked: a part of a client's read has come.
 func (d *Device) healReaderLocked(g *group, err error, b *block.Batch) {
-	if err != nil && g.err == nil {
+	switch {
+	case err == nil:
+	case d.role != replication.Primary || d.closing:
+		g.err = block.ErrDropped
+	case errors.Is(err, errNoCopy) || errors.Is(err, errHealVoid) || d.gate == gateSuspend:
+		g.again = true // the peer that was asked is lost, or the disk
+	case g.err == nil:
 		g.err = block.ErrIO
 	}
-	if g.left--; g.left > 0 {
-		return
-	}
-	if g.err != nil && (d.role != replication.Primary || d.closing) {
-		g.err = block.ErrDropped
-	}
-	if g.err != nil || d.mayAnswerReadLocked(g.req, b) {
-		finish(g.req, g.err, b)
+	if g.left--; g.left == 0 {
+		d.readEndsLocked(g, b)
 	}
 }
 

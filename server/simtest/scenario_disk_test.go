@@ -111,6 +111,26 @@ func TestScenario43ErrorsInAResync(t *testing.T) {
 }
 
 // TestScenario46APeersDiskFailsUnderADisklessPrimary.
+// TestScenario43ATargetsDiskFailsAndItsMetadataIsSlow: what the failed disk's
+// metadata takes to be given up, the resync neither goes on in, nor ends.
+func TestScenario43ATargetsDiskFailsAndItsMetadataIsSlow(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.Isolate(1)
+		c.mustWrite(t, 0, 0, 'a', 4*mib)
+		n := c.Nodes[1]
+		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Skip: 2, Err: syscall.EIO})
+		c.SetTrap("disk: before a write", 0, func(at, _ *Node) {
+			at.Meta.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second})
+		})
+		c.Rejoin(1)
+		c.until(t, 1, "failed", is(replication.Failed))
+		c.until(t, 1, "detached", is(replication.Diskless))
+		c.mustWrite(t, 0, 0, 'b', 4096)
+	})
+}
+
 func TestScenario46APeersDiskFailsUnderADisklessPrimary(t *testing.T) {
 	o := three()
 	o.Diskless = replication.Of(0)
