@@ -298,7 +298,7 @@ func (d *Device) peerRead(o *op, b *block.Batch) {
 	case err != nil:
 		d.unreadLocked(o, bad, err, b)
 		return
-	case d.givesLocked(o):
+	case o.disk == d.disk && d.givesLocked(o): // a disk that failed since may lack what was answered
 		o.from.send(wire.Header{Type: wire.ReadReply, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, data, buf, b)
 	default:
 		d.unansweredLocked(o, false, b)

@@ -395,7 +395,7 @@ func (d *Device) syncRead(o *op, b *block.Batch) {
 	p := o.from
 	h := wire.Header{Type: wire.SyncData, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
 	switch {
-	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || d.meta == nil:
+	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || o.disk != d.disk:
 	default:
 		p.sync.sent[o.seq] = o.ext
 		d.meta.Bitmap(p.id).Clear(o.ext)
