@@ -82,10 +82,15 @@ func (c *Cluster) holdAChange(t *testing.T) (answer chan *block.Request) {
 // goOn has a node go on with the resync of n0.
 func (c *Cluster) goOn(t *testing.T, n int) {
 	t.Helper()
-	if _, err := c.Nodes[n].Dev.Resync(timeout(t, time.Minute), "n0"); err != nil {
-		t.Fatalf("%v\n%s", err, c.Describe())
+	var err error
+	for range 100 {
+		if _, err = c.Nodes[n].Dev.Resync(timeout(t, time.Minute), "n0"); err == nil {
+			time.Sleep(time.Second)
+			return
+		}
+		time.Sleep(100 * time.Millisecond) // the two may have to agree first
 	}
-	time.Sleep(time.Second)
+	t.Fatalf("%v\n%s", err, c.Describe())
 }
 
 // TestANodeStopsThoughAPieceWaitsBehindAHeldChange: a piece of a resync has come
