@@ -117,12 +117,19 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 	}
 }
 
-// creditLocked is what a primary takes a peer's disk for. One without a disk has
+// creditLocked is what a primary takes a peer's disk for. One that fails what is
+// written to it again and again, and stays because there is no other, is a failed
+// one for a while; see nakedLocked. One without a disk has
 // no marks of its own by which a disk that missed a change would show when it is
 // back: whatever it takes itself for, it is outdated until it is being resynced
 // by another that has the change, and the generation that is asked for here tells
 // it so. A resync does not end before its target gets what the primary sends.
 func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.DiskState {
+	if !s.HasData() {
+		p.fails, p.failsUntil = 0, time.Time{} // another disk, or a mended one, comes after it
+	} else if d.role == replication.Primary && time.Now().Before(p.failsUntil) {
+		return replication.Failed
+	}
 	if d.disk != nil || d.role != replication.Primary || !p.missed || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
 		return s
 	}

@@ -57,7 +57,7 @@ func (d *Device) settlingLocked() bool {
 		return true
 	}
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.disk == replication.Failed {
+		if p != nil && p.agreed && p.disk == replication.Failed && p.failsUntil.IsZero() {
 			return true
 		}
 	}

@@ -522,6 +522,7 @@ func (d *Device) ticker(ctx context.Context) {
 				last = now
 				d.backgroundFlushLocked(b)
 			}
+			d.tickFailsLocked(now, b)
 			d.tickSyncLocked(now, b)
 			d.tickVerifyLocked(now, b)
 			d.tickChangeLocked(now)

@@ -23,17 +23,19 @@ type peer struct {
 	hs     handshake
 	agreed bool // the handshake is complete: frames of the device flow
 
-	role     replication.Role
-	disk     replication.DiskState
-	repl     replication.ReplState
-	state    wire.DeviceState // as last announced
-	decision replication.Decision
-	since    time.Time // repl was entered
-	inSync   bool      // nothing differs
-	missed   bool      // a change of ours that was answered was not sent to it; see creditLocked
-	restless time.Time // since when neither in sync nor on the way
-	patience time.Duration
-	refused  string // why the peer is not worked with
+	role       replication.Role
+	disk       replication.DiskState
+	repl       replication.ReplState
+	state      wire.DeviceState // as last announced
+	decision   replication.Decision
+	since      time.Time // repl was entered
+	inSync     bool      // nothing differs
+	missed     bool      // a change of ours that was answered was not sent to it; see creditLocked
+	fails      int       // changes of ours that its disk has failed, one after the other
+	failsUntil time.Time // until then its disk is not tried again
+	restless   time.Time // since when neither in sync nor on the way
+	patience   time.Duration
+	refused    string // why the peer is not worked with
 
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun
@@ -296,6 +298,7 @@ func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *bloc
 			somewhere = somewhere || o.finished && d.nowhereLocked(o)
 			o.wait &^= p.bit()
 			o.acked = true
+			p.fails = 0
 		}
 		d.progressLocked(o, b)
 	}
@@ -313,11 +316,35 @@ func (d *Device) nakedLocked(p *peer, seq uint64, b *block.Batch) {
 		return
 	}
 	d.missLocked(p.bit(), o.ext)
+	if p.fails++; p.fails > 1 {
+		// It was tried again as soon as the peer stood by its disk, in vain.
+		p.failsUntil = time.Now().Add(min(firstFailWait<<min(p.fails-2, 10), mostFailWait))
+	}
 	d.peerDiskLocked(p, replication.Failed, b)
 	if o = d.window.get(seq); o != nil && o.wait.Has(p.id) {
 		o.need &^= p.bit()
 		o.wait &^= p.bit()
 		d.progressLocked(o, b)
+	}
+}
+
+// The pauses between attempts to write to a peer's disk that fails them.
+const (
+	firstFailWait = 100 * time.Millisecond
+	mostFailWait  = 10 * time.Second
+)
+
+// tickFailsLocked has peers' disks tried again that have failed a while ago.
+func (d *Device) tickFailsLocked(now time.Time, b *block.Batch) {
+	for _, p := range d.peers {
+		if p == nil || p.failsUntil.IsZero() || now.Before(p.failsUntil) {
+			continue
+		}
+		p.failsUntil = time.Time{}
+		if p.agreed && p.disk == replication.Failed {
+			d.peerDiskLocked(p, d.creditLocked(p, replication.DiskState(p.state.Disk)), b)
+			d.evaluateLocked(b)
+		}
 	}
 }
 

@@ -461,16 +461,16 @@ func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
 }
 
 // writePieceLocked: a piece has its range. The disk that it is for may have gone
-// since it came.
+// since it came, and what it waited for may have overtaken it.
 func (d *Device) writePieceLocked(o *op, b *block.Batch) {
-	if d.disk == nil || o.disk != d.disk {
+	if d.disk == nil || o.disk != d.disk || o.overtaken {
 		d.pieceWrittenLocked(o, errPieceVoid, b)
 		return
 	}
 	d.carryOutLocked(o, b)
 }
 
-var errPieceVoid = errors.New("the disk has gone meanwhile")
+var errPieceVoid = errors.New("what came since is not to be undone")
 
 // pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
 func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {
@@ -489,7 +489,7 @@ func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {
 		p.send(h, nil, nil, b)
 	}
 	d.releaseLocked(o, b)
-	if p.sync.pulling && err == nil {
+	if p.sync.pulling && (err == nil || err == errPieceVoid) {
 		d.pumpLocked(p, b)
 	}
 }

@@ -35,6 +35,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 		d.startGenLocked()
 	}
 	d.landStrandedLocked(b)
+	d.landHeldLocked(b)
 	d.releaseHeldLocked(b)
 	d.flush.settleLocked(d, b)
 	d.endOverLocked()
@@ -137,7 +138,7 @@ func (d *Device) abreastLocked(p *peer) bool { return p.state.Current == uint64(
 // nothingNewerLocked reports whether an outdated disk has everything of the
 // newest generation that it has heard of, and nobody in reach has more.
 func (d *Device) nothingNewerLocked() bool {
-	if !d.orderedLocked() || d.passedLocked() || d.primary >= 0 {
+	if !d.orderedLocked() || d.passedLocked() || d.primary >= 0 && d.primary != d.cfg.Self {
 		return false
 	}
 	for _, p := range d.peers {
@@ -238,12 +239,50 @@ func (d *Device) resendLocked(p *peer, b *block.Batch) {
 	}
 }
 
+// landHeldLocked makes what is on no disk to this node's own, if that is there
+// again and is current.
+func (d *Device) landHeldLocked(b *block.Batch) {
+	if d.dstat != replication.UpToDate || d.disk == nil || len(d.held) == 0 {
+		return
+	}
+	held := d.held
+	d.held = nil
+	for _, o := range held {
+		if o.local || o.need != 0 || o.landed || !d.nowhereLocked(o) {
+			d.held = append(d.held, o)
+			continue
+		}
+		o.finished = false
+		d.landHereLocked(o, b)
+	}
+}
+
 // sendAgainLocked sends a peer that came back a change that was made before it
-// did, and is not durable there as what it had by then is.
+// did, and is not durable there as what it had by then is. Where this node's own
+// disk lacks it, that gets it, too: the peer is taken for one that has what this
+// disk has. Pieces of a resync that came before the peer had the change wait for
+// its range, and are not to land behind it.
 func (d *Device) sendAgainLocked(o *op, p *peer, b *block.Batch) {
 	o.need, o.wait = o.need.With(p.id), o.wait.With(p.id)
 	p.stable = min(p.stable, o.seq-1)
 	d.sendChangeLocked(o, p.bit(), b)
+	if !o.local && !o.localOK && d.takesLocked() {
+		d.landHereLocked(o, b)
+	}
+}
+
+// landHereLocked makes a change to this node's own disk that was not there, or
+// failed it, when the change was sent to the others.
+func (d *Device) landHereLocked(o *op, b *block.Batch) {
+	for _, q := range d.peers {
+		if q == nil || !q.sync.pulling {
+			continue
+		}
+		for _, piece := range q.sync.ops {
+			piece.overtaken = piece.overtaken || piece.ext.Overlaps(o.ext)
+		}
+	}
+	d.carryOutLocked(o, b)
 }
 
 // gateLocked decides what becomes of requests.
