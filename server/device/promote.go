@@ -182,6 +182,9 @@ func (d *Device) needsGenLocked() bool {
 	if d.disk != nil && (d.gens.Tentative() || d.passedLocked()) {
 		return true // nothing may be answered in what is not in force
 	}
+	if d.disk == nil && d.disks.Has(d.cfg.Self) && !d.genStint {
+		return true // this node's own disk is left behind: it was detached, or failed, before
+	}
 	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
 		if !d.genStint {
 			return true // since it was left behind, another may have resynced it
