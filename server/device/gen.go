@@ -115,7 +115,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	switch {
 	case d.role != replication.Primary:
 		d.genBusy, d.committing = false, false
-	case !d.quorum.Quorate:
+	case !d.quorum.Quorate, !d.committing && !d.borneLocked():
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
 		d.needGen, d.genAgain = true, false
@@ -130,6 +130,14 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	default:
 		d.takeGenLocked()
 	}
+}
+
+// borneLocked reports whether a disk is going to be in the generation that was
+// announced. Those that were to be may be lost since, before they have noted it;
+// nobody else has the data that it would name, and all would take themselves for
+// outdated, by a generation that is nowhere.
+func (d *Device) borneLocked() bool {
+	return d.receives&d.genHas != 0 || d.disk != nil && d.dstat == replication.UpToDate
 }
 
 // takeGenLocked is the end of the first step: the primary takes it over.
