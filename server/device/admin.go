@@ -36,7 +36,8 @@ func (d *Device) end() {
 }
 
 // Detach takes the disk of this node out of the device, which goes on with the
-// peers'. It is refused where no peer would be left with current data.
+// peers'. It is refused where no peer would be left with current data, and where
+// what is left would be no quorum.
 func (d *Device) Detach(ctx context.Context) error {
 	if err := d.begin("detach"); err != nil {
 		return err
@@ -87,6 +88,30 @@ func (d *Device) mayDetachLocked() (keepers replication.NodeSet, err error) {
 	return d.keepersLocked("detach")
 }
 
+// quorumWithoutLocked refuses to detach this disk where what is left would be no
+// quorum, because others are out of reach, or detached, or because this node could not
+// give its vote up to them; or where it would be none when those out of reach are back.
+// Nobody could be promoted then but by force, though a disk that is left may be
+// complete. Where quorum takes every disk there is, whoever chose that has chosen this,
+// too.
+func (d *Device) quorumWithoutLocked() error {
+	quorum := d.cfg.Quorum.Quorum
+	if !quorum(replication.Census{UpToDate: d.disks.Len() - 1, Idle: 1}).Quorate {
+		return nil
+	}
+	c := d.tallyAsLocked(replication.Diskless, allNodes)
+	rest := quorum(c)
+	if !d.quorum.Quorate {
+		c.UpToDate, c.Present, c.Unknown, c.Had = c.UpToDate+c.Present+c.Unknown, 0, 0, true
+		rest = quorum(c)
+	}
+	if rest.Quorate {
+		return nil
+	}
+	return d.refuse("detach", "without this disk there would be no quorum: "+rest.Why,
+		"start the other nodes, or attach their disks, first", true)
+}
+
 func (d *Device) detach(ctx context.Context) error {
 	defer d.thaw()
 	if err := d.freeze(ctx, "detach", false); err != nil {
@@ -103,8 +128,11 @@ func (d *Device) detach(ctx context.Context) error {
 	b := &block.Batch{}
 	d.mu.Lock()
 	_, err := d.mayDetachLocked()
-	if d.closing {
+	switch {
+	case d.closing:
 		err = d.refuse("detach", errClosing.Error(), "", false)
+	case err == nil:
+		err = d.quorumWithoutLocked()
 	}
 	if err != nil {
 		d.mu.Unlock()

@@ -66,12 +66,17 @@ func (d *Device) settlingLocked() bool {
 
 // tallyLocked counts the disks as this node sees them, if of the others it
 // sees those of the set seen.
-func (d *Device) tallyLocked(seen replication.NodeSet) (c replication.Census) {
+func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
+	return d.tallyAsLocked(d.dstat, seen)
+}
+
+// tallyAsLocked is that if this node's own disk were in the state own.
+func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeSet) (c replication.Census) {
 	c = replication.Census{Had: d.quorum.Quorate}
 	switch {
-	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Consistent:
+	case d.peersHaveDisk(d.cfg.Self) && own >= replication.Consistent:
 		c.UpToDate++
-	case d.peersHaveDisk(d.cfg.Self) && d.dstat >= replication.Inconsistent:
+	case d.peersHaveDisk(d.cfg.Self) && own >= replication.Inconsistent:
 		c.Present++
 	case d.peersHaveDisk(d.cfg.Self) && !d.votes.Given(d.cfg.Self):
 		c.Idle++

@@ -404,3 +404,59 @@ func TestRequestsUnderWayFailWithoutQuorum(t *testing.T) {
 		})
 	}
 }
+
+// TestADetachThatWouldEndQuorumIsRefused: where this node cannot give its vote up, or
+// the others are not there to do without it, nobody could be promoted any more, though
+// the disk that is left is complete.
+func TestADetachThatWouldEndQuorumIsRefused(t *testing.T) {
+	detach := func(t *testing.T, c *Cluster, n int) error {
+		time.Sleep(time.Second) // all have heard of the one before
+		return c.Nodes[n].Dev.Detach(timeout(t, time.Minute))
+	}
+	mustRefuse := func(t *testing.T, c *Cluster, n int) {
+		t.Helper()
+		if err := detach(t, c, n); err == nil || !strings.Contains(err.Error(), "there would be no quorum") {
+			t.Fatalf("detach on n%d: %v\n%s", n, err, c.Describe())
+		}
+	}
+	t.Run("one is lost", func(t *testing.T) {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.Nodes[2].Kill()
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			mustRefuse(t, c, 1)
+			c.mustWrite(t, 0, 0, 'b', 4096)
+			c.mustStart(t, 2)
+			c.mustAllSync(t)
+			c.mustVote(t)
+			if err := errors.Join(detach(t, c, 1), detach(t, c, 2)); err != nil {
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+			c.mustWrite(t, 0, 0, 'c', 4096) // they have given their votes up
+		})
+	})
+	t.Run("one keeps its vote", func(t *testing.T) {
+		o := three()
+		o.Older = replication.Of(2) // it knows nothing of votes
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			if err := detach(t, c, 2); err != nil {
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+			mustRefuse(t, c, 1)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'b', 4096)
+		})
+	})
+	t.Run("all are needed", func(t *testing.T) {
+		o := three()
+		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			if err := detach(t, c, 2); err != nil { // that is what was asked for
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+		})
+	})
+}

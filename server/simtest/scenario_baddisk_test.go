@@ -3,6 +3,7 @@ package simtest
 import (
 	"bytes"
 	"errors"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,8 +68,8 @@ func TestScenario45OnlyMixturesTakeAWrite(t *testing.T) {
 	})
 }
 
-// TestScenario45TheDiskGoesThatKnewWhoIsBehind: a primary's disk is detached that
-// had marks for a replica that is away. The replica takes itself for current when
+// TestScenario45TheDiskGoesThatKnewWhoIsBehind: a primary's disk fails that had marks
+// for a replica that is away. The replica takes itself for current when
 // it is back; the primary does not.
 func TestScenario45TheDiskGoesThatKnewWhoIsBehind(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
@@ -80,9 +81,10 @@ func TestScenario45TheDiskGoesThatKnewWhoIsBehind(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		c.Isolate(1)
 		c.mustWrite(t, 0, 0, 'b', mib)
-		if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
-			t.Fatal(err)
-		}
+		bad := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+		write := c.Nodes[0].ask(block.Write, 0, mib, bytes.Repeat([]byte{'b'}, 4096), 0)
+		c.until(t, 0, "detached", is(replication.Diskless))
+		c.Nodes[0].Disk.Lift(bad)
 		c.Heal(0, 1)
 		for range 20 {
 			time.Sleep(100 * time.Millisecond)
@@ -100,6 +102,7 @@ func TestScenario45TheDiskGoesThatKnewWhoIsBehind(t *testing.T) {
 		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
+		c.mustAnswer(t, []asked{write})
 		for n := range c.Nodes {
 			c.mustSync(t, n)
 		}
