@@ -156,6 +156,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		p.stable, p.missed = start, false
 		if d.disk == nil && p.agreed {
 			d.gens = d.gens.Heard(p.hs.theirs.Gens.Seen, replication.Gen(p.state.Current))
+			p.disk = d.creditLocked(p, p.disk)
 		}
 	}
 	d.saveLocked(nil)
@@ -294,9 +295,13 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 // unawareLocked reports whether a generation has come into force here, since this
 // node agreed with a peer, of which the peer may know nothing: its primary lost
 // sight of the peer in the midst of it. The peer lacks nothing that was answered,
-// but as primary it would learn that it is behind, and yield.
+// but as primary it would learn that it is behind, and yield. One without a disk has
+// to know, before it reads or writes, which of the disks that it sees are behind.
 func (d *Device) unawareLocked(p *peer) bool {
 	base := d.gens.Base
+	if p.disk == replication.Diskless && d.meta != nil {
+		return d.orderedLocked() && d.gens.Seen.After(p.hs.mine.Gens.Seen)
+	}
 	return d.orderedLocked() && base != p.hs.mine.Gens.Base && p.disk.HasData() &&
 		base.After(max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current)))
 }
