@@ -95,6 +95,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	}
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+	d.tagsReachedLocked(b) // it may follow nobody any more
 }
 
 func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
@@ -117,6 +118,18 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 	}
 }
 
+// outdoneLocked reports whether somebody in contact knows of a generation in force
+// that is after the one that a peer's disk is in.
+func (d *Device) outdoneLocked(p *peer) bool {
+	in := max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current), p.confirmed)
+	for _, q := range d.peers {
+		if q != nil && q.agreed && d.orderedLocked() && !q.hs.mine.Foreign(&q.hs.theirs) && q.hs.theirs.Gens.Seen.After(in) {
+			return true
+		}
+	}
+	return false
+}
+
 // creditLocked is what a primary takes a peer's disk for. One that fails what is
 // written to it again and again, and stays because there is no other, is a failed
 // one for a while; see nakedLocked. One without a disk has
@@ -124,13 +137,15 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 // back: whatever it takes itself for, it is outdated until it is being resynced
 // by another that has the change, and the generation that is asked for here tells
 // it so. A resync does not end before its target gets what the primary sends.
+// Likewise a disk that was left behind before this node became primary, and has not
+// heard of it.
 func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.DiskState {
 	if !s.HasData() {
 		p.fails, p.failsUntil = 0, time.Time{} // another disk, or a mended one, comes after it
 	} else if d.role == replication.Primary && time.Now().Before(p.failsUntil) {
 		return replication.Failed
 	}
-	if d.disk != nil || d.role != replication.Primary || !p.missed || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
+	if d.disk != nil || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 || !p.missed && !d.outdoneLocked(p) {
 		return s
 	}
 	d.needGen = true

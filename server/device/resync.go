@@ -351,7 +351,7 @@ func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	o.ext = block.Extent{Off: off, Len: length}
 	o.session, o.era = p.session, p.sync.era
 	o.tag = binary.LittleEndian.Uint64(f.Payload)
-	if o.tag > d.reachedLocked() && d.primary >= 0 && d.primary != d.cfg.Self {
+	if d.lacksLocked(o) {
 		d.tagged = append(d.tagged, o)
 		return
 	}
@@ -362,6 +362,18 @@ func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 // has what is before by another way, and learns by the floor how far that goes.
 func (d *Device) reachedLocked() uint64 { return max(d.received, d.floor) }
 
+// lacksLocked reports whether a target that asks for a piece has more of the primary's
+// stream than has come here, and the primary, which orders the writes, is there: what is
+// read here now would undo at the target what it has confirmed. Where the primary is in
+// contact with the target alone, it has to come into contact with this node first.
+func (d *Device) lacksLocked(o *op) bool {
+	if o.tag <= d.reachedLocked() || d.primary == d.cfg.Self || o.from.session != o.session {
+		return false
+	}
+	at := o.from.state.Primary
+	return d.primary >= 0 || at != wire.NoNode && int(at) != d.cfg.Self
+}
+
 // tagsReachedLocked starts source reads that waited for the primary's writes.
 func (d *Device) tagsReachedLocked(b *block.Batch) {
 	if len(d.tagged) == 0 {
@@ -370,7 +382,7 @@ func (d *Device) tagsReachedLocked(b *block.Batch) {
 	wait := d.tagged
 	d.tagged = nil
 	for _, o := range wait {
-		if o.tag > d.reachedLocked() && d.primary >= 0 {
+		if d.lacksLocked(o) {
 			d.tagged = append(d.tagged, o)
 			continue
 		}
