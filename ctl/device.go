@@ -84,9 +84,21 @@ and goes to every peer: run it on one node only.`,
 
 func (a *app) devicePromote() *cobra.Command {
 	var force, yes bool
-	send := a.act("device/promote", func(args []string) (any, error) {
-		return api.DevicePromoteParams{Device: args[0], Force: force, TimeoutMS: a.daemonTime()}, nil
+	limit := int64(0)
+	ask := a.act("device/promote", func(args []string) (any, error) {
+		return api.DevicePromoteParams{Device: args[0], Force: force, TimeoutMS: limit}, nil
 	})
+	send := func(ctx context.Context, args []string) error {
+		limit = a.daemonTime()
+		err := ask(ctx, args)
+		if limit > 0 && hasCode(err, api.CodeInvalidParams) {
+			// By an older daemon, which knows no limit, and has done nothing: it is asked
+			// without, and waits as long as it always did.
+			limit = 0
+			err = ask(ctx, args)
+		}
+		return err
+	}
 	return a.command(verb{
 		use: "promote DEVICE", short: "take the primary role",
 		long: `Makes the device primary on this node, so that it can be written here. Refused

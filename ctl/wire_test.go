@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/lockstepd/lockstep/rpc"
@@ -16,7 +17,12 @@ import (
 // serve runs a real control socket with a few commands, and returns its path.
 func serve(t testing.TB) string {
 	t.Helper()
-	reg, err := rpc.NewRegistry(commands()...)
+	return serveCommands(t, commands()...)
+}
+
+func serveCommands(t testing.TB, cs ...rpc.Command) string {
+	t.Helper()
+	reg, err := rpc.NewRegistry(cs...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,6 +108,46 @@ func TestAgainstARealSocket(t *testing.T) {
 		code := Main(append([]string{"-t", path}, strings.Fields(c.line)...), e)
 		if code != c.code || !strings.Contains(out.String(), c.out) || !strings.Contains(err.String(), c.err) || c.out == "" && out.String() != "" {
 			t.Errorf("%s: exit %d\nout: %s\nerr: %s", c.line, code, out.String(), err.String())
+		}
+	}
+}
+
+// TestAnOlderDaemonKnowsNoLimit: a daemon from before promotions had a limit refuses
+// the parameter by its registry. It is asked without, once, and its answer counts.
+func TestAnOlderDaemonKnowsNoLimit(t *testing.T) {
+	type params struct {
+		Device string `json:"device"`
+		Force  bool   `json:"force,omitempty"`
+	}
+	var asked atomic.Int32
+	path := serveCommands(t, rpc.Command{Name: "device/promote", Usage: "DEVICE", MinArgs: 1, MaxArgs: 1, Doc: "Promote.",
+		Do: rpc.Typed(func(_ context.Context, _ rpc.Actor, p params) (api.Done, error) {
+			asked.Add(1)
+			switch p.Device {
+			case "r0":
+				return api.Done{Text: "r0 is primary now"}, nil
+			case "r1":
+				return api.Done{}, api.Errorf(api.CodeInvalidState, "no quorum")
+			}
+			return api.Done{}, api.Errorf(api.CodeInvalidParams, "there is no device %q", p.Device)
+		}, func(d api.Done) string { return d.Text + "\n" })})
+	for _, c := range []struct {
+		line     string
+		code     int
+		out, err string
+	}{
+		{"-T 5 device promote r0", 0, "r0 is primary now\n", ""},
+		{"device promote r0", 0, "r0 is primary now\n", ""},
+		{"-T 5 device promote r1", 1, "", "cannot promote r1: no quorum"},
+		{"-T 5 device promote r2", 1, "", `there is no device "r2"`},
+	} {
+		var out, err lockedBuffer
+		e := OS(testRelease)
+		e.Out, e.Err, e.OutTerm, e.ErrTerm, e.InTerm = &out, &err, nil, nil, false
+		asked.Store(0)
+		code := Main(append([]string{"-t", path}, strings.Fields(c.line)...), e)
+		if code != c.code || out.String() != c.out || !strings.Contains(err.String(), c.err) || c.err == "" && err.String() != "" || asked.Load() != 1 {
+			t.Errorf("%s: exit %d, %d calls\nout: %s\nerr: %s", c.line, code, asked.Load(), out.String(), err.String())
 		}
 	}
 }

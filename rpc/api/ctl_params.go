@@ -45,7 +45,8 @@ type DeviceCreateParams struct {
 
 // DevicePromoteParams are the params of "device/promote". What stands in the way
 // and passes by itself is waited for, five seconds at most; TimeoutMS is how long
-// where the client waits less than that for its answer.
+// where the client waits less than that for its answer. Daemons before it was there
+// refuse it, with CodeInvalidParams, and have done nothing then: clients ask without.
 type DevicePromoteParams struct {
 	Device    string `json:"device"`
 	Force     bool   `json:"force,omitempty"`
