@@ -61,14 +61,16 @@ func (p pending) answer(t *testing.T) (data []byte, ok bool) {
 	return data, err == nil
 }
 
-// TestPrimaryThatSleptAnswersNothing stops the primary for longer than the
+// TestPrimaryThatSleptAnswersNothing stops the primary for more than twice the
 // tick time. Another takes over and writes. What clients asked of the old one
-// meanwhile is in its sockets when it goes on, so that it comes to it before
-// anything has told it that it was away: it must neither read old data to them
-// nor acknowledge what they write.
+// meanwhile, and just before it stopped, is in its sockets when it goes on, so that it
+// comes to it before anything has told it that it was away: it must neither read old
+// data to them nor acknowledge what they change, or have flushed. Then it is no
+// primary, and says so.
 func TestPrimaryThatSleptAnswersNothing(t *testing.T) {
 	t.Parallel()
-	c := start(t, quick())
+	cfg := quick()
+	c := start(t, cfg)
 	alpha, beta := c.Node("alpha"), c.Node("beta")
 	const blocks, size = 8, 4096
 	before, after, lost := bytes.Repeat([]byte{'a'}, size), bytes.Repeat([]byte{'b'}, size), bytes.Repeat([]byte{'x'}, size)
@@ -80,8 +82,17 @@ func TestPrimaryThatSleptAnswersNothing(t *testing.T) {
 		}
 		clients = append(clients, conn)
 	}
+	more := []struct {
+		what   string
+		cmd    uint16
+		length int
+		conn   *nbdio.Conn
+	}{{"flush", 3, 0, open(t, alpha)}, {"trim", 4, size, open(t, alpha)}, {"write of zeroes", 6, size, open(t, alpha)}}
 	alpha.Stop()
-	until(t, beta, "alpha is down", cluster.PeerDown("alpha"))
+	stopped := time.Now()
+	until(t, beta, "alpha is down, and has slept for twice the tick time", func(s cluster.Status) bool {
+		return cluster.PeerDown("alpha")(s) && time.Since(stopped) > 2*cfg.TickTime
+	})
 	conn := open(t, beta)
 	for i := range int64(2 * blocks) {
 		if _, err := conn.WriteAt(after, i*size); err != nil {
@@ -93,6 +104,9 @@ func TestPrimaryThatSleptAnswersNothing(t *testing.T) {
 		reads = append(reads, ask(t, clients[i], "read", 0, int64(i)*size, size, nil))
 		writes = append(writes, ask(t, clients[blocks+i], "write", 1, int64(blocks+i)*size, size, lost))
 	}
+	for i, m := range more {
+		writes = append(writes, ask(t, m.conn, m.what, m.cmd, int64(blocks+i)*int64(min(m.length, 1))*size, m.length, nil))
+	}
 	alpha.Cont()
 	for i, p := range reads {
 		if data, ok := p.answer(t); ok && !bytes.Equal(data, after) {
@@ -101,9 +115,12 @@ func TestPrimaryThatSleptAnswersNothing(t *testing.T) {
 	}
 	for i, p := range writes {
 		if _, ok := p.answer(t); ok {
-			t.Errorf("write %d is acknowledged", i)
+			t.Errorf("request %d, a %s, is acknowledged", i, p.what)
 		}
 	}
+	until(t, alpha, "alpha knows that it is not primary any more", func(s cluster.Status) bool {
+		return s.Device("r0").Role == "secondary"
+	})
 	inSync(t, c, "r0")
 	got := make([]byte, size)
 	for i := range int64(2 * blocks) {

@@ -48,6 +48,93 @@ func TestScenario07SlowAndStuckPeers(t *testing.T) {
 	}
 }
 
+// TestScenario07WhatIsStuckIsNotAnswered: nothing comes any more on one of two links,
+// or on both, in one direction or in both. A write that a replica which counts does not
+// have, or has not confirmed, waits, and the others notice nothing. When it all flows
+// again, it was no loss: nothing is resynced, and no generation begins; when it ends in
+// the loss of the contact, the write is answered without that replica.
+func TestScenario07WhatIsStuckIsNotAnswered(t *testing.T) {
+	data, meta := []wire.Link{wire.Data}, []wire.Link{wire.Meta}
+	for _, x := range []struct {
+		name     string
+		to, from []wire.Link // of the replica
+		waits    bool
+	}{
+		{"data to it", data, nil, true},
+		{"data from it", nil, data, false}, // nothing of a write comes that way
+		{"meta to it", meta, nil, false},
+		{"meta from it", nil, meta, true},
+		{"all to it", append(data, meta...), nil, true},
+		{"all from it", nil, append(data, meta...), true},
+		{"data", data, data, true},
+		{"meta", meta, meta, true},
+		{"all", append(data, meta...), append(data, meta...), true},
+	} {
+		for _, ends := range []string{"flows again", "is lost"} {
+			t.Run(x.name+" is stuck and "+ends, func(t *testing.T) {
+				bubble(t, three(), func(t *testing.T, c *Cluster) {
+					set := func(do func(from, to int, link wire.Link)) {
+						for _, link := range x.to {
+							do(0, 1, link)
+						}
+						for _, link := range x.from {
+							do(1, 0, link)
+						}
+					}
+					c.mustAllSync(t)
+					c.mustPromote(t, 0)
+					c.mustWrite(t, 0, 0, 'a', 4096)
+					time.Sleep(10 * time.Second) // nothing is on its way
+					before := c.Nodes[0].Dev.Status().Gens.Current
+					set(c.Stall)
+					write := c.Nodes[0].ask(block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0)
+					time.Sleep(4 * time.Second)
+					if answered(write.done) == x.waits {
+						t.Errorf("answered: %v\n%s", !x.waits, c.Describe())
+					}
+					c.mustBeWell(t, 0, 2)
+					if ends == "is lost" {
+						c.Cut(0, 1)
+						c.mustAnswer(t, []asked{write})
+						c.mustWrite(t, 0, 8192, 'c', 4096)
+						c.mustBeWell(t, 0, 2)
+						c.Heal(0, 1)
+					} else {
+						set(c.Flow)
+						c.mustAnswer(t, []asked{write})
+						c.mustWrite(t, 0, 8192, 'c', 4096)
+					}
+					c.mustAllSync(t)
+					if now := c.Nodes[0].Dev.Status().Gens.Current; (now == before) != (ends == "flows again") {
+						t.Errorf("generation %v, and before it %v", now, before)
+					}
+					for _, n := range c.Nodes {
+						if sent := n.Dev.Status().Stats.ResyncBytes; sent > 0 && ends == "flows again" {
+							t.Errorf("%s has resynced %d bytes", n.Name, sent)
+						}
+					}
+					c.mustEqual(t)
+					c.mustHold(t, 0, 'b')
+					c.mustHold(t, 8192, 'c')
+				})
+			})
+		}
+	}
+}
+
+// mustBeWell fails unless a primary and a replica see each other and are up to date.
+func (c *Cluster) mustBeWell(t *testing.T, primary, replica int) {
+	t.Helper()
+	st := c.Nodes[primary].Dev.Status()
+	ok := st.Role == replication.Primary && st.Disk == replication.UpToDate && st.Quorum.Quorate
+	for _, p := range st.Peers {
+		ok = ok && (p.Node != c.Nodes[replica].Name || p.Connected && p.Disk == replication.UpToDate && p.Repl == replication.Established)
+	}
+	if !ok || c.Nodes[replica].Dev.Status().Disk != replication.UpToDate {
+		t.Errorf("n%d and n%d are not well\n%s", primary, replica, c.Describe())
+	}
+}
+
 // TestScenario21LinksFlapUnderLoad cuts and heals links a thousand times.
 func TestScenario21LinksFlapUnderLoad(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
