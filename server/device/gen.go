@@ -221,7 +221,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 			// A mixture takes the name: whoever meets it learns that there is newer
 			// data than it has. One of which nothing is known is no mixture of this
 			// device's data: nobody marks what it lacks, so it has to stay nameless.
-			d.gens = d.gens.Bump(next, d.disks.Without(d.cfg.Self)).Recall(replication.Gen(g.Old))
+			d.gens = d.comeFromLocked(p, &g, d.gens.Bump(next, d.disks.Without(d.cfg.Self)))
 			d.genOld = replication.NoGen
 			d.beginsAsLocked(origin)
 		}
@@ -240,10 +240,21 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		if !d.genAway.Has(p.id) {
 			others = others.Without(p.id)
 		}
-		d.gens = d.gens.Bump(next, others).Recall(replication.Gen(g.Old)) // which a mixture may have missed
+		d.gens = d.comeFromLocked(p, &g, d.gens.Bump(next, others))
 		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// comeFromLocked has gens, which bear the generation g of p's from now on, recall what a
+// mixture may have missed before it: the generation that g follows and, by p's facts
+// where p was in that one when it told them, all that this one came from.
+func (d *Device) comeFromLocked(p *peer, g *wire.Generation, gens replication.Gens) replication.Gens {
+	src, old := &p.hs.theirs.Gens, replication.Gen(g.Old)
+	if d.dstat == replication.Inconsistent && old != replication.NoGen && src.Current == old {
+		gens = gens.Inherit(src)
+	}
+	return gens.Recall(old)
 }
 
 // beginsLocked is the origin of this primary's generations. Without a disk it takes

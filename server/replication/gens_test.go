@@ -132,3 +132,37 @@ func TestADiskThatCaughtUpKnowsWhatItMissed(t *testing.T) {
 		t.Errorf("without, it concludes %v", d)
 	}
 }
+
+// TestAMixtureThatMissedGenerations: it is told of a generation by a primary that has
+// come through several of which it knows nothing. By the primary's facts it knows a disk
+// that was left in one of those for one that is behind, and by the generation before
+// alone it would take it for one that went its own way.
+func TestAMixtureThatMissedGenerations(t *testing.T) {
+	g := [...]Gen{NextGen(1), 0, 0, 0, 0, 0}
+	for i := 1; i < len(g); i++ {
+		g[i] = NextGen(uint64(i), g[i-1])
+	}
+	first := Gens{Current: g[0], Base: g[0]}
+	mixture := first.Bump(g[1], Of(0, 1)).InForce(g[1]) // node 2, then cut off
+	both := first.Bump(g[1], Of(2)).InForce(g[1]).Bump(g[2], Of(2)).InForce(g[2])
+	left := both.Bump(g[3], Of(2)).InForce(g[3])       // node 1, cut off after that
+	primary := left.Bump(g[4], Of(1, 2)).InForce(g[4]) // node 0
+	told := mixture.Bump(g[5], Of(0, 1)).InForce(g[5]) // by node 0
+	me := Facts{Node: 2, Disk: Inconsistent, Primary: NoPrimary}
+	peer := Facts{Node: 1, Disk: UpToDate, Primary: NoPrimary, Gens: left}
+	for _, c := range []struct {
+		gens Gens
+		want Action
+	}{
+		{told.Inherit(&primary), PeerOutdated},
+		{told.Recall(g[4]), SplitBrain}, // which a primary without a disk leaves it at
+	} {
+		me.Gens = c.gens
+		if d := Decide(&me, &peer); d.Action != c.want {
+			t.Errorf("it concludes %v", d)
+		}
+		if d := Decide(&peer, &me); d.Action != c.want.Mirror() {
+			t.Errorf("the other concludes %v", d)
+		}
+	}
+}

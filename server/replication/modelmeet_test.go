@@ -101,7 +101,7 @@ func (w *play) judge(i, j int, d Decision) {
 func (w *play) mistaken(i, j int, d Decision) bool {
 	a, b := &w.node[i], &w.node[j]
 	mine, theirs := w.comesFrom(a.gens.cur, b.gens.cur), w.comesFrom(b.gens.cur, a.gens.cur)
-	if a.disk == Inconsistent || b.disk == Inconsistent || !mine && !theirs {
+	if !mine && !theirs {
 		return false
 	}
 	return d.Rule == "diverged" || d.Rule == "unrelated" || d.Rule == "tentative" && d.Source() != mine

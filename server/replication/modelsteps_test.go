@@ -337,9 +337,15 @@ func (w *play) note(i, j int) bool {
 		w.meet(i, j)
 		return true
 	}
-	old := g.old.gen()
+	old, src := g.old.gen(), w.node[i].gens.gens()
 	if w.fault == forgetPast {
 		old = NoGen
+	}
+	comeFrom := func(x Gens) Gens {
+		if q.disk == Inconsistent && old != NoGen && src.Current == old {
+			x = x.Inherit(&src)
+		}
+		return x.Recall(old)
 	}
 	q.gens.noted = next
 	q.told, q.toldOld, q.toldAway = next, 0, g.away
@@ -349,7 +355,7 @@ func (w *play) note(i, j int) bool {
 			w.setDisk(j, Outdated)
 		}
 		if q.disk == Inconsistent && q.gens.cur != next && (q.gens.cur != 0 || w.fault == takeName) {
-			w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), w.others(j)).Recall(old) })
+			w.turn(j, func(x Gens) Gens { return comeFrom(x.Bump(next.gen(), w.others(j))) })
 		}
 	case g.old != 0 && q.gens.cur != g.old && q.gens.cur != next && q.disk != Inconsistent:
 		w.meet(i, j)
@@ -360,7 +366,7 @@ func (w *play) note(i, j int) bool {
 		if !g.away.Has(i) {
 			others = others.Without(i)
 		}
-		w.turn(j, func(x Gens) Gens { return x.Bump(next.gen(), others).Recall(old) })
+		w.turn(j, func(x Gens) Gens { return comeFrom(x.Bump(next.gen(), others)) })
 	}
 	w.force(j)
 	g.wait, g.has = g.wait.Without(j), g.has.With(j)

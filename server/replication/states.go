@@ -6,6 +6,15 @@
 //
 // The model is DRBD's (generation identifiers, dirty bitmaps, quorum as its
 // guide describes them); where we decide differently the code says so.
+//
+// One limit is known. With quorum off, a disk whose resync was broken off (a mixture)
+// may meet a disk that was left in a generation which the mixture has missed, and take
+// it for a split brain. It does not where it was told of its present generation by a
+// primary whose disk was, when the two agreed, in the generation before: it then knows
+// all that this one came from (Gens.Inherit). It can where the primary had no disk, or
+// began to be resynced itself since they agreed, and the mixture missed two generations
+// or more: the announcement names one. Nothing is merged or lost by it; the two are
+// not connected until the mixture's next resync has begun, which tells it the rest.
 package replication
 
 import "fmt"
