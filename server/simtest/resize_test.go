@@ -74,9 +74,7 @@ func TestResizeUnderLoad(t *testing.T) {
 // TestResizeIsAllOrNothing: one node without room, or out of reach, and nobody grows.
 func TestResizeIsAllOrNothing(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		in := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpTruncate, Err: errors.New("no space")})
 		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err == nil || !strings.Contains(err.Error(), "n2 has no room") {
 			t.Fatalf("grown without room: %v", err)
