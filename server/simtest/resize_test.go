@@ -75,6 +75,7 @@ func TestResizeUnderLoad(t *testing.T) {
 func TestResizeIsAllOrNothing(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
 		c.mustAllSync(t)
+		time.Sleep(time.Second) // what each hears of the others' first agreements is a reason to agree anew
 		in := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpTruncate, Err: errors.New("no space")})
 		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err == nil || !strings.Contains(err.Error(), "n2 has no room") {
 			t.Fatalf("grown without room: %v", err)
