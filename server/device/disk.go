@@ -110,6 +110,7 @@ func (d *Device) dropDiskLocked(failed bool) leaving {
 	d.disk, d.att = nil, nil
 	d.departing = true
 	d.forgetStraysLocked()
+	clear(d.unmade)
 	left.att.partLocked()
 	b := &block.Batch{}
 	if d.role == replication.Primary {

@@ -143,6 +143,7 @@ func (d *Device) borneLocked() bool {
 // takeGenLocked is the end of the first step: the primary takes it over.
 func (d *Device) takeGenLocked() {
 	d.committing = true
+	was := d.gens
 	if d.disk == nil || d.dstat == replication.UpToDate || d.pullingLocked() {
 		// Who has come since the first step is in the old one still.
 		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^(d.receives&d.genHas))
@@ -153,6 +154,13 @@ func (d *Device) takeGenLocked() {
 	d.saveLocked(func(err error, b *block.Batch) {
 		d.genHeld = false
 		if !d.genBusy || d.genNo != no || err != nil && d.disk != nil {
+			return
+		}
+		if err != nil && !d.borneLocked() {
+			// It was to be on this disk alone, which is lost, and is on none.
+			d.gens = d.gens.Undo(d.genNew, &was)
+			d.genBusy, d.committing = false, false
+			d.needGen, d.genAgain, d.genOwed = true, false, true
 			return
 		}
 		d.stats.Generations++

@@ -179,6 +179,7 @@ func (d *Device) followLocked(p *peer, stream uint64) {
 	}
 	d.primary, d.leader = p.id, p.id
 	d.stream, d.received, d.floor, d.roll = stream, 0, 0, roll{}
+	clear(d.unmade)
 	d.recent.reset()
 	d.newEpochLocked()
 }

@@ -104,6 +104,7 @@ func (d *Device) beginPullLocked(p *peer) {
 	d.nextID++
 	p.sync = syncState{full: p.sync.full, pulling: true, round: d.nextID, ops: map[uint64]*op{}, began: time.Now()}
 	d.pulls = true
+	clear(d.unmade) // it gets all that it lacks, or is no source
 	d.setReplLocked(p, replication.SyncTarget)
 	if d.wholeLocked(p) {
 		d.setDiskLocked(replication.Consistent, "resync from "+p.name+" of what was never answered")
@@ -366,12 +367,37 @@ func (d *Device) reachedLocked() uint64 { return max(d.received, d.floor) }
 // stream than has come here, and the primary, which orders the writes, is there: what is
 // read here now would undo at the target what it has confirmed. Where the primary is in
 // contact with the target alone, it has to come into contact with this node first.
+//
+// Likewise where this disk has failed a change and stays, because there is no other
+// with the data: the target may have made it, and the primary counts on it there.
 func (d *Device) lacksLocked(o *op) bool {
-	if o.tag <= d.reachedLocked() || d.primary == d.cfg.Self || o.from.session != o.session {
+	if d.primary == d.cfg.Self || o.from.session != o.session {
+		return false
+	}
+	lacks := o.tag > d.reachedLocked()
+	for seq := range d.unmade {
+		lacks = lacks || o.tag >= seq
+	}
+	if !lacks {
 		return false
 	}
 	at := o.from.state.Primary
 	return d.primary >= 0 || at != wire.NoNode && int(at) != d.cfg.Self
+}
+
+// madeLocked notes whether a change of the primary's is on this disk.
+func (d *Device) madeLocked(o *op, err error, b *block.Batch) {
+	switch {
+	case o.session != o.from.session || o.disk != d.disk:
+	case err != nil:
+		if d.unmade == nil {
+			d.unmade = map[uint64]bool{}
+		}
+		d.unmade[o.seq] = true
+	case d.unmade[o.seq]:
+		delete(d.unmade, o.seq)
+		d.tagsReachedLocked(b)
+	}
 }
 
 // tagsReachedLocked starts source reads that waited for the primary's writes.

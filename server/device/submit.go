@@ -432,6 +432,7 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 	d.applied++
 	switch o.kind {
 	case peerChange:
+		d.madeLocked(o, err, b)
 		d.peerDoneLocked(o, err, b)
 		return
 	case syncPull:

@@ -95,7 +95,22 @@ func (d *Device) witnessLearnLocked(theirs *replication.Facts) bool {
 }
 
 // witnessedAgainstLocked reports whether this node, as a witness, knows of a
-// generation in force that a peer's disk is not in.
+// generation in force that a peer's disk is not in. One that no disk is in, all of
+// them being in contact, is nobody's: its primary's disk was lost before it bore it.
 func (d *Device) witnessedAgainstLocked(p *peer) bool {
-	return d.witnessLocked() && !p.diskless && d.gens.Seen.After(max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current), p.confirmed))
+	if !d.witnessLocked() || p.diskless || !d.gens.Seen.After(bornLocked(p)) {
+		return false
+	}
+	for id := range d.disks.All() {
+		q := d.peers[id]
+		if q == nil || !q.agreed || !q.disk.HasData() || q.newcomer || !d.gens.Seen.After(bornLocked(q)) {
+			return true
+		}
+	}
+	return false
+}
+
+// bornLocked is the newest generation that a peer's disk is known to be in.
+func bornLocked(p *peer) replication.Gen {
+	return max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current), p.confirmed)
 }

@@ -174,6 +174,18 @@ func (gs Gens) Bump(next Gen, away NodeSet) Gens {
 	return gs
 }
 
+// Undo has g, which began after was and came to be on no disk, not have begun. That
+// it was noted stands: that is a promise.
+func (gs Gens) Undo(g Gen, was *Gens) Gens {
+	if gs.Current == g {
+		gs.Current, gs.Base, gs.Bitmap, gs.History = was.Current, was.Base, was.Bitmap, was.History
+	}
+	if gs.Seen == g {
+		gs.Seen = was.Seen
+	}
+	return gs
+}
+
 // AdoptSource is what a resync target takes over when its resync *begins*:
 // it is then Inconsistent in the source's generation. Taking over at the
 // beginning rather than at the end (as DRBD does) makes an interrupted resync
