@@ -128,7 +128,7 @@ func (gs *Gens) Behind() bool {
 func (gs *Gens) Learn(peer *Gens) bool {
 	old := *gs
 	gs.Seen = newest(gs.Seen, peer.Seen)
-	if peer.Current == gs.Current && !peer.Tentative() {
+	if peer.Current == gs.Current && !peer.Tentative() || gs.Seen == gs.Current && gs.Current != NoGen {
 		gs.Base = gs.Current
 	}
 	return *gs != old

@@ -69,6 +69,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 		"a generation comes into force that the one disk in it could not note": {
 			2, 2, "leave 0 0 0s;promote 1 0 300ms;rot 1 0 300ms;write 0 1 5ms;start 0 0 300ms;power 2 1 5ms",
 		},
+		"a replica has noted a generation, and does not hear from who made it that it is in force": {
+			2, 2, "promote 3 0 300ms;write 3 2 5ms;power 1 1 300ms;promote 0 0 300ms;detach 0 0 5ms;rot 1 0 6s",
+		},
 	} {
 		var list []step
 		for l := range strings.SplitSeq(x.steps, ";") {
