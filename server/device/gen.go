@@ -28,7 +28,7 @@ func (d *Device) startGenLocked() {
 	if !d.quorum.Quorate || d.role != replication.Primary {
 		return // never by a minority; evaluateLocked comes back to it
 	}
-	if d.receives == 0 && (d.disk == nil || d.dstat != replication.UpToDate) {
+	if !d.borneLocked(d.receives) {
 		return // likewise: it would leave the only current disk behind that is about to return
 	}
 	b := &block.Batch{}
@@ -115,7 +115,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	switch {
 	case d.role != replication.Primary:
 		d.genBusy, d.committing = false, false
-	case !d.quorum.Quorate, !d.committing && !d.borneLocked():
+	case !d.quorum.Quorate, !d.committing && !d.borneLocked(d.receives & d.genHas):
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
 		d.needGen, d.genAgain = true, false
@@ -132,12 +132,21 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	}
 }
 
-// borneLocked reports whether a disk is going to be in the generation that was
-// announced. Those that were to be may be lost since, before they have noted it;
-// nobody else has the data that it would name, and all would take themselves for
-// outdated, by a generation that is nowhere.
-func (d *Device) borneLocked() bool {
-	return d.receives&d.genHas != 0 || d.disk != nil && d.dstat == replication.UpToDate
+// borneLocked reports whether a disk with the current data, this node's own or one
+// of a set of others, is going to be in the generation that is announced. Those that
+// were to be may be lost since, before they have noted it; nobody else has the data
+// that it would name, and all would take themselves for outdated by it, though it is
+// nowhere. On a mixture alone it is nowhere, too.
+func (d *Device) borneLocked(others replication.NodeSet) bool {
+	if d.disk != nil && d.dstat == replication.UpToDate {
+		return true
+	}
+	for id := range others.All() {
+		if d.peers[id].disk == replication.UpToDate {
+			return true
+		}
+	}
+	return false
 }
 
 // takeGenLocked is the end of the first step: the primary takes it over.

@@ -78,7 +78,7 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	}
 	waiting := false
 	for o := range d.window.all {
-		if o.wait.Has(p.id) {
+		if o.wait.Has(p.id) || d.unacksLocked(o, p) {
 			waiting = true
 			break
 		}
@@ -90,7 +90,9 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	d.censusLocked()
 	for o := range d.window.all {
 		if !o.wait.Has(p.id) {
-			d.unackLocked(o, p)
+			if d.unacksLocked(o, p) {
+				d.unackLocked(o, p)
+			}
 			continue
 		}
 		if !mutate.Is(mutate.ForgetMissed) {
@@ -111,13 +113,16 @@ func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Bat
 	d.log.Info("going on without a peer", "peer", p.name, "reason", reason)
 }
 
-// unackLocked: what is not on its own disk a primary counts as missing on a disk that
+// unacksLocked: what is not on its own disk a primary counts as missing on a disk that
 // took it and is gone, unless it is answered. What that disk has of it may be undone
-// by the others before it is back; it is sent again then.
+// by the others before it is back; it is sent again then. Until the others have noted
+// that they go on without that disk it is not answered: else they could choose it for
+// a source, which this primary cannot take for current.
+func (d *Device) unacksLocked(o *op, p *peer) bool {
+	return !o.local && !o.localOK && o.err == nil && !o.answered && !o.miss.Has(p.id)
+}
+
 func (d *Device) unackLocked(o *op, p *peer) {
-	if o.local || o.localOK || o.err != nil || o.answered || o.miss.Has(p.id) {
-		return
-	}
 	o.miss = o.miss.With(p.id)
 	if d.disks.Without(d.cfg.Self)&^(o.miss|o.wait) == 0 {
 		o.acked = false
