@@ -115,7 +115,7 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	switch {
 	case d.role != replication.Primary:
 		d.genBusy, d.committing = false, false
-	case !d.quorum.Quorate, !d.committing && !d.borneLocked(d.receives & d.genHas):
+	case !d.quorum.Quorate, !d.committing && !d.borneLocked(d.receives&d.genHas):
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
 		d.needGen, d.genAgain = true, false

@@ -93,7 +93,25 @@ func (d *Device) issuePeerLocked(o *op, b *block.Batch) {
 	if o.session != o.from.session {
 		d.strayLocked(o)
 	}
+	d.lackedLocked(o)
 	d.carryOutLocked(o, b)
+}
+
+// lackedLocked: a change of the primary's, which is about to be made here, is not sent to
+// a source that this disk pulls from. Pieces that came before it have its marks taken off
+// when they are stable, and say nothing of it: it stays marked, or is again.
+func (d *Device) lackedLocked(o *op) {
+	if !d.pulls || d.meta == nil {
+		return
+	}
+	for id := range o.miss.All() {
+		p := d.peers[id]
+		if p == nil || !p.sync.pulling {
+			continue
+		}
+		d.meta.Bitmap(id).Set(o.ext)
+		p.sync.spoilLocked(o.ext)
+	}
 }
 
 // peerDoneLocked answers a change of the primary's. On another session than the
@@ -170,6 +188,7 @@ func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 	d.endOverLocked()
 	d.settleLocked(p, b)
 	d.announceLocked(b)
+	d.tagsReachedLocked(b) // it may follow nobody any more
 }
 
 // followLocked begins to follow a new stint of a primary.

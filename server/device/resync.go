@@ -37,7 +37,7 @@ type syncState struct {
 	fresh   []block.Extent // written, not yet on stable storage
 	freshN  int64
 	syncing bool           // fresh is being made durable
-	spoilt  []block.Extent // failed since that began
+	spoilt  []block.Extent // failed since that began, or the source lacks it
 	small   []block.Extent // the source cannot read these as a whole
 	failed  bool           // there is a block that it cannot read at all
 
@@ -366,7 +366,9 @@ func (d *Device) reachedLocked() uint64 { return max(d.received, d.floor) }
 // lacksLocked reports whether a target that asks for a piece has more of the primary's
 // stream than has come here, and the primary, which orders the writes, is there: what is
 // read here now would undo at the target what it has confirmed. Where the primary is in
-// contact with the target alone, it has to come into contact with this node first.
+// contact with the target alone, it has to come into contact with this node first. That
+// it is, the target's roll says in order with what it asks for; its state comes by the
+// other link, and may be behind.
 //
 // Likewise where this disk has failed a change and stays, because there is no other
 // with the data: the target may have made it, and the primary counts on it there.
@@ -382,7 +384,7 @@ func (d *Device) lacksLocked(o *op) bool {
 		return false
 	}
 	at := o.from.state.Primary
-	return d.primary >= 0 || at != wire.NoNode && int(at) != d.cfg.Self
+	return d.primary >= 0 || o.from.roll != (roll{}) || at != wire.NoNode && int(at) != d.cfg.Self
 }
 
 // madeLocked notes whether a change of the primary's is on this disk.
