@@ -165,7 +165,7 @@ func (d *Device) takeGenLocked() {
 		if !d.genBusy || d.genNo != no || err != nil && d.disk != nil {
 			return
 		}
-		if err != nil && !d.borneLocked() {
+		if err != nil && !d.borneLocked(d.receives&d.genHas) {
 			// It was to be on this disk alone, which is lost, and is on none.
 			d.gens = d.gens.Undo(d.genNew, &was)
 			d.genBusy, d.committing = false, false
