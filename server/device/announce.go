@@ -150,6 +150,7 @@ func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.Disk
 	}
 	d.needGen = true
 	d.genAgain = d.genAgain || d.genBusy
+	d.genOwed = d.genOwed || !d.genBusy // at the next change may be never
 	return replication.Outdated
 }
 
