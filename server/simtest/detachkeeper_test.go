@@ -37,13 +37,15 @@ func detachInMidst(t *testing.T, c *Cluster, cut, detach, kill time.Duration) {
 			}
 		})
 	}
-	all.Go(func() { time.Sleep(cut); c.Cut(0, 2) })
 	out := make(chan error, 1)
 	all.Go(func() {
 		time.Sleep(detach)
 		out <- c.Nodes[1].Dev.Detach(timeout(t, 2*time.Second))
 	})
-	time.Sleep(kill)
+	cut = min(cut, kill)
+	time.Sleep(cut)
+	c.Cut(0, 2)
+	time.Sleep(kill - cut)
 	early := c.Nodes[1].Dev.Status().Detached
 	c.Nodes[0].Kill()
 	all.Wait()

@@ -107,6 +107,10 @@ var things = strings.Fields("kill kill start start start cut heal isolate rejoin
 func sequence(seed uint64) (o Options, list []step) {
 	rng := rand.New(rand.NewPCG(seed, 47))
 	o = devices(seed, 2+rng.IntN(3), rng.IntN(3))
+	o.FailIO, o.PassOn = rng.IntN(4) == 0, rng.IntN(4) == 0
+	if rng.IntN(5) == 0 {
+		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+	}
 	rests := []time.Duration{0, 5 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond, 6 * time.Second}
 	for range 4 + rng.IntN(16) {
 		list = append(list, step{things[rng.IntN(len(things))], rng.IntN(o.Nodes), rng.IntN(o.Nodes), rests[rng.IntN(len(rests))]})
