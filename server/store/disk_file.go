@@ -215,7 +215,7 @@ func (d *fileDisk) grow(size int64) error {
 }
 
 func (d *fileDisk) Close() error {
-	err := d.fd.f.Close()
+	err := d.fd.close()
 	if errors.Is(err, os.ErrClosed) {
 		return nil
 	}
@@ -261,6 +261,14 @@ func newDescriptor(f *os.File) *descriptor {
 	}
 	d.conn = conn
 	return d
+}
+
+// close gives up the file's lock, if it has one, and closes it. Else the lock would
+// last as long as a read that is under way, or a child that was forked and is not
+// another program yet, and who opens the file next would be refused.
+func (d *descriptor) close() error {
+	_ = d.conn.Control(func(fd uintptr) { _ = unix.Flock(int(fd), unix.LOCK_UN) })
+	return d.f.Close()
 }
 
 func (d *descriptor) do(op callOp, mode uint32, off, n int64) (int64, error) {

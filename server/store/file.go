@@ -32,7 +32,7 @@ func (f osFile) ReadAt(p []byte, off int64) (int, error)  { return f.fd.f.ReadAt
 func (f osFile) WriteAt(p []byte, off int64) (int, error) { return f.fd.f.WriteAt(p, off) }
 func (f osFile) Sync() error                              { return f.fd.datasync() }
 func (f osFile) Truncate(size int64) error                { return f.fd.f.Truncate(size) }
-func (f osFile) Close() error                             { return f.fd.f.Close() }
+func (f osFile) Close() error                             { return f.fd.close() }
 
 func (f osFile) NextData(off int64) (start, end int64, err error) { return f.fd.nextData(off) }
 
