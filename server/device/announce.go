@@ -121,7 +121,7 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 // outdoneLocked reports whether somebody in contact knows of a generation in force
 // that is after the one that a peer's disk is in.
 func (d *Device) outdoneLocked(p *peer) bool {
-	in := bornLocked(p)
+	in := p.bears()
 	for _, q := range d.peers {
 		if q != nil && q.agreed && d.orderedLocked() && !q.hs.mine.Foreign(&q.hs.theirs) && q.hs.theirs.Gens.Seen.After(in) {
 			return true

@@ -325,7 +325,7 @@ func (d *Device) healHereLocked(h *healing, b *block.Batch) {
 	o.kind, o.what = mend, block.Write
 	o.ext, o.heal = h.ext, h
 	o.data = make([]byte, o.ext.Len)
-	d.overtakePullsLocked(nil, o.ext)
+	d.overtakePullsLocked(nil, o.ext, false)
 	d.beginLocked(o, b)
 }
 

@@ -59,7 +59,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		p.acks.addLocked(seq, b)
 	}
 	d.stats.PeerWrites++
-	d.overtakePullsLocked(p, o.ext)
+	d.overtakePullsLocked(p, o.ext, false)
 	d.beginLocked(o, b)
 	if moved {
 		// Behind the change: who waits for it is to read what it wrote.

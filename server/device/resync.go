@@ -307,8 +307,9 @@ func (d *Device) askPieceLocked(o *op, b *block.Batch) {
 }
 
 // overtakePullsLocked: a change that does not come over the source's link has
-// overtaken what the source may have read before it.
-func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
+// overtaken what the source may have read before it. Of pieces that have come, those
+// are overtaken, too, that wait behind the change for their range.
+func (d *Device) overtakePullsLocked(from *peer, e block.Extent, come bool) {
 	if !d.pulls || mutate.Is(mutate.PullOvertaken) {
 		return
 	}
@@ -317,7 +318,7 @@ func (d *Device) overtakePullsLocked(from *peer, e block.Extent) {
 			continue
 		}
 		for _, o := range p.sync.ops {
-			if !o.granted && o.ext.Overlaps(e) {
+			if (come || !o.granted) && o.ext.Overlaps(e) {
 				o.overtaken = true
 			}
 		}

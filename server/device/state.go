@@ -274,14 +274,7 @@ func (d *Device) sendAgainLocked(o *op, p *peer, b *block.Batch) {
 // landHereLocked makes a change to this node's own disk that was not there, or
 // failed it, when the change was sent to the others.
 func (d *Device) landHereLocked(o *op, b *block.Batch) {
-	for _, q := range d.peers {
-		if q == nil || !q.sync.pulling {
-			continue
-		}
-		for _, piece := range q.sync.ops {
-			piece.overtaken = piece.overtaken || piece.ext.Overlaps(o.ext)
-		}
-	}
+	d.overtakePullsLocked(nil, o.ext, true)
 	d.carryOutLocked(o, b)
 }
 

@@ -266,7 +266,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 		d.stranded = append(d.stranded, o)
 		return
 	}
-	d.overtakePullsLocked(nil, o.ext)
+	d.overtakePullsLocked(nil, o.ext, false)
 	d.window.push(o)
 	o.shift = d.shift
 	o.wait = d.receives
@@ -304,17 +304,7 @@ func (d *Device) takesLocked() bool { return d.disk != nil && d.dstat.HasData() 
 // One that was let in while there was such a disk, and has waited for the
 // activity log or its range since, may come when there is none: on mixtures
 // alone it would be undone by their resync.
-func (d *Device) landsLocked() bool {
-	if d.disk != nil && d.dstat == replication.UpToDate {
-		return true
-	}
-	for id := range d.receives.All() {
-		if d.peers[id].disk == replication.UpToDate {
-			return true
-		}
-	}
-	return d.disks.Len() == 1
-}
+func (d *Device) landsLocked() bool { return d.disks.Len() == 1 || d.borneLocked(d.receives) }
 
 // landStrandedLocked goes on with the changes that waited for a disk with the
 // current data.

@@ -98,19 +98,19 @@ func (d *Device) witnessLearnLocked(theirs *replication.Facts) bool {
 // generation in force that a peer's disk is not in. One that no disk is in, all of
 // them being in contact, is nobody's: its primary's disk was lost before it bore it.
 func (d *Device) witnessedAgainstLocked(p *peer) bool {
-	if !d.witnessLocked() || p.diskless || !d.gens.Seen.After(bornLocked(p)) {
+	if !d.witnessLocked() || p.diskless || !d.gens.Seen.After(p.bears()) {
 		return false
 	}
 	for id := range d.disks.All() {
 		q := d.peers[id]
-		if q == nil || !q.agreed || !q.disk.HasData() || q.newcomer || !d.gens.Seen.After(bornLocked(q)) {
+		if q == nil || !q.agreed || !q.disk.HasData() || q.newcomer || !d.gens.Seen.After(q.bears()) {
 			return true
 		}
 	}
 	return false
 }
 
-// bornLocked is the newest generation that a peer's disk is known to be in.
-func bornLocked(p *peer) replication.Gen {
+// bears is the newest generation that a peer's disk is known to be in.
+func (p *peer) bears() replication.Gen {
 	return max(p.hs.theirs.Gens.Current, replication.Gen(p.state.Current), p.confirmed)
 }
