@@ -281,13 +281,26 @@ func (d *Device) passOnLocked(o *op, err error) {
 		return // the range stays marked
 	}
 	d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
-	if !d.remoteDataLocked() || o.kind == appChange && !o.acked && o.wait == 0 {
-		return // nobody has it, or is about to
+	if !d.remoteDataLocked() {
+		return // nobody has it
+	}
+	if o.kind == appChange && d.dstat > replication.Inconsistent && !o.took {
+		// Where all complete disks fail it, this one stays what it is, and the
+		// consumer is told: else there would be mixtures only.
+		if o.wait != 0 {
+			o.passed, o.err = o.err, nil
+		}
+		return
 	}
 	o.err = nil
+	d.mixedLocked(o.ext)
+}
+
+// mixedLocked: this disk has failed a change that others have.
+func (d *Device) mixedLocked(e block.Extent) {
 	for _, p := range d.peers {
 		if p != nil && p.sync.pulling {
-			p.sync.spoilLocked(o.ext)
+			p.sync.spoilLocked(e)
 		}
 	}
 	if d.dstat <= replication.Inconsistent {

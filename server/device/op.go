@@ -48,6 +48,8 @@ type op struct {
 	need, wait replication.NodeSet
 	miss       replication.NodeSet // who is not sent this change
 	acked      bool                // some peer has it
+	took       bool                // a peer's complete disk has it
+	passed     error               // how this disk failed it, until it is known whether a complete one takes it
 	local      bool                // the local disk has not finished
 	localOK    bool
 	answered   bool

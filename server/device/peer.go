@@ -298,6 +298,11 @@ func (d *Device) ackedLocked(p *peer, first, count uint64, written bool, b *bloc
 			somewhere = somewhere || o.finished && d.nowhereLocked(o)
 			o.wait &^= p.bit()
 			o.acked = true
+			o.took = o.took || d.servesLocked(p)
+			if o.passed != nil && o.took {
+				o.passed = nil
+				d.mixedLocked(o.ext)
+			}
 			p.fails = 0
 		}
 		d.progressLocked(o, b)

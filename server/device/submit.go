@@ -437,6 +437,13 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 
 // progressLocked answers a change, and retires it, as far as it has come.
 func (d *Device) progressLocked(o *op, b *block.Batch) {
+	if o.passed != nil && o.wait == 0 { // no complete disk has taken it
+		o.err, o.passed = o.passed, nil
+		if o.finished && !o.answered && !o.queued {
+			d.releaseHeldLocked(b) // that it was nowhere is why it was held
+			return
+		}
+	}
 	if !o.finished && !o.local && o.need == 0 {
 		o.finished = true
 		d.answerOrHoldLocked(o, b)

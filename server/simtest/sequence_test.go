@@ -15,6 +15,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // TestSequence plays short histories one step after the other, most of them with
@@ -56,21 +57,25 @@ func TestSequencesThatWentWrong(t *testing.T) {
 	for name, x := range map[string]struct {
 		disks, without int
 		steps          string
+		passOn         bool
 	}{
 		"both disks fail a write, which comes to one of them only, and a piece of a resync undoes it there": {
-			2, 2, "fail 0 0 300ms;fail 1 0 6s;promote 1 0 5ms;write 1 1 0s;detach 2 0 300ms",
+			2, 2, "fail 0 0 300ms;fail 1 0 6s;promote 1 0 5ms;write 1 1 0s;detach 2 0 300ms", false,
 		},
 		"the last disk fails each write, at once and again, and no disk is taken for current afterwards": {
-			2, 0, "promote 0 0 6s;detach 1 0 300ms;off 0 0 300ms;fail 1 0 300ms;promote 0 0 5ms;fail 0 0 300ms;write 0 0 5ms",
+			2, 0, "promote 0 0 6s;detach 1 0 300ms;off 0 0 300ms;fail 1 0 300ms;promote 0 0 5ms;fail 0 0 300ms;write 0 0 5ms", false,
 		},
 		"the source of a resync fails a write, which its target has made, and undoes it there": {
-			2, 2, "write 3 0 300ms;promote 3 0 300ms;fail 0 0 5ms;invalidate 1 0 5ms;write 1 2 6s",
+			2, 2, "write 3 0 300ms;promote 3 0 300ms;fail 0 0 5ms;invalidate 1 0 5ms;write 1 2 6s", false,
 		},
 		"a generation comes into force that the one disk in it could not note": {
-			2, 2, "leave 0 0 0s;promote 1 0 300ms;rot 1 0 300ms;write 0 1 5ms;start 0 0 300ms;power 2 1 5ms",
+			2, 2, "leave 0 0 0s;promote 1 0 300ms;rot 1 0 300ms;write 0 1 5ms;start 0 0 300ms;power 2 1 5ms", false,
 		},
 		"a replica has noted a generation, and does not hear from who made it that it is in force": {
-			2, 2, "promote 3 0 300ms;write 3 2 5ms;power 1 1 300ms;promote 0 0 300ms;detach 0 0 5ms;rot 1 0 6s",
+			2, 2, "promote 3 0 300ms;write 3 2 5ms;power 1 1 300ms;promote 0 0 300ms;detach 0 0 5ms;rot 1 0 6s", false,
+		},
+		"both disks fail a write and stay, each for the other's sake, and both are mixtures": {
+			2, 2, "fail 1 0 6s;fail 0 0 300ms;promote 1 0 300ms;write 1 2 300ms", true,
 		},
 	} {
 		var list []step
@@ -83,7 +88,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 			list = append(list, s)
 		}
 		for seed := range uint64(10) {
-			if err := play(t, devices(seed, x.disks, x.without), list); err != nil {
+			o := devices(seed, x.disks, x.without)
+			o.PassOn = x.passOn
+			if err := play(t, o, list); err != nil {
 				t.Errorf("%s: %v", name, err)
 				break
 			}
@@ -100,9 +107,12 @@ type step struct {
 
 func (s step) String() string { return fmt.Sprintf("%s %d %d, then %v", s.do, s.n, s.m, s.rest) }
 
-// Each thing as often as it is likely.
-var things = strings.Fields("kill kill start start start cut heal isolate rejoin promote promote promote promote demote " +
-	"write write write write write detach detach attach leave leave invalidate fail rot off power")
+// Each thing as often as it is likely; the rarer ones are in half of the histories.
+var (
+	things = strings.Fields("kill kill start start start cut heal isolate rejoin promote promote promote promote demote " +
+		"write write write write write detach detach attach leave leave invalidate fail rot off power")
+	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify"))
+)
 
 func sequence(seed uint64) (o Options, list []step) {
 	rng := rand.New(rand.NewPCG(seed, 47))
@@ -111,9 +121,13 @@ func sequence(seed uint64) (o Options, list []step) {
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
 	}
+	some := things
+	if rng.IntN(2) == 0 {
+		some = rarer
+	}
 	rests := []time.Duration{0, 5 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond, 6 * time.Second}
 	for range 4 + rng.IntN(16) {
-		list = append(list, step{things[rng.IntN(len(things))], rng.IntN(o.Nodes), rng.IntN(o.Nodes), rests[rng.IntN(len(rests))]})
+		list = append(list, step{some[rng.IntN(len(some))], rng.IntN(o.Nodes), rng.IntN(o.Nodes), rests[rng.IntN(len(rests))]})
 	}
 	return o, list
 }
@@ -137,11 +151,12 @@ type player struct {
 	l      *ledger
 	rng    *rand.Rand
 	faults []*diskFault
+	zombie int // a node that was given up and does not know; -1: none
 }
 
 func play(t *testing.T, o Options, list []step) (err error) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &player{c: New(o), l: newLedger(), rng: rand.New(rand.NewPCG(o.Seed, 53))}
+		p := &player{c: New(o), l: newLedger(), rng: rand.New(rand.NewPCG(o.Seed, 53)), zombie: -1}
 		defer func() {
 			p.lift()
 			for _, n := range p.c.Nodes {
@@ -213,6 +228,31 @@ func (p *player) take(s step) error {
 	case "write":
 		p.write(int64(s.n*len(p.c.Nodes)+s.m) % 6)
 		return nil
+	case "burst":
+		p.burst()
+		return nil
+	case "read":
+		return p.read(int64(s.n*len(p.c.Nodes)+s.m) % 6)
+	case "stall", "mute":
+		if n != m {
+			p.c.Stall(s.n, s.m, map[string]wire.Link{"stall": wire.Data, "mute": wire.Meta}[s.do])
+		}
+		return nil
+	case "flow":
+		p.flow()
+		return nil
+	case "lift":
+		p.lift()
+		return nil
+	case "lose":
+		if n.Dev != nil && p.zombie < 0 {
+			p.zombie = s.n
+			p.c.GiveUp(s.n)
+		}
+		return nil
+	case "learn":
+		p.learn()
+		return nil
 	}
 	if n.Dev == nil {
 		return nil
@@ -245,18 +285,50 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 		return n.Dev.Attach(ctx)
 	case "invalidate":
 		return n.Dev.Invalidate(ctx)
-	case "fail", "rot":
-		im := map[string]*storetest.Image{"fail": n.Disk, "rot": n.Meta}[do]
+	case "verify":
+		_, err := n.Dev.Verify("")
+		return err
+	case "fail", "rot", "hang", "hangmeta":
+		im := n.Disk
+		if do == "rot" || do == "hangmeta" {
+			im = n.Meta
+		}
+		f := storetest.Fault{Ops: storetest.OpWrite | storetest.OpSync, Err: syscall.EIO}
+		if do == "hang" || do == "hangmeta" {
+			f.Hang, f.Err = true, nil
+		}
 		if im != nil {
-			p.faults = append(p.faults, &diskFault{im, im.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpSync, Err: syscall.EIO})})
+			p.faults = append(p.faults, &diskFault{im, im.Inject(f)})
 		}
 	}
 	return nil
 }
 
+// learn has a node notice that it was given up.
+func (p *player) learn() {
+	if p.zombie < 0 {
+		return
+	}
+	p.lift() // a session ends when the disks have let go of it
+	z := p.zombie
+	p.zombie = -1
+	p.c.Learn(z)
+}
+
+// flow lets all that was stalled arrive.
+func (p *player) flow() {
+	for i := range p.c.Nodes {
+		for j := range p.c.Nodes {
+			p.c.Flow(i, j, wire.Data)
+			p.c.Flow(i, j, wire.Meta)
+		}
+	}
+}
+
 func (p *player) lift() {
 	for _, f := range p.faults {
 		f.im.Lift(f.in)
+		f.in.Release()
 	}
 	p.faults = nil
 }
@@ -305,9 +377,37 @@ func (p *player) write(blk int64) {
 	}
 }
 
+// burst has whoever is primary write to many blocks at a time.
+func (p *player) burst() {
+	for _, n := range p.c.Nodes {
+		if n.Dev != nil && n.Dev.Status().Role == replication.Primary {
+			_ = p.within(300*time.Millisecond, func(ctx context.Context) error {
+				p.l.writeMany(ctx, n, []int64{0, 1, 2, 3, 4, 5})
+				return nil
+			})
+			return
+		}
+	}
+}
+
+// read reads from every node that takes itself for the primary.
+func (p *player) read(blk int64) error {
+	for _, n := range p.c.Nodes {
+		if n.Dev == nil || n.Dev.Status().Role != replication.Primary {
+			continue
+		}
+		if err := p.within(300*time.Millisecond, func(ctx context.Context) error { return p.l.read(ctx, n, blk) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // mend undoes everything.
 func (p *player) mend() error {
 	p.lift()
+	p.learn()
+	p.flow()
 	for _, i := range p.rng.Perm(len(p.c.Nodes)) {
 		p.c.Rejoin(i)
 		if err := p.start(p.c.Nodes[i]); err != nil {
