@@ -42,6 +42,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.kickLocked(b)
 	d.refreshLocked(b)
 	d.regainLocked()
+	d.relieveLocked(b) // what is stable depends on who takes part
 	if d.frozen > 0 {
 		d.touchLocked() // who freezes waits for it to become quiet
 	}

@@ -1,0 +1,109 @@
+package cmd_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lockstepd/lockstep/cmd/internal/proc"
+)
+
+// leaping is the first program of a machine of its own (User Mode Linux, on this
+// machine's files, which it can't write to), whose clock is set as no other may
+// be: by days and by decades, forth and back, while a
+// client of one of three nodes writes. Each node is told the machine's files by the
+// arguments %s, in which $n is its name.
+const leaping = `#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin NO_COLOR=1
+mount -t proc proc /proc
+mount -t tmpfs -o size=96m tmpfs /run
+mkdir /run/tmp
+export TMPDIR=/run/tmp
+ip link set lo up
+nodes="alpha beta gamma"
+for n in $nodes; do
+	%s >/run/$n.log 2>&1 &
+done
+ctl() { n=$1; shift; %s -t /run/$n.ctl "$@"; }
+for n in $nodes; do
+	until ctl $n status >/dev/null 2>&1; do sleep 0.1; done
+	ctl $n device wait r0 -q || echo "@failed: $n is not in sync"
+done
+for n in $nodes; do ctl $n status | sed "s/^/@before $n /"; done
+mkfifo /run/orders
+qemu-io -f raw "nbd+unix:///r0?socket=/run/alpha.run/r0.nbd" </run/orders >/run/client 2>&1 &
+client=$!
+exec 3>/run/orders
+at=0
+some() { # writes for a while, and flushes
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+		echo "write -P $((at %% 250 + 1)) ${at}k 4k" >&3
+		[ $((i %% 5)) != 0 ] || echo flush >&3
+		at=$((at + 4))
+		sleep 0.1
+	done
+}
+some
+now=$(date +%%s)
+for to in $((now + 86400)) $((now - 86400)) $((now + 315360000)) 86400 $((now + 3)) $((now - 3)); do
+	date -s @$to >/dev/null || echo "@failed: the clock cannot be set"
+	some
+done
+echo quit >&3
+exec 3>&-
+wait $client
+echo "@client wrote $(grep -c 'wrote 4096/4096' /run/client) of $((at / 4)), $(grep -ci error /run/client) errors"
+for n in $nodes; do
+	ctl $n device wait r0 -q || echo "@failed: $n is not in sync"
+	ctl $n status | sed "s/^/@after $n /"
+	grep -E 'is down|has missed|is gone|is back|quorum lost|refused|ERR' /run/$n.log | sed "s/^/@log $n /"
+	cmp /run/alpha.state/r0.img /run/$n.state/r0.img || echo "@failed: the disks of alpha and $n differ"
+done
+echo @end
+echo o > /proc/sysrq-trigger
+sleep 60
+`
+
+// TestScenario58TheClockJumps sets the clock of a machine with three nodes on it,
+// under load: nobody is given up, no answer is late or missing, and quorum stays.
+func TestScenario58TheClockJumps(t *testing.T) {
+	uml, err := exec.LookPath("linux.uml")
+	if err != nil {
+		t.Skipf("there is no clock that may be set: no User Mode Linux (Debian: user-mode-linux): %v", err)
+	}
+	t.Parallel()
+	cfg := quick()
+	cfg.Devices[0].Size = "4MiB"
+	c, dir := layOut(t, cfg, nil), t.TempDir()
+	node := strings.Join(c.Node("alpha").Args()[:2], " ") + " --node=$n --state-dir=/run/$n.state --rundir=/run/$n.run --unixctl=/run/$n.ctl"
+	init := filepath.Join(dir, "init")
+	if err := os.WriteFile(init, fmt.Appendf(nil, leaping, node, c.Ctl()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	host := proc.NewHost()
+	t.Cleanup(host.Close)
+	console := filepath.Join(dir, "console")
+	m, err := host.Start(proc.Spec{Log: console, Argv: []string{uml, "mem=256M", "uml_dir=" + dir, "umid=leaping",
+		"con=null", "con0=null,fd:1", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + init}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Wait(within(t, 4*patience)); err != nil {
+		t.Fatalf("%v\n%s", err, m.LogTail(60))
+	}
+	said, err := os.ReadFile(console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrote := regexp.MustCompile(`@client wrote (\d+) of (\d+), 0 errors`).FindSubmatch(said)
+	if wrote == nil || string(wrote[1]) != string(wrote[2]) || !strings.Contains(string(said), "@end") {
+		t.Errorf("not all writes were answered:\n%s", m.LogTail(60))
+	}
+	for _, bad := range regexp.MustCompile(`(?m)^@(failed|log).*$`).FindAll(said, -1) {
+		t.Errorf("after the clock was set: %s", bad)
+	}
+}
