@@ -21,6 +21,8 @@ type handshake struct {
 	theirs   replication.Facts
 	sent     bool // we agreed with the pair (no, peerNo)
 	got      bool
+	begins   bool      // the peer says on the data link which agreement what follows is of:
+	began    [2]uint32 // that of its hello, and ours
 	config   uint64
 	members  uint32
 	protocol uint8
@@ -35,7 +37,7 @@ func (d *Device) SessionUp(s Session) {
 		return
 	}
 	p.session = s
-	p.hs = handshake{}
+	p.hs = handshake{begins: p.speaks(wire.FeatureBegan)}
 	p.handle, p.closed = 0, false
 	b := &block.Batch{}
 	d.helloLocked(p, b)
@@ -155,7 +157,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 		d.helloLocked(p, b)
 		return
 	}
-	p.hs.sent, p.hs.got = false, false
+	p.hs.sent, p.hs.got, p.early = false, false, nil
 	d.decideLocked(p, b)
 }
 
@@ -340,6 +342,9 @@ func (d *Device) backedLocked(p *peer) bool {
 
 func (d *Device) agreeLocked(p *peer, b *block.Batch) {
 	p.hs.sent = true
+	if p.hs.begins {
+		p.send(wire.Header{Type: wire.Began, Arg: [3]uint64{uint64(p.hs.no), uint64(p.hs.peerNo)}}, nil, nil, b)
+	}
 	p.send(wire.Header{Type: wire.DevAgree, Arg: [3]uint64{uint64(p.hs.no), uint64(p.hs.peerNo), uint64(p.decision.Action)}}, nil, nil, b)
 	d.concludeLocked(p, b)
 }

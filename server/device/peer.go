@@ -46,8 +46,8 @@ type peer struct {
 	told      bool
 	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
-	// early are frames of an agreement that we stand by and of whose other half
-	// we have not heard yet: the two links are not ordered against each other.
+	// early are frames on the data link of an agreement that we stand by and of whose
+	// other half we have not heard yet: the two links are not ordered against each other.
 	early    []func(*block.Batch)
 	fencing  bool    // the handler is at work
 	fenced   bool    // by the handler's word its disk is outdated
@@ -132,6 +132,9 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	if p == nil || p.session != s || d.stopped || d.closing && f.Type != wire.WriteAck && f.Type != wire.FlushAck && f.Type != wire.ReadReply {
 		return // of a session that is over, or of no member
 	}
+	if !d.currentLocked(p, f) {
+		return
+	}
 	switch f.Type {
 	case wire.Write, wire.Zero:
 		d.peerChangeLocked(p, f, b)
@@ -145,6 +148,8 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
 	case wire.FlushAck:
 		d.flush.ackedLocked(d, p, f.Arg[0], f.Flags&wire.FlagError == 0, b)
+	case wire.Began:
+		p.hs.began = [2]uint32{uint32(f.Arg[0]), uint32(f.Arg[1])}
 	case wire.Receivers:
 		// At once where that can be: it is ordered against the writes behind it.
 		if p.agreed {
@@ -176,15 +181,29 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	}
 }
 
+// currentLocked reports whether a frame is of the present agreement with a peer, or
+// of the one that we stand by, as far as its link tells. A peer can have agreed with
+// our last hello but one, and sent what follows from that, before it hears of our
+// last: taken now, that would be a word, or a write, of a time that is over. What is
+// asked, and its answer, is of any time.
+func (d *Device) currentLocked(p *peer, f *wire.Frame) bool {
+	switch f.Type {
+	case wire.Write, wire.Zero, wire.Receivers, wire.Marks, wire.NewGen, wire.Bits, wire.SyncReq, wire.SyncData:
+	default:
+		return true
+	}
+	return !p.hs.begins || p.hs.peerNo != 0 && p.hs.began == [2]uint32{p.hs.peerNo, p.hs.no}
+}
+
 // controlLocked hands frames that change state to the worker, in order. Their
 // payload is copied: it lies in the link's buffer.
 func (d *Device) controlLocked(p *peer, f *wire.Frame) {
-	s, h := p.session, f.Header
+	s, h, no, peerNo := p.session, f.Header, p.hs.no, p.hs.peerNo
 	payload := append([]byte(nil), f.Payload...)
 	d.work.do(func() {
 		b := &block.Batch{}
 		d.mu.Lock()
-		if p.session == s {
+		if p.session == s && (h.Type.Link() != wire.Data || p.hs.no == no && p.hs.peerNo == peerNo) {
 			d.controlFrameLocked(p, &h, payload, b)
 		}
 		d.mu.Unlock()
@@ -213,7 +232,8 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		return
 	}
 	if !p.agreed && p.hs.sent && h.Type != wire.DevAgree && h.Type != wire.DevClosed {
-		if len(p.early) < maxEarly {
+		// On the link of the agree, what comes before it is of another agreement.
+		if h.Type.Link() == wire.Data && len(p.early) < maxEarly {
 			p.early = append(p.early, func(b *block.Batch) { d.controlFrameLocked(p, h, payload, b) })
 		}
 		return

@@ -30,6 +30,9 @@ const (
 	// replica's read with their present content, and none but a replica that is
 	// sent their changes.
 	FeatureHeal = 1 << 2
+	// FeatureBegan is the feature bit of nodes that say on the data link, too, where
+	// an agreement begins (Began), and take nothing there that is of another.
+	FeatureBegan = 1 << 3
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255

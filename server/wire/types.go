@@ -40,6 +40,7 @@ const (
 
 	VerifyReq   Type = 45 // Arg: offset, request id, length; payload: a sequence, and the checksums of the blocks
 	VerifyReply Type = 46 // Arg: offset, request id, sequence; payload: which blocks differ (8 bytes); FlagError: not compared
+	Began       Type = 47 // Arg: my hello number, yours: what follows on this link is of the agreement on those
 
 	// Device frames on the meta link.
 	WriteAck   Type = 64 // Arg: first device sequence, count, flags word: written
@@ -97,6 +98,7 @@ var types = [128]typeInfo{
 	Marks:       {"marks", MaxControlPayload, Data},
 	NewGen:      {"new-generation", MaxControlPayload, Data},
 	Receivers:   {"receivers", 0, Data},
+	Began:       {"agreement-began", 0, Data},
 	VerifyReq:   {"verify", MaxControlPayload, Data},
 	VerifyReply: {"verify-reply", 8, Data},
 
