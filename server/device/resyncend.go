@@ -101,6 +101,7 @@ func (d *Device) targetDoneLocked(p *peer) {
 	d.pulls = d.pullingLocked()
 	p.inSync = true
 	d.setReplLocked(p, replication.Established)
+	d.best = d.best || src.Best // of equal data the one knows what the other does
 	d.setDiskLocked(max(src.Disk, replication.Outdated), "resync from "+p.name+" is complete")
 	d.eventLocked("resync", p, "resync from %s is complete: %s in %v", p.name, block.Amount(from.done), time.Since(from.began).Round(time.Millisecond))
 	s := p.session
