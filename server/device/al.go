@@ -61,15 +61,16 @@ func (q *alQueue) run(ctx context.Context, d *Device) {
 // activityLocked is the activity log that changes are noted in: that of the
 // metadata or, on a primary without a disk, an account of it in memory.
 func (d *Device) activityLocked() *store.ActivityLog {
-	if d.meta != nil {
+	account := d.role == replication.Primary && !mutate.Is(mutate.NoAccount)
+	switch {
+	case account && d.account != nil:
+		return d.account // even while the metadata of a disk that is given up are still there
+	case d.meta != nil:
 		return d.meta.AL()
-	}
-	if d.role != replication.Primary || mutate.Is(mutate.NoAccount) {
+	case !account:
 		return nil
 	}
-	if d.account == nil {
-		d.openAccountLocked(nil)
-	}
+	d.openAccountLocked(nil)
 	return d.account
 }
 
@@ -126,15 +127,16 @@ func (d *Device) activate(ctx context.Context, ops []*op) {
 	}
 	b = &block.Batch{}
 	d.mu.Lock()
+	if err != nil && meta != nil && d.activityLocked() == log {
+		d.metaFailedLocked(meta, "activity log", err)
+	}
 	if err != nil && d.activityLocked() != log {
 		// The disk went with its log: the changes are to be in what is kept now, or
 		// more would be in flight than the replicas' logs have room for.
 		d.mu.Unlock()
+		b.Finish()
 		d.activate(ctx, ops)
 		return
-	}
-	if err != nil && meta != nil {
-		d.metaFailedLocked(meta, "activity log", err)
 	}
 	for _, o := range ops {
 		if err == nil {
