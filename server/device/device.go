@@ -169,12 +169,13 @@ type Device struct {
 	origin       uint64 // of the disk's data; replication.NoOrigin: not known
 	begins       uint64 // without a disk, as primary: see beginsLocked
 	votes        replication.Votes
-	votesNews    bool // not all of votes and origin is durable
-	newcomer     bool // see replication.Census
-	member       bool // has had the current data where there was quorum
-	leaving      bool // is about to stop, and asks to give its vote up
-	detaching    bool // likewise for its disk
-	returning    bool // asks for its vote back
+	votesNews    bool   // not all of votes and origin is durable
+	newcomer     bool   // see replication.Census
+	member       bool   // has had the current data where there was quorum
+	leaving      bool   // is about to stop, and asks to give its vote up
+	detaching    bool   // likewise for its disk
+	claimed      uint32 // the count at which this node asked last for its vote back
+	returning    bool   // asks for its vote back
 	poll         poll
 	live         bool // the disk has been up to date while this process held it
 	best         bool // every disk was in reach, and no complete one had newer data

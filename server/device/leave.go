@@ -94,7 +94,7 @@ func (d *Device) leave(ctx context.Context) error {
 	ok = ok && !d.closing
 	d.mu.Unlock()
 	if !ok {
-		return nil
+		return d.stayOut(ctx)
 	}
 	stays, err := d.ask(ctx, wire.Change{Kind: wire.ChangeLeave, Arg: uint64(ask)}, ask)
 	d.mu.Lock()
@@ -121,7 +121,16 @@ func (d *Device) leave(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	d.eventLocked("quorum", nil, "this node leaves, and gives its vote up to %s", d.namesLocked(stays))
-	left := ask & d.agreedLocked()
+	d.mu.Unlock()
+	d.tellLeft(ctx, count, ask)
+	return nil
+}
+
+// tellLeft has everybody of a set that is in contact note that this node's vote is
+// given up.
+func (d *Device) tellLeft(ctx context.Context, count uint32, set replication.NodeSet) {
+	d.mu.Lock()
+	left := set & d.agreedLocked()
 	d.mu.Unlock()
 	if _, err := d.ask(ctx, wire.Change{Kind: wire.ChangeLeft, Arg: uint64(count)}, left); err != nil {
 		d.log.Info("not all have noted that this node has left", "device", d.opts.Name, "err", err)
@@ -129,6 +138,28 @@ func (d *Device) leave(ctx context.Context) error {
 	d.mu.Lock()
 	d.poll = poll{}
 	d.mu.Unlock()
+}
+
+// stayOut is for a node that has given its vote up and has asked for it back in vain:
+// some may have noted that it has it again, and would count on it for as long as it is
+// away. They are told, and learn from its facts, that it has not.
+func (d *Device) stayOut(ctx context.Context) error {
+	d.mu.Lock()
+	all, noted := d.agreedLocked(), d.claimed
+	for id := range all.All() {
+		noted = max(noted, d.peers[id].hs.theirs.Votes[d.cfg.Self])
+	}
+	if d.closing || d.meta == nil || !d.votes.Given(d.cfg.Self) || noted <= d.votes[d.cfg.Self] || !d.pollableLocked(all) {
+		d.mu.Unlock()
+		return nil
+	}
+	count := noted | 1
+	d.votes[d.cfg.Self] = count
+	d.mu.Unlock()
+	if err := d.save(); err != nil {
+		return err
+	}
+	d.tellLeft(ctx, count, all)
 	return nil
 }
 
@@ -396,13 +427,14 @@ func (d *Device) regain(ask replication.NodeSet) {
 	defer cancel()
 	d.mu.Lock()
 	count := d.votes[d.cfg.Self] + 1
+	d.claimed = count
 	d.mu.Unlock()
 	var err error
 	if !mutate.Is(mutate.ReturnUnasked) {
 		_, err = d.ask(ctx, wire.Change{Kind: wire.ChangeReturn, Arg: uint64(count)<<32 | uint64(ask)}, ask)
 	}
 	d.mu.Lock()
-	if err == nil && d.poll.no == nil && !d.leaving && !d.closing {
+	if err == nil && d.poll.no == nil && !d.leaving && !d.closing && d.votes[d.cfg.Self]+1 == count {
 		d.votes.Take(d.cfg.Self)
 		d.touchLocked()
 		d.eventLocked("quorum", nil, "this node, which had left in order, has its vote again")

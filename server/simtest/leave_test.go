@@ -333,3 +333,36 @@ func TestScenario37WhatWasNotSaidInOrder(t *testing.T) {
 		}
 	})
 }
+
+// TestScenario37AVoteThatNotAllGaveBack: a node that had left asks for its vote back,
+// which one of two notes and the other refuses, since it is in contact with a node that
+// the first is not in contact with. When its disk is detached again, and the other's
+// after it, nobody counts on either.
+func TestScenario37AVoteThatNotAllGaveBack(t *testing.T) {
+	o := nodes(4)
+	o.Diskless = replication.Of(3)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustStop(t, 2)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Cut(0, 3)
+		c.Cut(2, 3)
+		c.mustStart(t, 2)
+		time.Sleep(time.Minute)
+		if !c.Nodes[2].Dev.Status().Voteless {
+			t.Fatalf("n2 has its vote back\n%s", c.Describe())
+		}
+		for _, i := range []int{2, 1} {
+			if err := c.Nodes[i].Dev.Detach(timeout(t, time.Minute)); err != nil {
+				t.Fatalf("detach the disk of n%d: %v\n%s", i, err, c.Describe())
+			}
+			time.Sleep(time.Minute) // two do not rely on each other at once
+		}
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[0].Kill()
+		c.mustStart(t, 0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'c', 4096)
+	})
+}
