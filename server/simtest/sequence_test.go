@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -111,7 +112,7 @@ func (s step) String() string { return fmt.Sprintf("%s %d %d, then %v", s.do, s.
 var (
 	things = strings.Fields("kill kill start start start cut heal isolate rejoin promote promote promote promote demote " +
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
-	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify"))
+	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -120,6 +121,9 @@ func sequence(seed uint64) (o Options, list []step) {
 	o.FailIO, o.PassOn = rng.IntN(4) == 0, rng.IntN(4) == 0
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+	}
+	if rng.IntN(8) == 0 {
+		o.Protocol = []replication.Protocol{replication.ProtocolA, replication.ProtocolB}[rng.IntN(2)]
 	}
 	some := things
 	if rng.IntN(2) == 0 {
@@ -285,6 +289,8 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 		return n.Dev.Attach(ctx)
 	case "invalidate":
 		return n.Dev.Invalidate(ctx)
+	case "grow":
+		return n.Dev.Resize(ctx, n.Dev.Size()+16*block.Unit)
 	case "verify":
 		_, err := n.Dev.Verify("")
 		return err
@@ -396,12 +402,16 @@ func (p *player) read(blk int64) error {
 		if n.Dev == nil || n.Dev.Status().Role != replication.Primary {
 			continue
 		}
-		if err := p.within(300*time.Millisecond, func(ctx context.Context) error { return p.l.read(ctx, n, blk) }); err != nil {
+		if err := p.within(300*time.Millisecond, func(ctx context.Context) error { return p.l.read(ctx, n, blk) }); err != nil && p.keeps() {
 			return err
 		}
 	}
 	return nil
 }
+
+// keeps reports whether what was answered is to be there whatever is lost. Else all
+// disks have to hold the same.
+func (p *player) keeps() bool { return p.c.opts.Protocol == replication.ProtocolC }
 
 // mend undoes everything.
 func (p *player) mend() error {
@@ -444,13 +454,16 @@ func (p *player) judge() error {
 		if n.Disk == nil {
 			continue
 		}
-		if err := p.l.check(func(off int64, b []byte) { n.Disk.Peek(b, off) }); err != nil {
+		if err := p.l.check(func(off int64, b []byte) { n.Disk.Peek(b, off) }); err != nil && p.keeps() {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 		if first == nil {
 			first = n
 		}
-		a, b := make([]byte, p.c.opts.Size), make([]byte, p.c.opts.Size)
+		if n.Dev.Size() != first.Dev.Size() {
+			return fmt.Errorf("%s has a size of %d, and %s of %d", first.Name, first.Dev.Size(), n.Name, n.Dev.Size())
+		}
+		a, b := make([]byte, n.Dev.Size()), make([]byte, n.Dev.Size())
 		first.Disk.Peek(a, 0)
 		if n.Disk.Peek(b, 0); !bytes.Equal(a, b) {
 			return fmt.Errorf("the disks of %s and %s differ", first.Name, n.Name)
