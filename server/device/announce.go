@@ -86,6 +86,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	p.state, p.heard = st, true
 	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
+	d.redeemedLocked(p)
 	d.peerDiskLocked(p, d.creditLocked(p, replication.DiskState(st.Disk)), b)
 	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
 	if p.sync.pulling && (p.disk < replication.Consistent && p.disk != replication.DUnknown || p.syncingLocked()) {
@@ -99,17 +100,19 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 }
 
 func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
+	was := p.role
+	p.role = r
 	if r != replication.Primary && d.primary == p.id {
 		d.primary = -1
 		d.recent.reset()           // it demoted in order: everything is everywhere
 		if d.floor >= d.received { // a resync of this disk may go on: that ends in sync, or not at all
 			d.heals.ended = d.stream
 		}
+		d.rivalLeftLocked()
 	}
-	if r == p.role {
+	if r == was {
 		return
 	}
-	p.role = r
 	d.eventLocked("role", p, "%s is now %v", p.name, r)
 	d.touchLocked()
 	if r == replication.Primary && (d.primary != p.id || p.state.Stream != d.stream) {

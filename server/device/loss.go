@@ -205,28 +205,9 @@ func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 	if d.unsyncedLocked() {
 		d.work.do(d.syncDisk) // before any vote or handshake
 	}
-	if d.meta != nil && d.recent.len() > 0 && !mutate.Is(mutate.SkipReconcile) {
-		list, complete := d.recent.after(d.floor)
-		others := d.disks.Without(d.cfg.Self)
-		for _, c := range list {
-			d.missLocked(others, c.ext)
-		}
-		if !complete {
-			for _, e := range d.meta.AL().Hot() {
-				d.missLocked(others, e)
-			}
-			for _, o := range d.ranges.ops {
-				if o.kind == peerChange { // it may wait for room in the log
-					d.missLocked(others, o.ext)
-				}
-			}
-		}
-		d.saveLocked(nil)
-		// With all that is marked nothing needs the log, nor room in it, any more.
-		// Nobody else would make any.
-		marked := d.epochLocked(d.received)
-		d.noteMarksLocked(func(*block.Batch) { d.meta.AL().SetStable(marked) })
-		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", len(list))
+	d.rivalLeftLocked()
+	if n, marked := d.unconfirmedLocked(); marked {
+		d.log.Info("the primary is gone", "peer", p.name, "reason", reason, "unconfirmed", n)
 		var again replication.NodeSet
 		for _, q := range d.peers {
 			if q != nil && q != p && !q.diskless {
@@ -238,6 +219,56 @@ func (d *Device) primaryLostLocked(p *peer, reason string, b *block.Batch) {
 			d.mu.Lock()
 			if d.primary < 0 {
 				d.rehelloLocked(again, b)
+			}
+			d.mu.Unlock()
+			b.Finish()
+		})
+	}
+}
+
+// unconfirmedLocked marks against all others what of the last changes of the primary
+// that was followed they may not have, and returns how many those are.
+func (d *Device) unconfirmedLocked() (n int, marked bool) {
+	if d.meta == nil || d.recent.len() == 0 || mutate.Is(mutate.SkipReconcile) {
+		return 0, false
+	}
+	list, complete := d.recent.after(d.floor)
+	others := d.disks.Without(d.cfg.Self)
+	for _, c := range list {
+		d.missLocked(others, c.ext)
+	}
+	if !complete {
+		for _, e := range d.meta.AL().Hot() {
+			d.missLocked(others, e)
+		}
+		for _, o := range d.ranges.ops {
+			if o.kind == peerChange { // it may wait for room in the log
+				d.missLocked(others, o.ext)
+			}
+		}
+	}
+	d.saveLocked(nil)
+	// With all that is marked nothing needs the log, nor room in it, any more.
+	// Nobody else would make any.
+	at := d.epochLocked(d.received)
+	d.noteMarksLocked(func(*block.Batch) { d.meta.AL().SetStable(at) })
+	return len(list), true
+}
+
+// rivalLeftLocked: the primary that was followed is that no longer. Where another in
+// contact takes itself for it, nobody knows from when on its changes were followed: it
+// is agreed with anew.
+func (d *Device) rivalLeftLocked() {
+	for _, q := range d.peers {
+		if q == nil || !q.agreed || q.role != replication.Primary || q.id == d.primary {
+			continue
+		}
+		no := q.hs.no
+		d.work.do(func() {
+			b := &block.Batch{}
+			d.mu.Lock()
+			if q.agreed && q.hs.no == no && q.role == replication.Primary && d.primary != q.id && d.role != replication.Primary {
+				d.helloLocked(q, b)
 			}
 			d.mu.Unlock()
 			b.Finish()

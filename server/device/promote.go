@@ -38,6 +38,7 @@ type changeState struct {
 
 	promisedTo int // a peer whose promotion we voted for; valid while promised != 0
 	promised   uint64
+	committed  bool // and it is the primary, which its state has yet to say
 	until      time.Time
 }
 
@@ -227,7 +228,7 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 	case wire.Prepare:
 		c.Yes, c.Again, c.Reason = d.voteLocked(p, c)
 		if c.Yes {
-			d.change.promised, d.change.promisedTo = c.Tx, p.id
+			d.change.promised, d.change.promisedTo, d.change.committed = c.Tx, p.id, false
 			d.change.until = time.Now().Add(2 * voteTimeout)
 		}
 		p.send(wire.Header{Type: wire.Vote}, c.Append(nil), nil, b)
@@ -241,10 +242,23 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 		}
 		d.touchLocked()
 	case wire.Commit, wire.Abort:
-		if c.Tx == d.change.promised {
-			d.change.promised = 0
-			d.touchLocked()
+		if c.Tx != d.change.promised {
+			return
 		}
+		if t == wire.Commit && p.role != replication.Primary {
+			d.change.committed = true // its state comes next; another that asks in between is not to be voted for
+			return
+		}
+		d.change.promised = 0
+		d.touchLocked()
+	}
+}
+
+// redeemedLocked: a peer that was voted for has said what it is since.
+func (d *Device) redeemedLocked(p *peer) {
+	if d.change.promised != 0 && d.change.promisedTo == p.id && d.change.committed {
+		d.change.promised = 0
+		d.touchLocked()
 	}
 }
 

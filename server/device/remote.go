@@ -193,6 +193,9 @@ func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 
 // followLocked begins to follow a new stint of a primary.
 func (d *Device) followLocked(p *peer, stream uint64) {
+	if q := d.primary; q >= 0 && q != p.id && q != d.cfg.Self && d.peers[q] != nil && d.peers[q].role == replication.Primary {
+		d.unconfirmedLocked() // it has not said that it is no longer primary
+	}
 	if stream != d.logStream {
 		d.logStream = 0 // from now on this disk has what the one before has not
 	}

@@ -61,10 +61,17 @@ func (d *Device) sourceDoneLocked(p *peer) {
 // primary sends here meanwhile is marked, and comes before its word that it
 // sends the target its changes.
 func (d *Device) mayMissLocked(p *peer) bool {
-	if d.primary < 0 || d.primary == d.cfg.Self || d.primary == p.id || d.peers[d.primary] == nil || mutate.Is(mutate.EndUnreached) {
+	if mutate.Is(mutate.EndUnreached) {
 		return false
 	}
-	return !replication.NodeSet(d.peers[d.primary].state.Receives).Has(p.id)
+	for _, q := range d.peers {
+		// Not only that which this node follows: of two it may be the wrong one.
+		primary := q != nil && q != p && (q.id == d.primary || q.agreed && q.role == replication.Primary)
+		if primary && !replication.NodeSet(q.state.Receives).Has(p.id) {
+			return true
+		}
+	}
+	return false
 }
 
 // endOverLocked ends the resyncs that waited for the primary.

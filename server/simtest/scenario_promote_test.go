@@ -48,3 +48,22 @@ func TestScenario34WhoHeardNothingOfAGeneration(t *testing.T) {
 		}
 	})
 }
+
+// TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown: a node that has voted for one, and
+// has heard that its promotion is done, but not yet its state, is asked by another which
+// is not in contact with the first.
+func TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.Cut(0, 2)
+		time.Sleep(time.Second)
+		c.SetTrap(takePoint(wire.Commit), 0, func(_, _ *Node) { c.Stall(2, 1, wire.Meta) })
+		c.mustPromote(t, 2)
+		time.Sleep(100 * time.Millisecond)
+		if err := c.Nodes[0].Dev.Promote(timeout(t, time.Second), false); err == nil {
+			t.Fatalf("two are primary\n%s", c.Describe())
+		}
+		c.Flow(2, 1, wire.Meta)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+	})
+}
