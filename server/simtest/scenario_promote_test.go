@@ -57,6 +57,7 @@ func TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown(t *testing.T) {
 		c.mustAllSync(t)
 		c.Cut(0, 2)
 		time.Sleep(time.Second)
+		c.Stall(2, 1, wire.Data)
 		c.SetTrap(takePoint(wire.Commit), 0, func(_, _ *Node) { c.Stall(2, 1, wire.Meta) })
 		c.mustPromote(t, 2)
 		time.Sleep(100 * time.Millisecond)
@@ -64,6 +65,7 @@ func TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown(t *testing.T) {
 			t.Fatalf("two are primary\n%s", c.Describe())
 		}
 		c.Flow(2, 1, wire.Meta)
+		c.Flow(2, 1, wire.Data)
 		c.mustWrite(t, 2, 0, 'a', 4096)
 	})
 }
