@@ -1,0 +1,47 @@
+package simtest
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// TestWhatWasReadAfterAnErrorStays: a primary without a disk, whose requests fail where
+// there is no quorum, has written to one of two disks, and tells the client of an error
+// since it loses the other. That is back at once. What the client reads then it reads
+// for good, whichever of the disks is lost.
+func TestWhatWasReadAfterAnErrorStays(t *testing.T) {
+	o := three()
+	o.Nodes, o.Diskless, o.FailIO = 4, replication.Of(3), true
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 3)
+		c.mustWrite(t, 3, 0, 'a', 4096)
+		c.Nodes[2].Kill()
+		c.mustWrite(t, 3, 0, 'b', 4096)
+		c.mustFlush(t, 3)
+		time.Sleep(time.Second) // nothing of before is in doubt
+		c.Stall(3, 1, wire.Data)
+		write := c.Nodes[3].ask(block.Write, 0, 0, bytes.Repeat([]byte{'z'}, 4096), 0)
+		time.Sleep(10 * time.Millisecond) // n0 has it
+		c.Cut(3, 1)
+		if <-write.done; write.r.Err == nil {
+			t.Fatal("it was answered without quorum")
+		}
+		c.Heal(3, 1)
+		time.Sleep(time.Second)
+		c.mustRead(t, 3, 0, bytes.Repeat([]byte{'z'}, 4096))
+		c.Isolate(0)
+		c.mustStart(t, 2)
+		c.Cut(0, 2)
+		time.Sleep(time.Second)
+		c.mustRead(t, 3, 0, bytes.Repeat([]byte{'z'}, 4096))
+		c.Rejoin(0)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+	})
+}
