@@ -173,7 +173,9 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 		return true
 	}
 	if d.witnessLocked() {
-		return d.witnessLearnLocked(theirs)
+		// A primary that is to yield to a disk's word must not have taken it for known
+		// by that of another witness.
+		return (d.role != replication.Primary || d.quorum.Quorate) && d.witnessLearnLocked(theirs)
 	}
 	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || mutate.Is(mutate.DeafToFailed) && theirs.Disk == replication.Diskless && !p.diskless ||
 		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate {

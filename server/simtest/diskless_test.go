@@ -62,6 +62,35 @@ func TestScenario58AZombieWithoutADisk(t *testing.T) {
 	}
 }
 
+// TestScenario58AZombieThatATiebreakerToldFirst: a primary without a disk was cut off,
+// and another has written and demoted meanwhile. It hears of that from a tiebreaker
+// first: what it held back is not made when it meets the disks after that.
+func TestScenario58AZombieThatATiebreakerToldFirst(t *testing.T) {
+	o := three()
+	o.Nodes, o.Diskless = 4, replication.Of(2, 3)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 3)
+		c.mustWrite(t, 3, 0, 'a', 4096)
+		c.Isolate(3)
+		c.Nodes[3].ask(block.Write, 0, 0, bytes.Repeat([]byte{'x'}, 4096), 0)
+		time.Sleep(time.Second)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.mustDemote(t, 0)
+		c.Isolate(2) // which knows of that, and has no quorum
+		c.Heal(3, 2)
+		time.Sleep(time.Second)
+		c.Rejoin(3)
+		time.Sleep(time.Second)
+		c.Rejoin(2)
+		time.Sleep(time.Minute)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'b')
+	})
+}
+
 // TestScenario49ADisklessPrimaryKnowsWhoIsInSync: a disk that missed something
 // under a primary without one is resynced from one of the others, and the third
 // learns that it need not do so again.
