@@ -21,7 +21,8 @@ import (
 //     sent: a replica's devices are, together, at one point of that order.
 //   - They are promoted together on one node, or not at all: each is then
 //     current, its last primary's changes have been applied, and none is about
-//     to be resynced from a peer that has more; so none is ahead of another.
+//     to be resynced from a peer that has more; so none is ahead of another. They
+//     yield together, too.
 //   - While I/O of one waits, or fails, it does so for all; and it waits until
 //     the generation of each is in force. Else a node that was away could have
 //     one device resynced from it, on which this primary has only read, and not
@@ -403,4 +404,34 @@ func (d *Device) demoteTogether(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// yieldTogetherLocked has the group's other devices yield on this node, too: of two
+// primaries one may be behind with one device and the other with another, and each
+// would keep what the other needs.
+func (d *Device) yieldTogetherLocked(p *peer) {
+	g := d.group.Load()
+	if g == nil {
+		return
+	}
+	to := p.id
+	d.work.do(func() {
+		for _, m := range g.all() {
+			if m != d {
+				m.yieldWith(to)
+			}
+		}
+	})
+}
+
+func (d *Device) yieldWith(to int) {
+	b := &block.Batch{}
+	d.mu.Lock()
+	if p := d.peers[to]; d.role == replication.Primary && p != nil && !d.stopped && !d.closing {
+		d.yieldLocked(p, b)
+		d.rehelloLocked(allNodes, b) // what was dropped is compared
+		d.evaluateLocked(b)
+	}
+	d.mu.Unlock()
+	b.Finish()
 }

@@ -473,6 +473,7 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	}
 	d.dropParkedLocked(b)
 	d.mendsPartLocked(b)
+	d.yieldTogetherLocked(p)
 }
 
 // dropOpLocked gives up on a change of a primary that has yielded.
