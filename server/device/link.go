@@ -175,7 +175,7 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	if d.witnessLocked() {
 		// A primary that is to yield to a disk's word must not have taken it for known
 		// by that of another witness.
-		return (d.role != replication.Primary || d.quorum.Quorate) && d.witnessLearnLocked(theirs)
+		return (d.role != replication.Primary || d.quorum.Quorate || mutate.Is(mutate.ZombieTold)) && d.witnessLearnLocked(theirs)
 	}
 	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || mutate.Is(mutate.DeafToFailed) && theirs.Disk == replication.Diskless && !p.diskless ||
 		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate {

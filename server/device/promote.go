@@ -245,7 +245,7 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 		if c.Tx != d.change.promised {
 			return
 		}
-		if t == wire.Commit && p.role != replication.Primary {
+		if t == wire.Commit && p.role != replication.Primary && !mutate.Is(mutate.VoteTwice) {
 			d.change.committed = true // its state comes next; another that asks in between is not to be voted for
 			return
 		}

@@ -385,7 +385,7 @@ func (d *Device) lacksLocked(o *op) bool {
 		return false
 	}
 	at := o.from.state.Primary
-	return d.primary >= 0 || o.from.roll != (roll{}) || at != wire.NoNode && int(at) != d.cfg.Self
+	return d.primary >= 0 || o.from.roll != (roll{}) && !mutate.Is(mutate.DeafToRoll) || at != wire.NoNode && int(at) != d.cfg.Self
 }
 
 // madeLocked notes whether a change of the primary's is on this disk.

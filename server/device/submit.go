@@ -516,7 +516,7 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {
 		err = block.ErrIO // nobody may act on what a minority did
 	}
-	if (err == nil || o.acked || o.wait != 0) && !o.landed {
+	if (err == nil || (o.acked || o.wait != 0) && !mutate.Is(mutate.ForgetFailed)) && !o.landed {
 		d.missedLocked(o) // a client that is told of an error may still read it, and not the old again then
 	}
 	if o.req == nil {

@@ -75,6 +75,14 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario15WhatVotersHoldIsDurable" // few histories come by it
 	case mutate.FlushHere:
 		tests = "TestScenario04PowerCutOfAll" // a random one may flush for ever, at no time
+	case mutate.ZombieTold:
+		tests = "TestScenario58AZombieThatATiebreakerToldFirst"
+	case mutate.VoteTwice:
+		tests = "TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown"
+	case mutate.ForgetFailed:
+		tests = "TestWhatWasReadAfterAnErrorStays"
+	case mutate.DeafToRoll:
+		tests = "TestAResyncUndoesNothingOfAPrimaryThatItsSourceHasNotHeardOf"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

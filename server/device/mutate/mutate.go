@@ -47,6 +47,10 @@ const (
 	DeafToFailed    Fault = "deaf-to-failed"           // nobody learns what came into force from a node whose disk has failed
 	AnswerFailed    Fault = "answer-failed"            // what the only current disk failed is answered for others that took it
 	ZombieDiskless  Fault = "zombie-diskless"          // a primary without a disk does not yield to another
+	ZombieTold      Fault = "zombie-told"              // nor to disks, where a tiebreaker has told it of what they know
+	VoteTwice       Fault = "vote-twice"               // a vote binds until the promotion is done, and not until who is primary is known
+	ForgetFailed    Fault = "forget-failed"            // who missed a change whose client was told of an error passes for current
+	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
 )
 
 // All is every fault.
@@ -57,6 +61,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, DeafToRoll,
 	}
 }
