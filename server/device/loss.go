@@ -38,8 +38,9 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // partLocked ends an agreement: what the peer may not have is marked, and
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
-	// Also where it is this disk that is behind: the peer bears the present generation.
-	inSync := p.disk == replication.UpToDate && p.repl != replication.SyncSource && p.repl != replication.PausedSyncS
+	// Whichever of the two is to be resynced: a complete disk that took part bears the
+	// present generation.
+	inSync := p.disk >= replication.Consistent
 	p.agreed, p.inSync, p.early = false, false, nil
 	d.endVerifyLocked(p, reason)
 	d.pollPartedLocked(p)
