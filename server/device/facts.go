@@ -31,6 +31,18 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 	return f
 }
 
+// toldLocked reports whether what a peer was told last leads to the decision that
+// this node's facts lead to now. Who comes and goes in the midst of many handshakes
+// changes whether there is quorum; where that decides nothing it is no news, or each
+// handshake could void another for ever.
+func (d *Device) toldLocked(p *peer) bool {
+	now, mine := d.factsLocked(p), p.hs.mine
+	if now.Role != replication.Primary && p.hs.theirs.Role != replication.Primary && max(now.Disk, mine.Disk) < replication.UpToDate && p.decision.Action != replication.SplitBrain {
+		now.Quorate = mine.Quorate
+	}
+	return sameFacts(&now, &mine, d.primary >= 0)
+}
+
 // sameFacts reports whether two sets of our facts lead to the same decision.
 // How many units are dirty does not matter, whether there are any does; how
 // much of a stream was received matters when its primary is gone.

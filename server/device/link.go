@@ -146,8 +146,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	d.learnSizeLocked(f.Size)
 	theirs := factsOf(p.id, f)
 	d.learnVotesLocked(&theirs)
-	now := d.factsLocked(p)
-	spent := p.closed || !sameFacts(&now, &p.hs.mine, d.primary >= 0)
+	spent := p.closed || !d.toldLocked(p)
 	p.closed = false
 	p.hs.theirs = theirs
 	p.hs.theirs.Ordered = d.orderedLocked()

@@ -68,7 +68,7 @@ func (d *Device) refreshLocked(b *block.Batch) {
 		if p == nil || p.agreed || p.hs.no == 0 || p.session == nil {
 			continue
 		}
-		if now := d.factsLocked(p); !sameFacts(&now, &p.hs.mine, d.primary >= 0) {
+		if !d.toldLocked(p) {
 			d.helloLocked(p, b)
 		}
 	}
