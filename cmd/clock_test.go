@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstepd/lockstep/cmd/internal/proc"
 )
@@ -78,6 +79,7 @@ func TestScenario58TheClockJumps(t *testing.T) {
 	t.Parallel()
 	cfg := quick()
 	cfg.Devices[0].Size = "4MiB"
+	cfg.TickTime = 20 * time.Second // far less than any leap, and far more than an emulated machine stands still
 	c, dir := layOut(t, cfg, nil), t.TempDir()
 	node := strings.Join(c.Node("alpha").Args()[:2], " ") + " --node=$n --state-dir=/run/$n.state --rundir=/run/$n.run --unixctl=/run/$n.ctl"
 	init := filepath.Join(dir, "init")
