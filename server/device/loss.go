@@ -40,7 +40,7 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	// Whichever of the two is to be resynced: a complete disk that took part bears the
 	// present generation.
-	inSync := p.disk >= replication.Consistent
+	complete := p.disk >= replication.Consistent
 	p.agreed, p.inSync, p.early = false, false, nil
 	d.endVerifyLocked(p, reason)
 	d.pollPartedLocked(p)
@@ -56,7 +56,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	d.setReplLocked(p, replication.Off)
 	if d.receives.Has(p.id) {
 		d.receives = d.receives.Without(p.id)
-		d.excludeLocked(p, inSync, reason, b)
+		d.excludeLocked(p, complete, reason, b)
 	}
 	if d.primary == p.id {
 		d.primaryLostLocked(p, reason, b)
@@ -65,16 +65,16 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 }
 
 // excludeLocked: as the primary, go on without a peer. What it did not
-// confirm, and what it confirmed but may still lose, is marked; and where it
-// had been in sync, the marks get a generation of their own, which is durable
+// confirm, and what it confirmed but may still lose, is marked; and where its disk
+// was complete, the marks get a generation of their own, which is durable
 // before any change that missed the peer is answered.
-func (d *Device) excludeLocked(p *peer, inSync bool, reason string, b *block.Batch) {
+func (d *Device) excludeLocked(p *peer, complete bool, reason string, b *block.Batch) {
 	// The replicas mark what it misses, from the very next change on, which may
 	// be one that waited for a range.
 	d.announceLocked(b)
 	d.rolls++
 	doubtful := d.missSinceLocked(p, p.stable)
-	if inSync || d.needsGenLocked() {
+	if complete || d.needsGenLocked() {
 		d.needGen = true
 		d.genAgain = d.genBusy
 	}
