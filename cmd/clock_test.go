@@ -2,22 +2,17 @@ package cmd_test
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/lockstepd/lockstep/cmd/internal/proc"
 )
 
 // leaping is the first program of a machine of its own (User Mode Linux, on this
 // machine's files, which it can't write to), whose clock is set as no other may
 // be: by days and by decades, forth and back, while a
-// client of one of three nodes writes. Each node is told the machine's files by the
-// arguments %s, in which $n is its name.
+// client of one of three nodes writes. It is given the command line of a node's
+// daemon, in which $n is its name, and lockstepctl.
 const leaping = `#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin NO_COLOR=1
 mount -t proc proc /proc
@@ -34,7 +29,10 @@ for n in $nodes; do
 	until ctl $n status >/dev/null 2>&1; do sleep 0.1; done
 	ctl $n device wait r0 -q || echo "@failed: $n is not in sync"
 done
-for n in $nodes; do ctl $n status | sed "s/^/@before $n /"; done
+for n in $nodes; do
+	ctl $n status | sed "s/^/@before $n /"
+	wc -l </run/$n.log >/run/$n.start # what it says before all are connected is about starting
+done
 mkfifo /run/orders
 qemu-io -f raw "nbd+unix:///r0?socket=/run/alpha.run/r0.nbd" </run/orders >/run/client 2>&1 &
 client=$!
@@ -61,7 +59,8 @@ echo "@client wrote $(grep -c 'wrote 4096/4096' /run/client) of $((at / 4)), $(g
 for n in $nodes; do
 	ctl $n device wait r0 -q || echo "@failed: $n is not in sync"
 	ctl $n status | sed "s/^/@after $n /"
-	grep -E 'is down|has missed|is gone|is back|quorum lost|refused|ERR' /run/$n.log | sed "s/^/@log $n /"
+	tail -n +$(($(cat /run/$n.start) + 1)) /run/$n.log |
+		grep -E 'is down|has missed|is gone|is back|quorum lost|refused|ERR' | sed "s/^/@log $n /"
 	cmp /run/alpha.state/r0.img /run/$n.state/r0.img || echo "@failed: the disks of alpha and $n differ"
 done
 echo @end
@@ -72,40 +71,19 @@ sleep 60
 // TestScenario58TheClockJumps sets the clock of a machine with three nodes on it,
 // under load: nobody is given up, no answer is late or missing, and quorum stays.
 func TestScenario58TheClockJumps(t *testing.T) {
-	uml, err := exec.LookPath("linux.uml")
-	if err != nil {
-		t.Skipf("there is no clock that may be set: no User Mode Linux (Debian: user-mode-linux): %v", err)
-	}
+	uml := kernel(t, "clock that may be set")
 	t.Parallel()
 	cfg := quick()
 	cfg.Devices[0].Size = "4MiB"
 	cfg.TickTime = 20 * time.Second // far less than any leap, and far more than an emulated machine stands still
-	c, dir := layOut(t, cfg, nil), t.TempDir()
+	c := layOut(t, cfg, nil)
 	node := strings.Join(c.Node("alpha").Args()[:2], " ") + " --node=$n --state-dir=/run/$n.state --rundir=/run/$n.run --unixctl=/run/$n.ctl"
-	init := filepath.Join(dir, "init")
-	if err := os.WriteFile(init, fmt.Appendf(nil, leaping, node, c.Ctl()), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	host := proc.NewHost()
-	t.Cleanup(host.Close)
-	console := filepath.Join(dir, "console")
-	m, err := host.Start(proc.Spec{Log: console, Argv: []string{uml, "mem=256M", "uml_dir=" + dir, "umid=leaping",
-		"con=null", "con0=null,fd:1", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + init}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Wait(within(t, 4*patience)); err != nil {
-		t.Fatalf("%v\n%s", err, m.LogTail(60))
-	}
-	said, err := os.ReadFile(console)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wrote := regexp.MustCompile(`@client wrote (\d+) of (\d+), 0 errors`).FindSubmatch(said)
-	if wrote == nil || string(wrote[1]) != string(wrote[2]) || !strings.Contains(string(said), "@end") {
+	said, m := boot(t, uml, "256M", fmt.Sprintf(leaping, node, c.Ctl()))
+	wrote := regexp.MustCompile(`@client wrote (\d+) of (\d+), 0 errors`).FindStringSubmatch(said)
+	if wrote == nil || wrote[1] != wrote[2] || !strings.Contains(said, "@end") {
 		t.Errorf("not all writes were answered:\n%s", m.LogTail(60))
 	}
-	for _, bad := range regexp.MustCompile(`(?m)^@(failed|log).*$`).FindAll(said, -1) {
+	for _, bad := range regexp.MustCompile(`(?m)^@(failed|log).*$`).FindAllString(said, -1) {
 		t.Errorf("after the clock was set: %s", bad)
 	}
 }

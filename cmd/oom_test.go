@@ -2,14 +2,10 @@ package cmd_test
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/lockstepd/lockstep/cmd/internal/proc"
 )
 
 // starved is the first program of a machine of its own (User Mode Linux, on
@@ -40,34 +36,12 @@ sleep 60
 // TestKilledForLackOfMemory has a kernel without memory kill the daemon: its
 // monitor says what that was, and starts it again.
 func TestKilledForLackOfMemory(t *testing.T) {
-	uml, err := exec.LookPath("linux.uml")
-	if err != nil {
-		t.Skipf("there is no kernel whose memory may be used up: no User Mode Linux (Debian: user-mode-linux): %v", err)
-	}
+	uml := kernel(t, "kernel whose memory may be used up")
 	t.Parallel()
-	n, dir := layOut(t, one(), nil).Nodes[0], t.TempDir()
-	init := filepath.Join(dir, "init")
-	script := fmt.Sprintf(starved, strings.Join(n.Args()[:3], " "), filepath.Join(real.build(t), "lockstepctl"))
-	if err := os.WriteFile(init, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	host := proc.NewHost()
-	t.Cleanup(host.Close)
-	console := filepath.Join(dir, "console")
-	m, err := host.Start(proc.Spec{Log: console, Argv: []string{uml, "mem=160M", "uml_dir=" + dir, "umid=starved",
-		"con=null", "con0=null,fd:1", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + init}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Wait(within(t, 4*patience)); err != nil {
-		t.Fatalf("%v\n%s", err, m.LogTail(60))
-	}
-	said, err := os.ReadFile(console)
-	if err != nil {
-		t.Fatal(err)
-	}
-	killed := regexp.MustCompile(`@killed (\d+), now (\d+)`).FindSubmatch(said)
-	if killed == nil || string(killed[1]) == string(killed[2]) {
+	n := layOut(t, one(), nil).Nodes[0]
+	said, m := boot(t, uml, "160M", fmt.Sprintf(starved, strings.Join(n.Args()[:3], " "), filepath.Join(real.build(t), "lockstepctl")))
+	killed := regexp.MustCompile(`@killed (\d+), now (\d+)`).FindStringSubmatch(said)
+	if killed == nil || killed[1] == killed[2] {
 		t.Fatalf("no other daemon serves:\n%s", m.LogTail(60))
 	}
 	for _, want := range []string{
@@ -75,7 +49,7 @@ func TestKilledForLackOfMemory(t *testing.T) {
 		"|ERR|1 crash: pid %s died, killed (Killed), out of memory, restarting",
 		"(1 crash: pid %s died, killed (Killed), out of memory)",
 	} {
-		if want = fmt.Sprintf(want, killed[1]); !strings.Contains(string(said), want) {
+		if want = fmt.Sprintf(want, killed[1]); !strings.Contains(said, want) {
 			t.Errorf("the console does not show %q:\n%s", want, said)
 		}
 	}

@@ -10,6 +10,17 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
+// onlyOnOneThatIsLost has the primary n3, which has no disk, write to n1 alone of n0 and
+// n1, loses the link to n0, and kills n1: the change is not answered.
+func (c *Cluster) onlyOnOneThatIsLost(off int64) asked {
+	c.Stall(3, 0, wire.Data)
+	write := c.Nodes[3].ask(block.Write, 0, off, bytes.Repeat([]byte{'z'}, 4096), 0)
+	time.Sleep(10 * time.Millisecond) // n1 has it
+	c.Cut(0, 3)
+	c.Nodes[1].Kill()
+	return write
+}
+
 // TestAResyncUndoesNothingThatTheTargetConfirmed: a primary without a disk is in contact
 // with the target of a resync, and not with its source, which lacks what the primary
 // sends the target meanwhile.
@@ -23,11 +34,7 @@ func TestAResyncUndoesNothingThatTheTargetConfirmed(t *testing.T) {
 			c.mustWrite(t, 3, 0, 'a', 4096)
 			c.Nodes[2].Kill()
 			c.mustWrite(t, 3, 0, 'b', 2*mib)
-			c.Stall(3, 0, wire.Data)
-			write := c.Nodes[3].ask(block.Write, 0, mib, bytes.Repeat([]byte{'z'}, 4096), 0)
-			time.Sleep(10 * time.Millisecond) // n1 has it
-			c.Cut(0, 3)
-			c.Nodes[1].Kill()
+			write := c.onlyOnOneThatIsLost(mib)
 			c.mustStart(t, 2)
 			time.Sleep(10 * time.Second)
 			c.Heal(0, 3)
@@ -35,10 +42,7 @@ func TestAResyncUndoesNothingThatTheTargetConfirmed(t *testing.T) {
 			c.mustAnswer(t, []asked{write})
 			c.mustAllSync(t)
 			c.mustEqual(t)
-			got := make([]byte, 4096)
-			if c.Nodes[2].Disk.Peek(got, mib); got[0] != 'z' {
-				t.Errorf("%q is there in the place of what was answered\n%s", got[0], c.Describe())
-			}
+			c.mustHoldDisks(t, mib, 'z')
 		})
 	}
 }
@@ -58,11 +62,7 @@ func TestAResyncUndoesNothingOfAPrimaryThatItsSourceHasNotHeardOf(t *testing.T) 
 				c.mustWrite(t, 3, off, 'b', mib)
 			}
 			const at = 4*mib - 4096
-			c.Stall(3, 0, wire.Data)
-			write := c.Nodes[3].ask(block.Write, 0, at, bytes.Repeat([]byte{'z'}, 4096), 0)
-			time.Sleep(10 * time.Millisecond) // n1 has it
-			c.Cut(0, 3)
-			c.Nodes[1].Kill()
+			write := c.onlyOnOneThatIsLost(at)
 			c.Cut(2, 3)
 			c.mustStart(t, 2)
 			for c.Nodes[2].Dev.Status().Disk != replication.Inconsistent {
@@ -82,10 +82,7 @@ func TestAResyncUndoesNothingOfAPrimaryThatItsSourceHasNotHeardOf(t *testing.T) 
 			c.mustAnswer(t, []asked{write})
 			c.mustAllSync(t)
 			c.mustEqual(t)
-			got := make([]byte, 4096)
-			if c.Nodes[2].Disk.Peek(got, at); got[0] != 'z' {
-				t.Errorf("%q is there in the place of what was answered\n%s", got[0], c.Describe())
-			}
+			c.mustHoldDisks(t, at, 'z')
 		})
 	}
 }
