@@ -34,25 +34,42 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 // toldLocked reports whether what a peer was told last leads to the decision that
 // this node's facts lead to now. Who comes and goes in the midst of many handshakes
 // changes whether there is quorum; where that decides nothing it is no news, or each
-// handshake could void another for ever.
+// handshake could void another, for ever.
 func (d *Device) toldLocked(p *peer) bool {
-	now, mine := d.factsLocked(p), p.hs.mine
-	if now.Role != replication.Primary && p.hs.theirs.Role != replication.Primary && max(now.Disk, mine.Disk) < replication.UpToDate && p.decision.Action != replication.SplitBrain {
-		now.Quorate = mine.Quorate
+	now, mine := d.factsLocked(p), &p.hs.mine
+	if now.Quorate != mine.Quorate {
+		then := now
+		then.Quorate = mine.Quorate
+		if d.verdictLocked(&then, &p.hs.theirs) == d.verdictLocked(&now, &p.hs.theirs) {
+			now = then
+		}
 	}
-	return sameFacts(&now, &mine, d.primary >= 0)
+	return sameFacts(&now, mine, p.id, d.primary >= 0)
 }
 
-// sameFacts reports whether two sets of our facts lead to the same decision.
-// How many units are dirty does not matter, whether there are any does; how
-// much of a stream was received matters when its primary is gone.
-func sameFacts(a, b *replication.Facts, primary bool) bool {
+// sameFacts reports whether two sets of our facts lead to the same decision with
+// a peer. How many units are dirty does not matter, whether there are any does; how
+// much of a stream was received matters when its primary is gone; and that another
+// differs from us within our generation does not matter at all.
+func sameFacts(a, b *replication.Facts, peer int, primary bool) bool {
 	x, y := *a, *b
 	x.Dirty, y.Dirty = min(x.Dirty, 1), min(y.Dirty, 1)
 	if primary {
 		x.Received, y.Received = 0, 0
 	}
+	for id := range x.Gens.Bitmap {
+		if id != peer {
+			forgetPresent(&x.Gens, id)
+			forgetPresent(&y.Gens, id)
+		}
+	}
 	return x == y
+}
+
+func forgetPresent(g *replication.Gens, id int) {
+	if g.Bitmap[id] == g.Current {
+		g.Bitmap[id] = replication.NoGen
+	}
 }
 
 // wireFacts and factsOf translate facts to and from the wire.

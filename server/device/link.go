@@ -146,10 +146,10 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	d.learnSizeLocked(f.Size)
 	theirs := factsOf(p.id, f)
 	d.learnVotesLocked(&theirs)
-	spent := p.closed || !d.toldLocked(p)
-	p.closed = false
 	p.hs.theirs = theirs
 	p.hs.theirs.Ordered = d.orderedLocked()
+	spent := p.closed || !d.toldLocked(p)
+	p.closed = false
 	spent = d.learnLocked(p, b) || spent
 	p.hs.config, p.hs.members, p.hs.protocol = f.Config, f.Members, f.Protocol
 	if spent {

@@ -35,7 +35,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	f := d.factsLocked(best)
 	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
-	if !sameFacts(&f, &best.hs.mine, true) {
+	if !sameFacts(&f, &best.hs.mine, best.id, true) {
 		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
 		return
 	}
@@ -89,20 +89,30 @@ func (sy *syncState) nextSmall(bm *store.Bitmap) (e block.Extent, ok bool) {
 func (p *peer) unreadLately() bool { return !p.unread.IsZero() && time.Since(p.unread) < time.Minute }
 
 // turnsLocked reports whether p would take turns with another as the source of
-// this disk: the two do not see each other, so each can only find again what the
-// other has left, though all of it was never answered. This disk is in sync with
-// that other, and stays so until the two have met.
+// this disk: the two do not see each other, or have not found out yet what they differ
+// in, so each can only find again what the other has left, though all of it was never
+// answered. This disk is in sync with that other, and stays so until the two have met.
+// Without this, n disks that lost their primary would resync each other n² times.
 func (d *Device) turnsLocked(p *peer) bool {
-	if p.role == replication.Primary {
-		return false // nobody else is a source
+	if p.role == replication.Primary || !p.decision.Even {
+		return false // nobody else is a source, or there is more to it
 	}
+	sees, inSync := replication.NodeSet(p.state.Sees), replication.NodeSet(p.state.InSync)
 	for _, q := range d.peers {
-		if q != nil && q != p && q.agreed && q.inSync && !q.diskless && p.decision.Even && !replication.NodeSet(p.state.Sees).Has(q.id) {
+		if q == nil || q == p || !q.agreed || !q.inSync || q.diskless {
+			continue
+		}
+		if !sees.Has(q.id) || !inSync.Has(q.id) && time.Since(q.since) < meetTime {
 			return true
 		}
 	}
 	return false
 }
+
+// meetTime is how long a disk that is in sync with one of two sources which see each
+// other waits for these to meet. It is a bound, as what they know of each other may have
+// changed since they told; retellLocked then has the source chosen anew.
+const meetTime = 2 * time.Second
 
 // syncingLocked reports whether p's disk is itself being resynced, which makes
 // it no source, complete or not. A primary's own writes make it one.

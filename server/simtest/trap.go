@@ -107,6 +107,13 @@ func (t *Trap) Pair() (at, with *Node) {
 	return t.at, t.with
 }
 
+// Passed is how often the point was come to.
+func (t *Trap) Passed() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.passed
+}
+
 func (c *Cluster) pass(point string, at, with *Node) {
 	t := c.trap.Load()
 	if t == nil || point != t.point {
