@@ -272,7 +272,8 @@ func (d *Device) installLocked(got *opened) {
 	g.Learn(&replication.Gens{Seen: d.gens.Seen})
 	d.gens = g
 	d.origin, d.newcomer, d.member = originOf(&sb), sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
-	for id, n := range votesOf(&sb) {
+	d.votesKept = votesOf(&sb)
+	for id, n := range d.votesKept {
 		d.votes.Note(id, n)
 	}
 	d.crashed = false

@@ -356,7 +356,7 @@ func (d *Device) objectionToPollLocked(p *peer, c *wire.Change) (why string, aga
 		return fmt.Sprintf("%s is in contact with %s, and %s is not", self, d.namesLocked(unseen), p.name), true
 	case c.Kind == wire.ChangeReturn && d.leaving:
 		return self + " is about to leave", true
-	case c.Kind == wire.ChangeReturn && d.disks.Has(d.cfg.Self) && d.meta == nil && !d.votes.Given(d.cfg.Self):
+	case c.Kind == wire.ChangeReturn && d.disks.Has(d.cfg.Self) && d.meta == nil && !d.votes.Given(d.cfg.Self) && d.votesKept[p.id] != uint32(c.Arg>>32):
 		return "the disk of " + self + " is not attached", true
 	case c.Kind == wire.ChangeReturn:
 		return "", false
@@ -411,12 +411,23 @@ func (d *Device) regainLocked() {
 	if d.returning || d.leaving || d.detaching || d.closing || d.ctx == nil || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 || !d.votes.Given(d.cfg.Self) {
 		return
 	}
-	may := d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()) && d.pollableLocked(ask)
+	may := d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()|d.returnedToLocked()) && d.pollableLocked(ask)
 	if !may && !mutate.Is(mutate.ReturnUnasked) {
 		return
 	}
 	d.returning = true
 	d.done.Go(func() { d.regain(ask) })
+}
+
+// returnedToLocked is who says that this node has its vote again, which this node did
+// not come to note. One whose disk is not attached any more has that on its disk.
+func (d *Device) returnedToLocked() (s replication.NodeSet) {
+	for id := range d.agreedLocked().All() {
+		if d.peers[id].hs.theirs.Votes[d.cfg.Self] == d.votes[d.cfg.Self]+1 {
+			s = s.With(id)
+		}
+	}
+	return s
 }
 
 // returnPause is how long a node waits that was not given its vote back.

@@ -51,7 +51,7 @@ func (d *Device) saveGensLater() { d.saveLocked(nil) }
 // save writes the superblock as state is now.
 func (d *Device) save() error {
 	d.mu.Lock()
-	meta := d.meta
+	meta, votes := d.meta, d.votes
 	sb := d.superblockLocked()
 	d.mu.Unlock()
 	if meta == nil || mutate.Is(mutate.Unsaved) {
@@ -63,6 +63,13 @@ func (d *Device) save() error {
 		d.mu.Unlock()
 		return fmt.Errorf("device %s: cannot write metadata: %w", d.opts.Name, err)
 	}
+	d.mu.Lock()
+	if meta == d.meta {
+		for id, n := range votes {
+			d.votesKept.Note(id, n)
+		}
+	}
+	d.mu.Unlock()
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 func (c *Cluster) mustStop(t *testing.T, nodes ...int) {
@@ -364,5 +365,52 @@ func TestScenario37AVoteThatNotAllGaveBack(t *testing.T) {
 		c.mustStart(t, 0)
 		c.mustPromote(t, 0)
 		c.mustWrite(t, 0, 0, 'c', 4096)
+	})
+}
+
+// TestScenario37AVoteThatCameBackUnheard: the disk of a primary is about to be detached,
+// and it has given its vote up, when the only other is killed. That comes back, is
+// resynced, and notes that the primary has its vote again; but the primary stops before it
+// hears that. When then the other's disk, a mixture, is detached, the one that has all the
+// data has a vote all the same: the other's node can tell without its disk.
+func TestScenario37AVoteThatCameBackUnheard(t *testing.T) {
+	bubble(t, nodes(2), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		left := c.SetTrap(takePoint(wire.Vote), 2, func(*Node, *Node) { c.Nodes[1].PowerOff(storetest.Crash{}) }) // after those on the detach, and on the vote
+		detached := make(chan error)
+		go func() { detached <- c.Nodes[0].Dev.Detach(timeout(t, time.Minute)) }()
+		time.Sleep(100 * time.Millisecond)
+		if left.Sprung() != c.Nodes[0] {
+			t.Fatalf("n0 has not left\n%s", c.Describe())
+		}
+		c.Nodes[1].Bury()
+		if err := <-detached; err == nil || !c.Nodes[0].Dev.Status().Voteless {
+			t.Fatalf("the disk of n0 is detached (%v), or it has its vote\n%s", err, c.Describe())
+		}
+		var noted *Trap
+		c.SetTrap(sendPoint(wire.SyncData), 0, func(*Node, *Node) {
+			c.Stall(0, 1, wire.Data)
+			noted = c.SetTrap(sendPoint(wire.Vote), 0, func(*Node, *Node) { c.Stall(1, 0, wire.Meta) })
+		})
+		c.mustStart(t, 1)
+		time.Sleep(time.Second)
+		if noted == nil || noted.Sprung() != c.Nodes[1] {
+			t.Fatalf("n1 has not noted that n0 has its vote\n%s", c.Describe())
+		}
+		c.Nodes[0].Kill()
+		if err := c.Nodes[1].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		c.mustStart(t, 0)
+		time.Sleep(10 * time.Second)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustAllSync(t)
+		c.mustEqual(t)
 	})
 }
