@@ -93,6 +93,9 @@ func (p *peer) unreadLately() bool { return !p.unread.IsZero() && time.Since(p.u
 // in, so each can only find again what the other has left, though all of it was never
 // answered. This disk is in sync with that other, and stays so until the two have met.
 // Without this, n disks that lost their primary would resync each other n² times.
+//
+// Of several that are in sync with each other the one of the lowest id does not wait for
+// those that see p, so that not all wait for each other.
 func (d *Device) turnsLocked(p *peer) bool {
 	if p.role == replication.Primary || !p.decision.Even {
 		return false // nobody else is a source, or there is more to it
@@ -102,7 +105,7 @@ func (d *Device) turnsLocked(p *peer) bool {
 		if q == nil || q == p || !q.agreed || !q.inSync || q.diskless {
 			continue
 		}
-		if !sees.Has(q.id) || !inSync.Has(q.id) && time.Since(q.since) < meetTime {
+		if !sees.Has(q.id) || !inSync.Has(q.id) && q.id < d.cfg.Self && time.Since(q.since) < meetTime {
 			return true
 		}
 	}
@@ -110,8 +113,8 @@ func (d *Device) turnsLocked(p *peer) bool {
 }
 
 // meetTime is how long a disk that is in sync with one of two sources which see each
-// other waits for these to meet. It is a bound, as what they know of each other may have
-// changed since they told; retellLocked then has the source chosen anew.
+// other waits for these to meet. Something may keep them from it that this node does not
+// know; retellLocked then has the source chosen anew.
 const meetTime = 2 * time.Second
 
 // syncingLocked reports whether p's disk is itself being resynced, which makes
