@@ -369,8 +369,8 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	if p.agreed || !p.hs.sent || !p.hs.got {
 		return
 	}
-	if p.decision.Action == replication.InSync && d.meta != nil && d.meta.Bitmap(p.id).Count() > 0 {
-		d.helloLocked(p, b) // not any more
+	if !d.toldLocked(p) || p.decision.Action == replication.InSync && d.meta != nil && d.meta.Bitmap(p.id).Count() > 0 {
+		d.helloLocked(p, b) // this node does not stand by it any more
 		return
 	}
 	p.agreed = true
