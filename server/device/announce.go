@@ -86,6 +86,9 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	p.state, p.heard = st, true
 	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
+	if replication.DiskState(st.Disk) <= replication.Inconsistent && replication.Gen(st.Current).After(p.undo) {
+		p.undo = replication.NoGen // its resync covers that
+	}
 	d.redeemedLocked(p)
 	d.peerDiskLocked(p, d.creditLocked(p, replication.DiskState(st.Disk)), b)
 	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
@@ -148,7 +151,7 @@ func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.Disk
 	} else if d.role == replication.Primary && time.Now().Before(p.failsUntil) {
 		return replication.Failed
 	}
-	if d.disk != nil || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 || !p.missed && !d.outdoneLocked(p) {
+	if d.disk != nil || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 || !p.missed && p.undo == replication.NoGen && !d.outdoneLocked(p) {
 		return s
 	}
 	d.needGen = true

@@ -28,12 +28,13 @@ type peer struct {
 	repl       replication.ReplState
 	state      wire.DeviceState // as last announced
 	decision   replication.Decision
-	since      time.Time // repl was entered
-	inSync     bool      // nothing differs
-	missed     bool      // a change of ours that was answered was not sent to it; see creditLocked
-	fails      int       // changes of ours that its disk has failed, one after the other
-	failsUntil time.Time // until then its disk is not tried again
-	restless   time.Time // since when neither in sync nor on the way
+	since      time.Time       // repl was entered
+	inSync     bool            // nothing differs
+	missed     bool            // a change of ours that was answered was not sent to it; see creditLocked
+	undo       replication.Gen // in which its disk, a mixture, took a change of ours that no complete one has; NoGen: never
+	fails      int             // changes of ours that its disk has failed, one after the other
+	failsUntil time.Time       // until then its disk is not tried again
+	restless   time.Time       // since when neither in sync nor on the way
 	patience   time.Duration
 	refused    string // why the peer is not worked with
 

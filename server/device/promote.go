@@ -154,7 +154,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		if p == nil {
 			continue
 		}
-		p.stable, p.missed = start, false
+		p.stable, p.missed, p.undo = start, false, replication.NoGen
 		if d.disk == nil && p.agreed {
 			d.gens = d.gens.Heard(p.hs.theirs.Gens.Seen, replication.Gen(p.state.Current))
 			p.disk = d.creditLocked(p, p.disk)
