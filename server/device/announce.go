@@ -73,6 +73,9 @@ func (d *Device) retellLocked(b *block.Batch) {
 		}
 	}
 	d.evaluateLocked(b)
+	if d.primary >= 0 && d.primary != d.cfg.Self && d.peers[d.primary] != nil {
+		d.settleLocked(d.peers[d.primary], b) // its word may have come when this disk was not up to date yet
+	}
 	d.chooseSourceLocked(b)
 }
 

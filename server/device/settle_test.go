@@ -1,0 +1,70 @@
+package device
+
+import (
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// TestAWordThatCameEarlySettlesLater: the primary says that this disk and another are in
+// sync with it while this one does not take itself for up to date yet. When it does, its
+// marks against the other, of before, are void all the same.
+func TestAWordThatCameEarlySettlesLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 1 << 20
+		o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Quorum: replication.QuorumPolicy{Kind: replication.QuorumMajority}}}
+		for id, name := range []string{"a", "b", "c"} {
+			o.Nodes = append(o.Nodes, Node{ID: id, Name: name})
+		}
+		dir := t.TempDir()
+		d, err := Open(o, Backing{Disk: filepath.Join(dir, "r0.img"), Meta: filepath.Join(dir, "r0.meta")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Start()
+		defer d.Abandon()
+		primary := of{&wireTap{sent: map[wire.Type]int{}}, 1}
+		d.SessionUp(primary)
+		d.HelloReceived(primary, wire.DeviceFacts{
+			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Primary), Disk: uint8(replication.UpToDate), Primary: wire.NoNode, Size: size, Stream: 99,
+			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
+		})
+		synctest.Wait()
+		is := func(s replication.DiskState) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.setDiskLocked(s, "the test says so")
+		}
+		marked := func() int64 {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.meta.Bitmap(2).Count()
+		}
+		b := &block.Batch{}
+		a := primary.agreed.Arg
+		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{a[1], a[0], a[2]}}}, b)
+		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{a[1], a[0]}}}, b)
+		synctest.Wait()
+		is(replication.Consistent)
+		d.mu.Lock()
+		d.meta.Bitmap(2).Set(block.Extent{Len: block.Unit})
+		d.mu.Unlock()
+		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.Receivers, Dev: 1, Arg: [3]uint64{0b101, 0b101, 99}}}, b)
+		b.Finish()
+		synctest.Wait()
+		if marked() == 0 {
+			t.Fatal("a disk that is not up to date took the primary's word")
+		}
+		is(replication.UpToDate)
+		time.Sleep(2 * retell)
+		synctest.Wait()
+		if n := marked(); n != 0 {
+			t.Fatalf("%d marks stand against a disk that is in sync with the primary, as this one is: %+v", n, d.Status().Peers)
+		}
+	})
+}
