@@ -117,7 +117,11 @@ var (
 
 func sequence(seed uint64) (o Options, list []step) {
 	rng := rand.New(rand.NewPCG(seed, 47))
-	o = devices(seed, 2+rng.IntN(3), rng.IntN(3))
+	disks := 2 + rng.IntN(3)
+	if rng.IntN(4) == 0 {
+		disks += 3
+	}
+	o = devices(seed, disks, rng.IntN(3))
 	o.FailIO, o.PassOn = rng.IntN(4) == 0, rng.IntN(4) == 0
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
