@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -389,14 +390,14 @@ func TestScenario37AVoteThatCameBackUnheard(t *testing.T) {
 		if err := <-detached; err == nil || !c.Nodes[0].Dev.Status().Voteless {
 			t.Fatalf("the disk of n0 is detached (%v), or it has its vote\n%s", err, c.Describe())
 		}
-		var noted *Trap
+		var noted atomic.Pointer[Trap]
 		c.SetTrap(sendPoint(wire.SyncData), 0, func(*Node, *Node) {
 			c.Stall(0, 1, wire.Data)
-			noted = c.SetTrap(sendPoint(wire.Vote), 0, func(*Node, *Node) { c.Stall(1, 0, wire.Meta) })
+			noted.Store(c.SetTrap(sendPoint(wire.Vote), 0, func(*Node, *Node) { c.Stall(1, 0, wire.Meta) }))
 		})
 		c.mustStart(t, 1)
 		time.Sleep(time.Second)
-		if noted == nil || noted.Sprung() != c.Nodes[1] {
+		if at := noted.Load(); at == nil || at.Sprung() != c.Nodes[1] {
 			t.Fatalf("n1 has not noted that n0 has its vote\n%s", c.Describe())
 		}
 		c.Nodes[0].Kill()
