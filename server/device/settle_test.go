@@ -1,7 +1,6 @@
 package device
 
 import (
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,16 +16,7 @@ import (
 func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 1 << 20
-		o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Quorum: replication.QuorumPolicy{Kind: replication.QuorumMajority}}}
-		for id, name := range []string{"a", "b", "c"} {
-			o.Nodes = append(o.Nodes, Node{ID: id, Name: name})
-		}
-		dir := t.TempDir()
-		d, err := Open(o, Backing{Disk: filepath.Join(dir, "r0.img"), Meta: filepath.Join(dir, "r0.meta")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Start()
+		d := ofThree(t, size)
 		defer d.Abandon()
 		primary := of{&wireTap{sent: map[wire.Type]int{}}, 1}
 		d.SessionUp(primary)

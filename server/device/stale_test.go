@@ -18,22 +18,29 @@ type of struct {
 
 func (s of) PeerID() int { return s.id }
 
+// ofThree is the first of three nodes' devices, on files; the others the test plays.
+func ofThree(t *testing.T, size int64) *Device {
+	t.Helper()
+	o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Quorum: replication.QuorumPolicy{Kind: replication.QuorumMajority}}}
+	for id, name := range []string{"a", "b", "c"} {
+		o.Nodes = append(o.Nodes, Node{ID: id, Name: name})
+	}
+	dir := t.TempDir()
+	d, err := Open(o, Backing{Disk: filepath.Join(dir, "r0.img"), Meta: filepath.Join(dir, "r0.meta")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	return d
+}
+
 // TestAMixtureIsNotInSyncByWhatItWas: a disk that is behind has said yes to being in sync
 // with another that is behind as much. Before it hears the other's yes it has begun to be
 // resynced: it bears a generation of which it holds nothing yet, and stays a mixture.
 func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size, newer = 1 << 20, replication.Gen(7 << 32)
-		o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Quorum: replication.QuorumPolicy{Kind: replication.QuorumMajority}}}
-		for id, name := range []string{"a", "b", "c"} {
-			o.Nodes = append(o.Nodes, Node{ID: id, Name: name})
-		}
-		dir := t.TempDir()
-		d, err := Open(o, Backing{Disk: filepath.Join(dir, "r0.img"), Meta: filepath.Join(dir, "r0.meta")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Start()
+		d := ofThree(t, size)
 		defer d.Abandon()
 		behind, source := of{&wireTap{sent: map[wire.Type]int{}}, 1}, of{&wireTap{sent: map[wire.Type]int{}}, 2}
 		facts := wire.DeviceFacts{
