@@ -261,6 +261,7 @@ func TestTheLowerIDNeverDials(t *testing.T) {
 	for _, passive := range []bool{false, true} {
 		simPair(t, func(_ int, o *Options) { o.Passive = passive }, func(t *testing.T, a, b *node, sn *simNet) {
 			s := a.waitUp(1)
+			synctest.Wait() // its knock at the start is over
 			path, back := [2]string{"beta", "alpha"}, [2]string{"alpha", "beta"}
 			sn.mu.Lock()
 			knocks := sn.spoken[back]

@@ -357,6 +357,8 @@ func (c *Cluster) connect(a, b *Node) {
 	for _, dev := range sa.devs {
 		dev.SessionUp(sb)
 	}
+	sa.begin()
+	sb.begin()
 }
 
 func (n *Node) hasSession(with int) bool {
@@ -420,6 +422,7 @@ type simLink struct {
 	mu     sync.Mutex
 	cond   *sync.Cond
 	q      []simFrame
+	begun  bool // both sides know of the session
 	closed bool
 	stuck  bool // nothing arrives any more
 }
@@ -495,6 +498,17 @@ func (s *session) start() {
 	}
 }
 
+// begin lets arrive what is sent. As with a messenger, nothing does before its
+// receiver has heard of the session.
+func (s *session) begin() {
+	for _, l := range s.links {
+		l.mu.Lock()
+		l.begun = true
+		l.mu.Unlock()
+		l.cond.Broadcast()
+	}
+}
+
 // end stops delivery in both directions of this side.
 func (s *session) end() {
 	for _, side := range []*session{s, s.other} {
@@ -544,7 +558,7 @@ func (x *delivery) run(instead bool) {
 func (x *delivery) next() bool {
 	l := x.l
 	l.mu.Lock()
-	for (len(l.q) == 0 || l.stuck) && !l.closed {
+	for (len(l.q) == 0 || l.stuck || !l.begun) && !l.closed {
 		l.cond.Wait()
 	}
 	if l.closed {

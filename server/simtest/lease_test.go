@@ -92,7 +92,7 @@ func TestAPrimaryThatWasGivenUpServesNothing(t *testing.T) {
 	for _, protocol := range []replication.Protocol{replication.ProtocolA, replication.ProtocolB, replication.ProtocolC} {
 		for _, failIO := range []bool{false, true} {
 			bubble(t, Options{Nodes: 3, Protocol: protocol, Quorum: majority(), FailIO: failIO}, func(t *testing.T, c *Cluster) {
-				c.mustSync(t, 0)
+				c.mustAllSync(t) // a new disk has no say before it has seen the others
 				c.mustPromote(t, 0)
 				c.mustWrite(t, 0, 0, 'a', 4096)
 				c.GiveUp(0)
