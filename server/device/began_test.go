@@ -19,17 +19,17 @@ func (featured) Features() uint64 { return wire.FeatureBegan }
 // it says that what comes is of this agreement.
 func TestAWordOfAnAgreementBeforeIsNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tap := featured{&wireTap{sent: map[wire.Type]int{}}}
+		session := featured{tap(1)}
 		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.Start()
 		defer d.Abandon()
-		d.SessionUp(tap)
+		d.SessionUp(session)
 		comes := func(h wire.Header) {
 			b := &block.Batch{}
-			d.HandleFrame(tap, &wire.Frame{Header: h}, b)
+			d.HandleFrame(session, &wire.Frame{Header: h}, b)
 			b.Finish()
 			synctest.Wait()
 		}
@@ -39,17 +39,17 @@ func TestAWordOfAnAgreementBeforeIsNotTaken(t *testing.T) {
 			return d.stream == 99 && d.primary == 1
 		}
 		receivers := wire.Header{Type: wire.Receivers, Dev: 1, Arg: [3]uint64{1, 0, 99}}
-		d.HelloReceived(tap, wire.DeviceFacts{Name: "r0", No: 2, Handle: 9, Disk: 1, Primary: wire.NoNode})
+		d.HelloReceived(session, wire.DeviceFacts{Name: "r0", No: 2, Handle: 9, Disk: 1, Primary: wire.NoNode})
 		synctest.Wait()
-		tap.mu.Lock()
-		began, ours := tap.sent[wire.Began], tap.agreed.Arg[0]
-		tap.mu.Unlock()
+		session.mu.Lock()
+		began, ours := session.sent[wire.Began], session.agreed.Arg[0]
+		session.mu.Unlock()
 		if began == 0 || ours == 0 {
-			t.Fatalf("the agreement was not told on both links: %v", tap.sent)
+			t.Fatalf("the agreement was not told on both links: %v", session.sent)
 		}
 		comes(wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{1, ours}})
 		comes(receivers)
-		comes(wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{2, ours, tap.agreed.Arg[2]}})
+		comes(wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{2, ours, session.agreed.Arg[2]}})
 		comes(receivers)
 		if follows() {
 			t.Fatal("a word of an agreement before was taken")

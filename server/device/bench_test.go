@@ -21,7 +21,12 @@ const tib = 1 << 40
 // is in reach, and quorum is off.
 func onFiles(tb testing.TB, dir string, size int64, nodes int) *Device {
 	tb.Helper()
-	o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Protocol: replication.ProtocolC}}
+	return withQuorum(tb, dir, size, nodes, replication.QuorumOff)
+}
+
+func withQuorum(tb testing.TB, dir string, size int64, nodes int, kind replication.QuorumKind) *Device {
+	tb.Helper()
+	o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Protocol: replication.ProtocolC, Quorum: replication.QuorumPolicy{Kind: kind}}}
 	for i := range nodes {
 		o.Nodes = append(o.Nodes, Node{ID: i, Name: fmt.Sprintf("n%d", i)})
 	}

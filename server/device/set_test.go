@@ -7,16 +7,21 @@ import (
 	"testing/synctest"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// wireTap is a session that keeps the types of what is sent, and the last
+// wireTap is a session with a peer that keeps the types of what is sent, and the last
 // agreement.
 type wireTap struct {
-	mu     sync.Mutex
+	peer int
+
+	mu     sync.Mutex // guards what is below
 	sent   map[wire.Type]int
 	agreed wire.Header
 }
+
+func tap(peer int) *wireTap { return &wireTap{peer: peer, sent: map[wire.Type]int{}} }
 
 func (w *wireTap) Send(h *wire.Header, _ []byte, _ *block.Buf, _ *block.Batch) {
 	w.mu.Lock()
@@ -27,17 +32,25 @@ func (w *wireTap) Send(h *wire.Header, _ []byte, _ *block.Buf, _ *block.Batch) {
 	}
 }
 
-func (w *wireTap) PeerID() int { return 1 }
+func (w *wireTap) PeerID() int { return w.peer }
+
+// yes is the peer's half of the last agreement.
+func (w *wireTap) yes() *wire.Frame {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a := w.agreed.Arg
+	return &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{a[1], a[0], uint64(replication.Action(a[2]).Mirror())}}}
+}
 
 // TestAHelloOfADeviceToComeIsKept: a peer has a device before this node; the
 // peer's hello counts when this node has it, too.
 func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, tap := NewSet(slog.New(slog.DiscardHandler)), &wireTap{sent: map[wire.Type]int{}}
-		s.SessionUp(tap)
+		s, session := NewSet(slog.New(slog.DiscardHandler)), tap(1)
+		s.SessionUp(session)
 		hello := wire.DeviceFacts{Name: "r0", No: 1, Handle: 9, Disk: 1, Primary: wire.NoNode}
 		f := &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: hello.Append(nil)}
-		s.HandleFrame(tap, f, &block.Batch{})
+		s.HandleFrame(session, f, &block.Batch{})
 		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
 		if err != nil {
 			t.Fatal(err)
@@ -48,10 +61,10 @@ func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		tap.mu.Lock()
-		defer tap.mu.Unlock()
-		if tap.sent[wire.DevHello] != 1 || tap.sent[wire.DevAgree] != 1 {
-			t.Fatalf("sent %v, want a hello and an agreement", tap.sent)
+		session.mu.Lock()
+		defer session.mu.Unlock()
+		if session.sent[wire.DevHello] != 1 || session.sent[wire.DevAgree] != 1 {
+			t.Fatalf("sent %v, want a hello and an agreement", session.sent)
 		}
 	})
 }
@@ -62,19 +75,19 @@ func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 // one that was kept; hellos of the first opening no longer do.
 func TestAHelloOfADeviceThatIsGoneIsNotTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, tap := NewSet(slog.New(slog.DiscardHandler)), &wireTap{sent: map[wire.Type]int{}}
-		s.SessionUp(tap)
+		s, session := NewSet(slog.New(slog.DiscardHandler)), tap(1)
+		s.SessionUp(session)
 		hello := func(handle, no uint32) {
 			facts := wire.DeviceFacts{Name: "r0", No: no, Handle: handle, Disk: 1, Primary: wire.NoNode}
-			s.HandleFrame(tap, &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: facts.Append(nil)}, &block.Batch{})
+			s.HandleFrame(session, &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: facts.Append(nil)}, &block.Batch{})
 			synctest.Wait()
 		}
 		agreedWith := func(handle uint32, no uint64) {
 			t.Helper()
-			tap.mu.Lock()
-			defer tap.mu.Unlock()
-			if tap.agreed.Dev != handle || tap.agreed.Arg[1] != no {
-				t.Errorf("agreed with hello %d of handle %d, not with %d of %d", tap.agreed.Arg[1], tap.agreed.Dev, no, handle)
+			session.mu.Lock()
+			defer session.mu.Unlock()
+			if session.agreed.Dev != handle || session.agreed.Arg[1] != no {
+				t.Errorf("agreed with hello %d of handle %d, not with %d of %d", session.agreed.Arg[1], session.agreed.Dev, no, handle)
 			}
 		}
 		hello(9, 3)
@@ -91,11 +104,11 @@ func TestAHelloOfADeviceThatIsGoneIsNotTheLast(t *testing.T) {
 		agreedWith(9, 3)
 		hello(12, 1)
 		agreedWith(12, 1)
-		tap.mu.Lock()
-		if n := tap.sent[wire.DevHello]; n != 2 {
+		session.mu.Lock()
+		if n := session.sent[wire.DevHello]; n != 2 {
 			t.Errorf("%d hellos were sent: the second opening has seen none", n)
 		}
-		tap.mu.Unlock()
+		session.mu.Unlock()
 		hello(9, 4)
 		agreedWith(12, 1)
 	})

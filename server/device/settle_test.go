@@ -16,9 +16,9 @@ import (
 func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 1 << 20
-		d := ofThree(t, size)
+		d := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority)
 		defer d.Abandon()
-		primary := of{&wireTap{sent: map[wire.Type]int{}}, 1}
+		primary := tap(1)
 		d.SessionUp(primary)
 		d.HelloReceived(primary, wire.DeviceFacts{
 			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Primary), Disk: uint8(replication.UpToDate), Primary: wire.NoNode, Size: size, Stream: 99,
@@ -37,7 +37,7 @@ func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 		}
 		b := &block.Batch{}
 		a := primary.agreed.Arg
-		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{a[1], a[0], a[2]}}}, b)
+		d.HandleFrame(primary, primary.yes(), b)
 		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{a[1], a[0]}}}, b)
 		synctest.Wait()
 		is(replication.Consistent)

@@ -1,7 +1,6 @@
 package device
 
 import (
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 
@@ -10,39 +9,15 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// of is a wireTap of a node of its own.
-type of struct {
-	*wireTap
-	id int
-}
-
-func (s of) PeerID() int { return s.id }
-
-// ofThree is the first of three nodes' devices, on files; the others the test plays.
-func ofThree(t *testing.T, size int64) *Device {
-	t.Helper()
-	o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Quorum: replication.QuorumPolicy{Kind: replication.QuorumMajority}}}
-	for id, name := range []string{"a", "b", "c"} {
-		o.Nodes = append(o.Nodes, Node{ID: id, Name: name})
-	}
-	dir := t.TempDir()
-	d, err := Open(o, Backing{Disk: filepath.Join(dir, "r0.img"), Meta: filepath.Join(dir, "r0.meta")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Start()
-	return d
-}
-
 // TestAMixtureIsNotInSyncByWhatItWas: a disk that is behind has said yes to being in sync
 // with another that is behind as much. Before it hears the other's yes it has begun to be
 // resynced: it bears a generation of which it holds nothing yet, and stays a mixture.
 func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size, newer = 1 << 20, replication.Gen(7 << 32)
-		d := ofThree(t, size)
+		d := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority)
 		defer d.Abandon()
-		behind, source := of{&wireTap{sent: map[wire.Type]int{}}, 1}, of{&wireTap{sent: map[wire.Type]int{}}, 2}
+		behind, source := tap(1), tap(2)
 		facts := wire.DeviceFacts{
 			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Consistent), Primary: wire.NoNode, Size: size,
 			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne),
@@ -58,20 +33,17 @@ func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 		d.SessionUp(behind)
 		d.HelloReceived(behind, facts)
 		synctest.Wait()
-		yes := func(s of, want replication.Action) *wire.Frame {
-			s.mu.Lock()
-			defer s.mu.Unlock()
+		for want, s := range map[replication.Action]*wireTap{replication.TargetBits: source, replication.InSync: behind} {
 			if a := replication.Action(s.agreed.Arg[2]); a != want {
-				t.Fatalf("node %d was told %v, not %v: %v", s.id, a, want, s.sent)
+				t.Fatalf("node %d was told %v, not %v: %v", s.peer, a, want, s.sent)
 			}
-			return &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{s.agreed.Arg[1], s.agreed.Arg[0], uint64(want.Mirror())}}}
 		}
 		b := &block.Batch{}
-		d.HandleFrame(source, yes(source, replication.TargetBits), b)
+		d.HandleFrame(source, source.yes(), b)
 		synctest.Wait()
 		state := wire.DeviceState{Role: uint8(replication.Secondary), Disk: uint8(replication.UpToDate), Current: uint64(newer), Primary: wire.NoNode}
 		d.HandleFrame(source, &wire.Frame{Header: wire.Header{Type: wire.DevState, Dev: 1}, Payload: state.Append(nil)}, b)
-		d.HandleFrame(behind, yes(behind, replication.InSync), b)
+		d.HandleFrame(behind, behind.yes(), b)
 		b.Finish()
 		synctest.Wait()
 		if st := d.Status(); st.Disk != replication.Inconsistent || st.Gens.Current != newer {
