@@ -465,7 +465,7 @@ func (d *Device) landLocked(o *op, b *block.Batch) {
 		return
 	}
 	o.landed = true
-	d.missedLocked(o, false) // who comes back from now on is not sent it
+	d.missedLocked(o) // who comes back from now on is not sent it
 	d.window.done(o.seq)
 	d.relieveLocked(b)
 }
@@ -516,8 +516,12 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 	if err == nil && !d.quorum.Quorate && d.cfg.OnNoQuorum == FailIO && d.role == replication.Primary {
 		err = block.ErrIO // nobody may act on what a minority did
 	}
-	if !o.landed {
-		d.missedLocked(o, err != nil)
+	switch {
+	case o.landed:
+	case err == nil:
+		d.missedLocked(o)
+	default:
+		d.missedFailedLocked(o)
 	}
 	if o.req == nil {
 		return
@@ -537,22 +541,31 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 }
 
 // missedLocked notes, on a primary without a disk, who does not have a change that
-// is being answered, or is going to be. A client that is told of an error may still read
-// it, and not the old again then; but where no complete disk has it nobody reads it, and
-// those that have it are behind until they are mixtures in a generation of later: they
-// know by then what they differ in from the others.
-func (d *Device) missedLocked(o *op, failed bool) {
-	if d.disk != nil || d.role != replication.Primary || failed && (!o.acked && o.wait == 0 || mutate.Is(mutate.ForgetFailed)) {
-		return
-	}
-	if has := d.disks.Without(d.cfg.Self) &^ o.miss; failed && !d.anyCompleteLocked(has) {
-		for id := range has.All() {
-			d.peers[id].undo = max(d.gens.Current, d.genNew)
-		}
+// is being answered, or is going to be.
+func (d *Device) missedLocked(o *op) {
+	if d.disk != nil || d.role != replication.Primary {
 		return
 	}
 	for id := range o.miss.Without(d.cfg.Self).All() {
 		d.peers[id].missed = true
+	}
+}
+
+// missedFailedLocked is that for a change whose client is told of an error, and may still
+// read it, and not the old again then. But where no complete disk has it nobody reads it,
+// and those that have it are behind until they are mixtures in a later generation: they
+// know by then what they differ in from the others.
+func (d *Device) missedFailedLocked(o *op) {
+	if d.disk != nil || d.role != replication.Primary || !o.acked && o.wait == 0 || mutate.Is(mutate.ForgetFailed) {
+		return
+	}
+	has := d.disks.Without(d.cfg.Self) &^ o.miss
+	if d.anyCompleteLocked(has) {
+		d.missedLocked(o)
+		return
+	}
+	for id := range has.All() {
+		d.peers[id].undo = max(d.gens.Current, d.genNew)
 	}
 }
 
