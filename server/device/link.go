@@ -369,7 +369,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	if p.agreed || !p.hs.sent || !p.hs.got {
 		return
 	}
-	if !d.toldLocked(p) || p.decision.Action == replication.InSync && d.meta != nil && d.meta.Bitmap(p.id).Count() > 0 {
+	if !d.toldLocked(p) {
 		d.helloLocked(p, b) // this node does not stand by it any more
 		return
 	}
