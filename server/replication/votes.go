@@ -18,9 +18,9 @@ package replication
 //     everybody in reach has stopped to count on it (MayLeave).
 //   - It is taken back only when everybody in reach, with all that have a vote
 //     among them, has noted that on stable storage (MayReturn); one whose disk is
-//     not attached has, if that disk says so already. A node whose
-//     notes of votes are out of date has no vote itself, then, and gets none
-//     before it has met those whose notes are not.
+//     not attached has, if that disk says so already. A node whose notes of votes
+//     are out of date has no vote itself, then, and gets none before it has met
+//     those whose notes are not.
 type Votes [MaxNodes]uint32
 
 // Given reports whether a node has given its vote up.

@@ -380,7 +380,7 @@ func TestScenario37AVoteThatCameBackUnheard(t *testing.T) {
 		c.mustPromote(t, 0)
 		c.mustWrite(t, 0, 0, 'a', 4096)
 		left := c.SetTrap(takePoint(wire.Vote), 2, func(*Node, *Node) { c.Nodes[1].PowerOff(storetest.Crash{}) }) // after those on the detach, and on the vote
-		detached := make(chan error)
+		detached := make(chan error, 1)
 		go func() { detached <- c.Nodes[0].Dev.Detach(timeout(t, time.Minute)) }()
 		time.Sleep(100 * time.Millisecond)
 		if left.Sprung() != c.Nodes[0] {
