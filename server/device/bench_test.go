@@ -26,7 +26,13 @@ func onFiles(tb testing.TB, dir string, size int64, nodes int) *Device {
 
 func withQuorum(tb testing.TB, dir string, size int64, nodes int, kind replication.QuorumKind) *Device {
 	tb.Helper()
-	o := Options{Config: Config{Name: "r0", Handle: 1, Size: size, Protocol: replication.ProtocolC, Quorum: replication.QuorumPolicy{Kind: kind}}}
+	return ofNode(tb, 0, dir, size, nodes, kind)
+}
+
+// ofNode is the device of one of several nodes.
+func ofNode(tb testing.TB, self int, dir string, size int64, nodes int, kind replication.QuorumKind) *Device {
+	tb.Helper()
+	o := Options{Config: Config{Name: "r0", Handle: 1, Self: self, Size: size, Protocol: replication.ProtocolC, Quorum: replication.QuorumPolicy{Kind: kind}}}
 	for i := range nodes {
 		o.Nodes = append(o.Nodes, Node{ID: i, Name: fmt.Sprintf("n%d", i)})
 	}

@@ -173,8 +173,8 @@ func (d *Device) decideAllLocked(b *block.Batch) {
 	}
 }
 
-// receiversLocked takes the primary's word on who gets its writes from here
-// on, and who is in sync with it.
+// receiversLocked takes a peer's word on who gets its writes from here on, where it
+// is the primary, and who is in sync with it.
 func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 	p.state.Receives = uint32(h.Arg[0])
 	p.state.InSync = uint32(h.Arg[1])
@@ -189,6 +189,9 @@ func (d *Device) receiversLocked(p *peer, h *wire.Header, b *block.Batch) {
 	d.settleLocked(p, b)
 	d.announceLocked(b)
 	d.tagsReachedLocked(b) // it may follow nobody any more
+	if p.repl == replication.PausedSyncT {
+		d.chooseSourceLocked(b) // it may have met whom turnsLocked waits for
+	}
 }
 
 // followLocked begins to follow a new stint of a primary.

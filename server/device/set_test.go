@@ -42,6 +42,14 @@ func (w *wireTap) yes() *wire.Frame {
 	return &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{a[1], a[0], uint64(replication.Action(a[2]).Mirror())}}}
 }
 
+// handle has a frame handled, and what follows from it done.
+func handle(d *Device, s Session, f *wire.Frame) {
+	b := &block.Batch{}
+	d.HandleFrame(s, f, b)
+	b.Finish()
+	synctest.Wait()
+}
+
 // TestAHelloOfADeviceToComeIsKept: a peer has a device before this node; the
 // peer's hello counts when this node has it, too.
 func TestAHelloOfADeviceToComeIsKept(t *testing.T) {

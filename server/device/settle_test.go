@@ -35,18 +35,14 @@ func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 			defer d.mu.Unlock()
 			return d.meta.Bitmap(2).Count()
 		}
-		b := &block.Batch{}
 		a := primary.agreed.Arg
-		d.HandleFrame(primary, primary.yes(), b)
-		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{a[1], a[0]}}}, b)
-		synctest.Wait()
+		handle(d, primary, primary.yes())
+		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{a[1], a[0]}}})
 		is(replication.Consistent)
 		d.mu.Lock()
 		d.meta.Bitmap(2).Set(block.Extent{Len: block.Unit})
 		d.mu.Unlock()
-		d.HandleFrame(primary, &wire.Frame{Header: wire.Header{Type: wire.Receivers, Dev: 1, Arg: [3]uint64{0b101, 0b101, 99}}}, b)
-		b.Finish()
-		synctest.Wait()
+		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.Receivers, Dev: 1, Arg: [3]uint64{0b101, 0b101, 99}}})
 		if marked() == 0 {
 			t.Fatal("a disk that is not up to date took the primary's word")
 		}
