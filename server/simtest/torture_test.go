@@ -23,6 +23,7 @@ var (
 	seeds = flag.Int("seeds", 12, "how many histories the torture runs")
 	first = flag.Uint64("seed", 1, "the first seed")
 	bare  = flag.Bool("diskless", false, "give every history of three or more nodes one without a disk, not only every fourth")
+	disks = flag.Int("disks", 0, "how many disks there are in every history of the random ones; 0: as each draws")
 	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
@@ -204,6 +205,14 @@ func (l *ledger) holds(blk int64, p []byte) error {
 	return nil
 }
 
+// disksOr is how many disks a history has, which would have drawn as many as said.
+func disksOr(drawn int) int {
+	if *disks > 0 {
+		return *disks
+	}
+	return drawn
+}
+
 // TestTorture runs random histories of writes, kills, partitions and
 // promotions, and heals everything: the disks are then identical, and hold what
 // clients were told. A seed is replayed with -run Torture -seed SEED -seeds 1;
@@ -219,7 +228,7 @@ func TestTorture(t *testing.T) {
 
 func torture(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
-	nodes := 2 + rng.IntN(3)
+	nodes := disksOr(2 + rng.IntN(3))
 	o := Options{
 		Nodes: nodes, Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
