@@ -94,7 +94,12 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	}
 	d.redeemedLocked(p)
 	d.peerDiskLocked(p, d.creditLocked(p, replication.DiskState(st.Disk)), b)
-	p.inSync = p.inSync && !p.syncingLocked() // complete it may be, but it changes
+	switch {
+	case !p.syncingLocked():
+		p.ending = false
+	case !p.ending:
+		p.inSync = false // complete it may be, but it changes
+	}
 	if p.sync.pulling && (p.disk < replication.Consistent && p.disk != replication.DUnknown || p.syncingLocked()) {
 		// The source is being resynced itself; another, or later.
 		d.giveUpLocked(p, b)

@@ -377,7 +377,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	p.given, p.parting, p.newcomer = p.hs.theirs.Votes.Given(p.id), false, p.hs.theirs.Newcomer
 	d.pollVoidLocked("somebody came into reach meanwhile")
 	d.unfenceLocked(p)
-	p.told, p.heard = false, false
+	p.told, p.heard, p.ending = false, false, false
 	p.held = false // it says so again
 	if p.hold {
 		d.tellHoldLocked(p, b)

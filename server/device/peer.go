@@ -47,6 +47,7 @@ type peer struct {
 	told      bool
 	heard     bool              // it has announced its state since we agreed
 	doneFacts *wire.DeviceFacts // the source's, at the end of a resync
+	ending    bool              // it has all of ours, and may not have heard yet that its resync is over
 	// early are frames on the data link of an agreement that we stand by and of whose
 	// other half we have not heard yet: the two links are not ordered against each other.
 	early    []func(*block.Batch)

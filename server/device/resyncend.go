@@ -45,7 +45,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		f := wireFacts(&facts)
 		f.Name, f.No, f.Handle, f.Whole = d.opts.Name, p.hs.no, d.opts.Handle, p.speaks(wire.FeatureVotes)
 		p.sync, p.found = syncState{}, nil
-		p.inSync = true
+		p.inSync, p.ending = true, true
 		d.crashed = false
 		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
 		d.setReplLocked(p, replication.Established)
