@@ -39,6 +39,7 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
 		return
 	}
+	d.announceLocked(b) // the source of the last resync takes the next state for that of its end, see peer.ending
 	d.beginPullLocked(best)
 }
 
