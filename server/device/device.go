@@ -213,6 +213,7 @@ type Device struct {
 	genOwed    bool            // one was announced and given up
 	genNoted   replication.Gen // as a replica: what the primary announced last, and the number of that change
 	genNotedNo uint64
+	genBy      *peer // the primary, while it counts on this disk for that; nil: it does not, or no longer
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it
 	genHas     replication.NodeSet // nodes that have noted it in the contact of now

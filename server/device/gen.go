@@ -181,8 +181,9 @@ func (d *Device) takeGenLocked() {
 			d.genWait &= d.genHas
 			d.genAgain = true
 		}
+		have := d.sendReceivesLocked() & (d.genHas | replication.Of(d.cfg.Self))
 		for id := range d.genWait.All() {
-			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no}}, nil, nil, b)
+			d.peers[id].send(wire.Header{Type: wire.GenCommit, Arg: [3]uint64{no, uint64(have)}}, nil, nil, b)
 		}
 		d.rehelloLocked(0, b)
 		d.genSettleLocked(b)
@@ -229,7 +230,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		return
 	}
 	d.gens.Noted = next
-	d.genNoted, d.genNotedNo, d.genAway = next, g.No, replication.NodeSet(g.Away)
+	d.genNoted, d.genNotedNo, d.genAway, d.genBy = next, g.No, replication.NodeSet(g.Away), nil
 	if d.genAway.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
@@ -249,18 +250,37 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		d.objectLocked(p, &g, "it does not follow this one's")
 		return
 	}
+	d.genBy = p
 	if d.gens.Current != next {
-		// Until the primary says that all have it, others that take part may be
-		// left in the old one.
-		d.genOld = d.gens.Current
-		others := d.disks.Without(d.cfg.Self)
-		if !d.genAway.Has(p.id) {
-			others = others.Without(p.id)
-		}
-		d.gens = d.comeFromLocked(p, &g, d.gens.Bump(next, others))
+		d.gens = d.comeFromLocked(p, &g, d.bearLocked(d.gens))
 		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// bearLocked has gens go on in the generation that the primary has announced. Until
+// that says that all have it, others that take part may be left in the one of before.
+func (d *Device) bearLocked(gens replication.Gens) replication.Gens {
+	d.genOld = gens.Current
+	others := d.disks.Without(d.cfg.Self)
+	if !d.genAway.Has(d.genBy.id) {
+		others = others.Without(d.genBy.id)
+	}
+	return gens.Bump(d.genNoted, others)
+}
+
+// keepNotedLocked is gens, which this disk takes over from a source, in the generation
+// that the disk bore before, if its primary counts on it for that: the source may have
+// told what it bears before it noted it.
+func (d *Device) keepNotedLocked(gens replication.Gens) replication.Gens {
+	if d.genBy == nil || d.gens.Current != d.genNoted || !d.genNoted.After(gens.Current) {
+		return gens
+	}
+	kept := d.bearLocked(gens)
+	if !d.gens.Tentative() {
+		kept = kept.InForce(d.genNoted)
+	}
+	return kept
 }
 
 // comeFromLocked has gens, which bear the generation g of p's from now on, recall what a
@@ -329,8 +349,10 @@ func (d *Device) leftBehindLocked(primary *peer) {
 	})
 }
 
-// genCommitLocked: all have noted the generation, so it is in force.
-func (d *Device) genCommitLocked(p *peer, no uint64) {
+// genCommitLocked: all have noted the generation, so it is in force. Who has a disk in
+// it is told by have; 0 is an earlier version's, and means all that were to. The others
+// were lost meanwhile, and have to find a bitmap that reaches back to where they are.
+func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 	if d.meta == nil && !d.witnessLocked() || !p.agreed {
 		return
 	}
@@ -344,7 +366,7 @@ func (d *Device) genCommitLocked(p *peer, no uint64) {
 	}
 	if d.gens.Current == d.genNoted && d.gens.Tentative() && d.genOld != replication.NoGen {
 		for id := range d.disks.Without(d.cfg.Self).All() {
-			if !d.genAway.Has(id) && d.gens.Bitmap[id] == d.genOld {
+			if !d.genAway.Has(id) && (have == 0 || have.Has(id)) && d.gens.Bitmap[id] == d.genOld {
 				d.gens = d.gens.FinishSync(id)
 			}
 		}

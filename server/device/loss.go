@@ -46,6 +46,9 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	d.pollPartedLocked(p)
 	p.hs.sent, p.hs.got = false, false
 	d.genHas = d.genHas.Without(p.id)
+	if d.genBy == p {
+		d.genBy = nil
+	}
 	if d.genBusy && d.genWait.Has(p.id) {
 		// It takes part no longer; if it comes back, in another generation.
 		d.genWait = d.genWait.Without(p.id)

@@ -260,7 +260,7 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 	case wire.NewGenAck:
 		d.genConfirmedLocked(p, h.Arg[0], false, b)
 	case wire.GenCommit:
-		d.genCommitLocked(p, h.Arg[0])
+		d.genCommitLocked(p, h.Arg[0], replication.NodeSet(h.Arg[1]))
 	case wire.GenDone:
 		d.genConfirmedLocked(p, h.Arg[0], true, b)
 	case wire.Receivers:

@@ -132,7 +132,7 @@ func (d *Device) beginPullLocked(p *peer) {
 // adoptLocked has this disk, which is a mixture from now on, bear its source's
 // generations, and asks the source to begin when that is durable.
 func (d *Device) adoptLocked(p *peer, s Session) {
-	d.gens = d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id)
+	d.gens = d.keepNotedLocked(d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id))
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)
 	round := p.sync.round

@@ -61,7 +61,7 @@ const (
 	FactsReq   Type = 84 // Arg[0]: request id: what would a hello say?
 	FactsReply Type = 85 // Arg[0]: request id; payload: facts
 	SyncHold   Type = 83 // Arg[0]: 1: the sender wants the resync between the two to wait; 0: no longer
-	GenCommit  Type = 81 // Arg: of the change: every node that takes part has the generation
+	GenCommit  Type = 81 // Arg: of the change, nodes whose disks are in it (0: all that were to be): every node that takes part has the generation
 	GenDone    Type = 82 // Arg: of the change: noted durably
 	DevAgree   Type = 80 // Arg: my hello number, yours, action: the handshake's end
 )

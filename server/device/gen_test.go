@@ -1,0 +1,90 @@
+package device
+
+import (
+	"testing"
+	"testing/synctest"
+
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
+)
+
+// followed is a device in sync with its primary, which is node 1 of three.
+func followed(t *testing.T) (*Device, *wireTap) {
+	t.Helper()
+	const size = 1 << 20
+	d, primary := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority), tap(1)
+	d.SessionUp(primary)
+	d.HelloReceived(primary, wire.DeviceFacts{
+		Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Primary), Disk: uint8(replication.UpToDate), Primary: wire.NoNode, Size: size, Stream: 99,
+		Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
+	})
+	synctest.Wait()
+	handle(d, primary, primary.yes())
+	return d, primary
+}
+
+// announced is a primary's word on a generation after the first.
+func announced(no uint64, g replication.Gen) *wire.Frame {
+	w := wire.Generation{No: no, Old: uint64(replication.DayOne), New: uint64(g), Stream: 99}
+	return &wire.Frame{Header: wire.Header{Type: wire.NewGen, Dev: 1}, Payload: w.Append(nil)}
+}
+
+// TestABitmapReachesBackToWhoMissedAGeneration: a node was to take part in a generation
+// and was lost before it had noted it. It is left in the one of before, and the bitmap of
+// what it lacks is known to go back to that.
+func TestABitmapReachesBackToWhoMissedAGeneration(t *testing.T) {
+	const next = replication.Gen(7 << 48)
+	for what, x := range map[string]struct {
+		have uint64
+		slot replication.Gen
+	}{
+		"all have it":          {0b111, replication.NoGen},
+		"node 2 was lost":      {0b011, replication.DayOne},
+		"an earlier version's": {0, replication.NoGen},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, primary := followed(t)
+			defer d.Abandon()
+			handle(d, primary, announced(5, next))
+			handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{5, x.have}}})
+			g := d.Status().Gens
+			if g.Current != next || g.Base != next || g.Bitmap[2] != x.slot {
+				t.Errorf("%s: in generation %v, in force %v, node 2 was left in %v, want %v", what, g.Current, g.Base, g.Bitmap[2], x.slot)
+			}
+		})
+	}
+}
+
+// TestANotedGenerationOutlivesTheBeginningOfAResync: a disk has noted a generation for
+// its primary, and takes over its source's, who told them before it noted that one. The
+// primary counts on the disk to bear it, for as long as the two are in contact.
+func TestANotedGenerationOutlivesTheBeginningOfAResync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const before, next = replication.Gen(6 << 48), replication.Gen(7 << 48)
+		d, primary := followed(t)
+		defer d.Abandon()
+		handle(d, primary, announced(5, next))
+		src := replication.Gens{Current: before, Base: before, Seen: before, Noted: before}
+		takeOver := func() replication.Gens {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return d.keepNotedLocked(d.gens.AdoptSource(&src, 0, 2))
+		}
+		if g := takeOver(); g.Current != next || !g.Tentative() || !g.Knows(before) || g.Bitmap[2] != before {
+			t.Errorf("noted, in the generations %+v", g)
+		}
+		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{5, 0b111}}})
+		if g := takeOver(); g.Current != next || g.Tentative() || !g.Knows(before) {
+			t.Errorf("in force, in the generations %+v", g)
+		}
+		src.Current, src.Base = next, next
+		if g := takeOver(); g.Current != next || g.Bitmap[2] != next {
+			t.Errorf("a source that has noted it: in the generations %+v", g)
+		}
+		src.Current, src.Base = before, before
+		d.SessionDown(primary, "the test says so")
+		if g := takeOver(); g.Current != before {
+			t.Errorf("without the primary, in the generations %+v", g)
+		}
+	})
+}
