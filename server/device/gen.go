@@ -230,6 +230,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		return
 	}
 	d.gens.Noted = next
+	by, given := d.genBy, d.genNoted
 	d.genNoted, d.genNotedNo, d.genAway, d.genBy = next, g.No, replication.NodeSet(g.Away), nil
 	if d.genAway.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
@@ -245,6 +246,9 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		}
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
+	}
+	if by == p && next != given && (g.Old == 0 || replication.Gen(g.Old) == d.genOld) {
+		d.gens = d.gens.Forgo(given, d.genOld) // it was given up: this one comes in its place
 	}
 	if g.Old != 0 && d.gens.Current != replication.Gen(g.Old) && d.gens.Current != next && d.dstat != replication.Inconsistent {
 		d.objectLocked(p, &g, "it does not follow this one's")

@@ -88,3 +88,26 @@ func TestANotedGenerationOutlivesTheBeginningOfAResync(t *testing.T) {
 		}
 	})
 }
+
+// TestAGenerationThatIsGivenUpIsReplaced: the primary announces a generation, gives it up,
+// and announces another, which follows the same one. Whether a replica had noted the first
+// or not, it bears the second, and the one of before is what others may be left in.
+func TestAGenerationThatIsGivenUpIsReplaced(t *testing.T) {
+	const first, second = replication.Gen(6 << 48), replication.Gen(7 << 48)
+	synctest.Test(t, func(t *testing.T) {
+		d, primary := followed(t)
+		defer d.Abandon()
+		handle(d, primary, announced(5, first))
+		if g := d.Status().Gens; g.Current != first {
+			t.Fatalf("in generation %v", g.Current)
+		}
+		handle(d, primary, announced(6, second))
+		if g := d.Status().Gens; g.Current != second || g.Bitmap[2] != replication.DayOne || g.Knows(first) {
+			t.Errorf("in generation %v, node 2 may be in %v, came from the one given up: %t", g.Current, g.Bitmap[2], g.Knows(first))
+		}
+		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{6, 0b111}}})
+		if g := d.Status().Gens; g.Base != second || g.Bitmap[2] != replication.NoGen {
+			t.Errorf("in force %v, node 2 may be in %v", g.Base, g.Bitmap[2])
+		}
+	})
+}

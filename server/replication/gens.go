@@ -186,6 +186,15 @@ func (gs Gens) Undo(g Gen, was *Gens) Gens {
 	return gs
 }
 
+// Forgo has g, which was noted and never came into force, not have begun, for one that
+// follows old as it did: that is what those bear who had not noted g.
+func (gs Gens) Forgo(g, old Gen) Gens {
+	if gs.Current == g && gs.Tentative() && old != NoGen {
+		gs.Current = old
+	}
+	return gs
+}
+
 // AdoptSource is what a resync target takes over when its resync *begins*:
 // it is then Inconsistent in the source's generation. Taking over at the
 // beginning rather than at the end (as DRBD does) makes an interrupted resync
