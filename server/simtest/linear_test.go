@@ -169,7 +169,7 @@ func TestBlocksAreRegisters(t *testing.T) {
 func accesses(t *testing.T, seed uint64) *linear {
 	rng := rand.New(rand.NewPCG(seed, 17))
 	c := New(Options{
-		Nodes: disksOr(2 + rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
+		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
 	x := &linear{c: c, devs: make([]*device.Device, len(c.Nodes))}

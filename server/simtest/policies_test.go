@@ -27,7 +27,7 @@ func TestPolicies(t *testing.T) {
 
 func policies(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 31))
-	nodes := disksOr(2 + rng.IntN(4))
+	nodes := disksOf(seed, 2+rng.IntN(4))
 	q := replication.QuorumPolicy{Kind: replication.QuorumAll}
 	if rng.IntN(3) > 0 {
 		q = replication.QuorumPolicy{Kind: replication.QuorumCount, N: nodes/2 + 1 + rng.IntN((nodes+1)/2)}

@@ -33,7 +33,7 @@ func TestRemnant(t *testing.T) {
 func remnant(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 31))
 	o := Options{
-		Nodes: disksOr(2 + rng.IntN(2)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
+		Nodes: disksOf(seed, 2+rng.IntN(2)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	if rng.IntN(2) == 0 {

@@ -121,7 +121,7 @@ func sequence(seed uint64) (o Options, list []step) {
 	if rng.IntN(4) == 0 {
 		disks += 3
 	}
-	o = devices(seed, disksOr(disks), rng.IntN(3))
+	o = devices(seed, disksOf(0, disks), rng.IntN(3)) // 0: more are drawn above
 	o.FailIO, o.PassOn = rng.IntN(4) == 0, rng.IntN(4) == 0
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}

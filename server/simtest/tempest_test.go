@@ -55,7 +55,7 @@ func shape(rng *rand.Rand, seed uint64) Options {
 	if rng.IntN(2) == 0 {
 		disks = 2 + 2*rng.IntN(2) // that can be halved
 	}
-	disks = disksOr(disks)
+	disks = disksOf(seed, disks)
 	o.Nodes = disks + without
 	for _, id := range rng.Perm(o.Nodes)[:without] {
 		o.Diskless = o.Diskless.With(id)
