@@ -126,8 +126,16 @@ func (d *Device) healStandsLocked(h *healing) bool {
 // read from.
 func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *block.Batch) {
 	h.question = 0
-	if h.from != p || !d.healStandsLocked(h) || !idle(f) || !h.basis.any && !d.evenLocked(p, f) || h.basis.any && replication.Gen(f.Current) != d.gens.Current {
+	stands := h.from == p && d.healStandsLocked(h) && idle(f)
+	if !stands || !h.basis.any && !d.evenLocked(p, f) || h.basis.any && replication.Gen(f.Current) != d.gens.Current {
+		among := h.basis.any
 		d.healLaterLocked(h, b)
+		if stands && !among && f.Dirty == 0 && !d.markedLocked(p.id) {
+			// Nothing differs, and neither can tell by what it has had: one of the two
+			// has begun to follow a primary, since they agreed, that was lost at once.
+			// Nobody else will have them agree anew.
+			d.helloLocked(p, b)
+		}
 		return
 	}
 	if h.basis.any {

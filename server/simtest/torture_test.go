@@ -230,6 +230,20 @@ func TestTorture(t *testing.T) {
 	}
 }
 
+// TestTorturesThatWentWrong are histories that once went wrong in a good part of their
+// runs, for which there is no shorter way to the same.
+func TestTorturesThatWentWrong(t *testing.T) {
+	for what, seed := range map[string]uint64{
+		"bad blocks stay where no primary has been in contact with all": 62002169,
+	} {
+		for range 4 {
+			t.Run(what, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { torture(t, seed) })
+			})
+		}
+	}
+}
+
 func torture(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	nodes := disksOf(seed, 2+rng.IntN(3))
