@@ -15,16 +15,8 @@ import (
 // marks against the other, of before, are void all the same.
 func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size = 1 << 20
-		d := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority)
+		d, primary := followed(t)
 		defer d.Abandon()
-		primary := tap(1)
-		d.SessionUp(primary)
-		d.HelloReceived(primary, wire.DeviceFacts{
-			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Primary), Disk: uint8(replication.UpToDate), Primary: wire.NoNode, Size: size, Stream: 99,
-			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
-		})
-		synctest.Wait()
 		is := func(s replication.DiskState) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
@@ -35,9 +27,6 @@ func TestAWordThatCameEarlySettlesLater(t *testing.T) {
 			defer d.mu.Unlock()
 			return d.meta.Bitmap(2).Count()
 		}
-		a := primary.agreed.Arg
-		handle(d, primary, primary.yes())
-		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.Began, Dev: 1, Arg: [3]uint64{a[1], a[0]}}})
 		is(replication.Consistent)
 		d.mu.Lock()
 		d.meta.Bitmap(2).Set(block.Extent{Len: block.Unit})
