@@ -14,10 +14,9 @@ func followed(t *testing.T) (*Device, *wireTap) {
 	const size = 1 << 20
 	d, primary := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority), tap(1)
 	d.SessionUp(primary)
-	d.HelloReceived(primary, wire.DeviceFacts{
-		Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Primary), Disk: uint8(replication.UpToDate), Primary: wire.NoNode, Size: size, Stream: 99,
-		Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
-	})
+	facts := freshFacts(size)
+	facts.Role, facts.Disk, facts.Stream = uint8(replication.Primary), uint8(replication.UpToDate), 99
+	d.HelloReceived(primary, facts)
 	synctest.Wait()
 	handle(d, primary, primary.yes())
 	return d, primary

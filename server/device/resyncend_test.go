@@ -18,15 +18,17 @@ func TestATargetThatHasNotHeardOfItsEndIsInSync(t *testing.T) {
 		defer d.Abandon()
 		target := tap(1)
 		d.SessionUp(target)
-		d.HelloReceived(target, wire.DeviceFacts{
-			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Consistent), Primary: wire.NoNode, Size: size, Dirty: 1,
-			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
-		})
+		facts := freshFacts(size)
+		facts.Dirty = 1
+		d.HelloReceived(target, facts)
 		synctest.Wait()
-		if a := replication.Action(target.agreed.Arg[2]); a != replication.SourceBits {
+		if a := target.told(); a != replication.SourceBits {
 			t.Fatalf("the target was told %v", a)
 		}
 		handle(d, target, target.yes())
+		says := func(flags uint16) *wire.Frame {
+			return stateFrame(wire.DeviceState{Disk: uint8(replication.Consistent), Current: uint64(replication.DayOne), Primary: wire.NoNode, Flags: flags})
+		}
 		for _, x := range []struct {
 			what string
 			f    *wire.Frame
@@ -34,9 +36,9 @@ func TestATargetThatHasNotHeardOfItsEndIsInSync(t *testing.T) {
 		}{
 			{"its resync has begun", &wire.Frame{Header: wire.Header{Type: wire.Bits, Dev: 1, Arg: [3]uint64{0: 1, 2: 1 << 1}}}, false},
 			{"it has all", &wire.Frame{Header: wire.Header{Type: wire.SyncDone, Dev: 1}}, true},
-			{"it told before that it is resynced", stateOf(wire.DevFlagSyncing), true},
-			{"it is resynced no longer", stateOf(0), true},
-			{"it is resynced again", stateOf(wire.DevFlagSyncing), false},
+			{"it told before that it is resynced", says(wire.DevFlagSyncing), true},
+			{"it is resynced no longer", says(0), true},
+			{"it is resynced again", says(wire.DevFlagSyncing), false},
 		} {
 			handle(d, target, x.f)
 			d.mu.Lock()
@@ -47,9 +49,4 @@ func TestATargetThatHasNotHeardOfItsEndIsInSync(t *testing.T) {
 			}
 		}
 	})
-}
-
-func stateOf(flags uint16) *wire.Frame {
-	st := wire.DeviceState{Disk: uint8(replication.Consistent), Current: uint64(replication.DayOne), Primary: wire.NoNode, Flags: flags}
-	return &wire.Frame{Header: wire.Header{Type: wire.DevState, Dev: 1}, Payload: st.Append(nil)}
 }

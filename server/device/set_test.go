@@ -42,6 +42,25 @@ func (w *wireTap) yes() *wire.Frame {
 	return &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{a[1], a[0], uint64(replication.Action(a[2]).Mirror())}}}
 }
 
+// told is the action of the last agreement.
+func (w *wireTap) told() replication.Action {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return replication.Action(w.agreed.Arg[2])
+}
+
+// freshFacts is the first that a peer tells whose disk is as on the day that it was made.
+func freshFacts(size int64) wire.DeviceFacts {
+	return wire.DeviceFacts{
+		Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Consistent), Primary: wire.NoNode, Size: size,
+		Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
+	}
+}
+
+func stateFrame(st wire.DeviceState) *wire.Frame {
+	return &wire.Frame{Header: wire.Header{Type: wire.DevState, Dev: 1}, Payload: st.Append(nil)}
+}
+
 // handle has a frame handled, and what follows from it done.
 func handle(d *Device, s Session, f *wire.Frame) {
 	b := &block.Batch{}

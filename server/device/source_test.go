@@ -20,19 +20,16 @@ func TestWhoWaitsForTwoSourcesToMeetHearsOfIt(t *testing.T) {
 		d.mu.Lock()
 		d.meta.Bitmap(2).Set(block.Extent{Len: block.Unit})
 		d.mu.Unlock()
-		facts := wire.DeviceFacts{
-			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Consistent), Primary: wire.NoNode, Size: size,
-			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne), Seen: uint64(replication.DayOne),
-		}
+		facts := freshFacts(size)
 		meet := func(peer int, want replication.Action) *wireTap {
 			t.Helper()
 			s := tap(peer)
 			d.SessionUp(s)
-			for facts.No = 1; s.agreed.Arg[2] != uint64(want) && facts.No < 4; facts.No++ { // it has heard of what is news
+			for facts.No = 1; s.told() != want && facts.No < 4; facts.No++ { // it has heard of what is news
 				d.HelloReceived(s, facts)
 				synctest.Wait()
 			}
-			if a := replication.Action(s.agreed.Arg[2]); a != want {
+			if a := s.told(); a != want {
 				t.Fatalf("node %d was told %v, not %v", peer, a, want)
 			}
 			handle(d, s, s.yes())
@@ -47,7 +44,7 @@ func TestWhoWaitsForTwoSourcesToMeetHearsOfIt(t *testing.T) {
 			return d.peers[2].repl
 		}
 		state := wire.DeviceState{Disk: uint8(replication.Consistent), Current: uint64(replication.DayOne), Primary: wire.NoNode, Sees: 0b011}
-		handle(d, other, &wire.Frame{Header: wire.Header{Type: wire.DevState, Dev: 1}, Payload: state.Append(nil)})
+		handle(d, other, stateFrame(state))
 		if s := repl(); s != replication.PausedSyncT {
 			t.Fatalf("replication with the other is %v before it has met the one in sync", s)
 		}

@@ -18,10 +18,7 @@ func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 		d := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority)
 		defer d.Abandon()
 		behind, source := tap(1), tap(2)
-		facts := wire.DeviceFacts{
-			Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Consistent), Primary: wire.NoNode, Size: size,
-			Current: uint64(replication.DayOne), Base: uint64(replication.DayOne), Noted: uint64(replication.DayOne),
-		}
+		facts := freshFacts(size)
 		d.SessionUp(source)
 		moved := facts
 		moved.Disk, moved.Current, moved.Base, moved.Seen, moved.Noted = uint8(replication.UpToDate), uint64(newer), uint64(newer), uint64(newer), uint64(newer)
@@ -34,7 +31,7 @@ func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 		d.HelloReceived(behind, facts)
 		synctest.Wait()
 		for want, s := range map[replication.Action]*wireTap{replication.TargetBits: source, replication.InSync: behind} {
-			if a := replication.Action(s.agreed.Arg[2]); a != want {
+			if a := s.told(); a != want {
 				t.Fatalf("node %d was told %v, not %v: %v", s.peer, a, want, s.sent)
 			}
 		}
@@ -42,7 +39,7 @@ func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 		d.HandleFrame(source, source.yes(), b)
 		synctest.Wait()
 		state := wire.DeviceState{Role: uint8(replication.Secondary), Disk: uint8(replication.UpToDate), Current: uint64(newer), Primary: wire.NoNode}
-		d.HandleFrame(source, &wire.Frame{Header: wire.Header{Type: wire.DevState, Dev: 1}, Payload: state.Append(nil)}, b)
+		d.HandleFrame(source, stateFrame(state), b)
 		d.HandleFrame(behind, behind.yes(), b)
 		b.Finish()
 		synctest.Wait()
