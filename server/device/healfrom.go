@@ -127,22 +127,20 @@ func (d *Device) healStandsLocked(h *healing) bool {
 func (d *Device) healFactsLocked(p *peer, h *healing, f *wire.DeviceFacts, b *block.Batch) {
 	h.question = 0
 	stands := h.from == p && d.healStandsLocked(h) && idle(f)
-	if !stands || !h.basis.any && !d.evenLocked(p, f) || h.basis.any && replication.Gen(f.Current) != d.gens.Current {
-		among := h.basis.any
+	switch {
+	case stands && h.basis.any && replication.Gen(f.Current) == d.gens.Current:
+		d.forAllLocked(h)
+	case stands && !h.basis.any && d.evenLocked(p, f):
+		d.takeHealLocked(h, b)
+	default:
 		d.healLaterLocked(h, b)
-		if stands && !among && f.Dirty == 0 && !d.markedLocked(p.id) {
+		if stands && !h.basis.any && f.Dirty == 0 && !d.markedLocked(p.id) {
 			// Nothing differs, and neither can tell by what it has had: one of the two
 			// has begun to follow a primary, since they agreed, that was lost at once.
 			// Nobody else will have them agree anew.
 			d.helloLocked(p, b)
 		}
-		return
 	}
-	if h.basis.any {
-		d.forAllLocked(h)
-		return
-	}
-	d.takeHealLocked(h, b)
 }
 
 // forAllLocked: this disk is about to hold another version of what was never
