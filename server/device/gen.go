@@ -230,9 +230,12 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		return
 	}
 	d.gens.Noted = next
-	by, given := d.genBy, d.genNoted
-	d.genNoted, d.genNotedNo, d.genAway, d.genBy = next, g.No, replication.NodeSet(g.Away), nil
-	if d.genAway.Has(d.cfg.Self) {
+	away := replication.NodeSet(g.Away)
+	if !away.Has(d.cfg.Self) {
+		d.forgoLocked(p, &g)
+	}
+	d.genNoted, d.genNotedNo, d.genAway, d.genBy = next, g.No, away, nil
+	if away.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
 		}
@@ -247,9 +250,6 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 		return
 	}
-	if by == p && next != given && (g.Old == 0 || replication.Gen(g.Old) == d.genOld) {
-		d.gens = d.gens.Forgo(given, d.genOld) // it was given up: this one comes in its place
-	}
 	if g.Old != 0 && d.gens.Current != replication.Gen(g.Old) && d.gens.Current != next && d.dstat != replication.Inconsistent {
 		d.objectLocked(p, &g, "it does not follow this one's")
 		return
@@ -260,6 +260,14 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		d.beginsAsLocked(origin)
 	}
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
+}
+
+// forgoLocked has the generation that this node noted last for p not have begun, where g
+// follows the same one: that was given up, and g comes in its place.
+func (d *Device) forgoLocked(p *peer, g *wire.Generation) {
+	if d.genBy == p && replication.Gen(g.New) != d.genNoted && (g.Old == 0 || replication.Gen(g.Old) == d.genOld) {
+		d.gens = d.gens.Forgo(d.genNoted, d.genOld)
+	}
 }
 
 // bearLocked has gens go on in the generation that the primary has announced. Until
@@ -369,8 +377,11 @@ func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 		return
 	}
 	if d.gens.Current == d.genNoted && d.gens.Tentative() && d.genOld != replication.NoGen {
+		if have == 0 {
+			have = d.disks
+		}
 		for id := range d.disks.Without(d.cfg.Self).All() {
-			if !d.genAway.Has(id) && (have == 0 || have.Has(id)) && d.gens.Bitmap[id] == d.genOld {
+			if !d.genAway.Has(id) && have.Has(id) && d.gens.Bitmap[id] == d.genOld {
 				d.gens = d.gens.FinishSync(id)
 			}
 		}
