@@ -117,11 +117,14 @@ var (
 
 func sequence(seed uint64) (o Options, list []step) {
 	rng := rand.New(rand.NewPCG(seed, 47))
-	disks := 2 + rng.IntN(3)
+	n := 2 + rng.IntN(3)
 	if rng.IntN(4) == 0 {
-		disks += 3
+		n += 3
 	}
-	o = devices(seed, disksOf(0, disks), rng.IntN(3)) // 0: more are drawn above
+	if *disks > 0 {
+		n = *disks
+	}
+	o = devices(seed, n, rng.IntN(3))
 	o.FailIO, o.PassOn = rng.IntN(4) == 0, rng.IntN(4) == 0
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
