@@ -192,6 +192,7 @@ type Device struct {
 	ready      []*op // whose range has become free
 	running    bool  // runReadyLocked is at work on it
 	refreshing bool  // refreshLocked is at work
+	fitting    bool  // room is being made on a new disk
 
 	gate       gate
 	parked     []*block.Request // admitted when the gate opens

@@ -144,6 +144,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	// The peer judges by our last hello. Where that is no longer true, or the
 	// peer's device is a new one that never saw it, it gets another.
 	d.learnSizeLocked(f.Size)
+	d.fitLocked(p, f)
 	theirs := factsOf(p.id, f)
 	d.learnVotesLocked(&theirs)
 	p.hs.theirs = theirs

@@ -137,6 +137,33 @@ func (d *Device) learnSizeLocked(size int64) {
 	}
 }
 
+// fitLocked has a disk that is new to a device which has grown get room for what its
+// peer has, and tell so: else nobody could replace a disk before the configuration of
+// all nodes gives the new size. A disk that was ever in sync with another was asked for
+// room when the device grew, and one with content of its own is not written to unasked.
+func (d *Device) fitLocked(p *peer, f *wire.DeviceFacts) {
+	blank := d.disk != nil && !d.member && d.gens.Current == replication.DayOne
+	if !blank || d.fitting || f.Config != d.cfg.Fingerprint || f.Size <= d.room || f.Size%block.Unit != 0 || f.Size > store.MaxSize {
+		return
+	}
+	d.fitting = true
+	d.done.Go(func() {
+		err := d.makeRoom(f.Size)
+		b := &block.Batch{}
+		d.mu.Lock()
+		d.fitting = false
+		if err != nil {
+			d.lastErr = fmt.Sprintf("no room for the %s that the device has grown to: %v", block.Amount(f.Size), err)
+			d.eventLocked("device", p, "%s", d.lastErr)
+		} else if !d.closing {
+			d.learnSizeLocked(f.Size)
+			d.refreshLocked(b)
+		}
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
 // beyondLocked: the primary has a change in what this node has made room for.
 // The device has grown to it.
 func (d *Device) beyondLocked(end int64) {

@@ -419,6 +419,8 @@ func (w *Why) explainPeer(st *Status, p *PeerStatus) {
 		switch {
 		case p.Decision.Rule == replication.RuleOrigin:
 			w.Next = append(w.Next, fmt.Sprintf("put the right disk and metadata back where they are wrong; or, on the node whose data may go: lockstepctl device resolve %s --discard-local", st.Name))
+		case p.Decision.Rule == replication.RuleSize:
+			w.Next = append(w.Next, fmt.Sprintf("give the smaller disk room for the larger size, and restart its node; what is in the way: lockstepctl device why %s, there", st.Name))
 		case p.Decision.Action == replication.SplitBrain:
 			next := fmt.Sprintf("choose whose changes go: lockstepctl device resolve %s --discard-local on the node that is to lose them", st.Name)
 			if !slices.Contains(w.Next, next) {

@@ -186,8 +186,11 @@ func strangers(me, peer *Facts) Decision {
 	return d
 }
 
-// RuleOrigin is the rule by which disks of different origins are kept apart.
-const RuleOrigin = "origin"
+// The rules by which disks are kept apart that are of different origins, or sizes.
+const (
+	RuleOrigin = "origin"
+	RuleSize   = "size"
+)
 
 const ruleEqual = "equal-dirty"
 
@@ -311,7 +314,7 @@ func precondition(me, peer *Facts) (Decision, bool) {
 		return noDisk(me, peer), true
 	}
 	if me.Size != peer.Size {
-		return Decision{Action: Refuse, Rule: "size", Why: fmt.Sprintf("the device is %d bytes here and %d there", me.Size, peer.Size)}, true
+		return Decision{Action: Refuse, Rule: RuleSize, Why: fmt.Sprintf("the device is %d bytes here and %d there", me.Size, peer.Size)}, true
 	}
 	return Decision{}, false
 }

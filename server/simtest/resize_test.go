@@ -3,7 +3,9 @@ package simtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -191,4 +193,35 @@ func TestRoomSurvivesACrash(t *testing.T) {
 		}
 		c.mustEqual(t)
 	})
+}
+
+// TestAReplacedDiskFitsADeviceThatHasGrown, before any configuration gives the new
+// size: it has room made for it. One that cannot have stays out, and it is told why.
+func TestAReplacedDiskFitsADeviceThatHasGrown(t *testing.T) {
+	for _, small := range []bool{false, true} {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err != nil {
+				t.Fatal(err)
+			}
+			c.mustWrite(t, 0, 6*mib, 'a', 4096)
+			n := c.Nodes[1]
+			n.Kill()
+			n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+			if small {
+				n.Disk.Inject(storetest.Fault{Ops: storetest.OpTruncate, Err: syscall.ENOSPC})
+			}
+			c.mustStart(t, 1)
+			if !small {
+				c.mustAllSync(t)
+				c.mustEqual(t)
+				return
+			}
+			time.Sleep(10 * time.Second)
+			if why := fmt.Sprint(n.Dev.Why()); n.Dev.Status().Disk == replication.UpToDate || !strings.Contains(why, "no room for the 8.0 MiB") {
+				t.Errorf("%v", why)
+			}
+		})
+	}
 }

@@ -75,6 +75,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 		"a replica has noted a generation, and does not hear from who made it that it is in force": {
 			2, 2, "promote 3 0 300ms;write 3 2 5ms;power 1 1 300ms;promote 0 0 300ms;detach 0 0 5ms;rot 1 0 6s", false,
 		},
+		"a disk is replaced after the device has grown, of which the configuration knows nothing": {
+			3, 0, "grow 0 2 300ms;promote 0 0 0s;replace 2 1 5ms", false,
+		},
 		"both disks fail a write and stay, each for the other's sake, and both are mixtures": {
 			2, 2, "fail 1 0 6s;fail 0 0 300ms;promote 1 0 300ms;write 1 2 300ms", true,
 		},
@@ -113,6 +116,8 @@ var (
 	things = strings.Fields("kill kill start start start cut heal isolate rejoin promote promote promote promote demote " +
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
+	// Of these there are one or two in a quarter of the histories.
+	works = strings.Fields("replace replace replace requorum resync")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -139,6 +144,11 @@ func sequence(seed uint64) (o Options, list []step) {
 	rests := []time.Duration{0, 5 * time.Millisecond, 300 * time.Millisecond, 300 * time.Millisecond, 6 * time.Second}
 	for range 4 + rng.IntN(16) {
 		list = append(list, step{some[rng.IntN(len(some))], rng.IntN(o.Nodes), rng.IntN(o.Nodes), rests[rng.IntN(len(rests))]})
+	}
+	if rng.IntN(4) == 0 {
+		for range 1 + rng.IntN(2) {
+			list[rng.IntN(len(list))].do = works[rng.IntN(len(works))]
+		}
 	}
 	return o, list
 }
@@ -264,6 +274,11 @@ func (p *player) take(s step) error {
 	case "learn":
 		p.learn()
 		return nil
+	case "replace":
+		p.replace(n)
+		return nil
+	case "requorum":
+		return p.requorum(s)
 	}
 	if n.Dev == nil {
 		return nil
@@ -301,6 +316,9 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 	case "verify":
 		_, err := n.Dev.Verify("")
 		return err
+	case "resync":
+		_, err := n.Dev.Resync(ctx, "")
+		return err
 	case "fail", "rot", "hang", "hangmeta":
 		im := n.Disk
 		if do == "rot" || do == "hangmeta" {
@@ -313,6 +331,42 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 		if im != nil {
 			p.faults = append(p.faults, &diskFault{im, im.Inject(f)})
 		}
+	}
+	return nil
+}
+
+// replace has a node that died come back with an empty disk, where another certainly
+// has all that was answered: its disk was written to by whoever answered.
+func (p *player) replace(n *Node) {
+	has := func(m *Node) bool {
+		if m == n || m.Disk == nil || m.Dev == nil {
+			return false
+		}
+		st := m.Dev.Status()
+		return m.ID != p.zombie && st.Role == replication.Primary && st.Disk == replication.UpToDate && st.Quorum.Quorate && !st.Suspended && st.InHand == 0
+	}
+	if n.Disk == nil || !slices.ContainsFunc(p.c.Nodes, has) {
+		return
+	}
+	n.Kill()
+	size, _ := n.Disk.File().Size()
+	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
+}
+
+// requorum has all nodes, one after the other, go over to the other quorum.
+func (p *player) requorum(s step) error {
+	q := replication.QuorumPolicy{Kind: replication.QuorumAll}
+	if p.c.opts.Quorum == q {
+		q = majority()
+	}
+	p.c.opts.Quorum = q
+	for i := range p.c.Nodes {
+		if m := p.c.Nodes[(s.n+i)%len(p.c.Nodes)]; m.Dev != nil {
+			if err := m.Dev.Reconfigure(m.Config()); err != nil {
+				return err
+			}
+		}
+		time.Sleep(s.rest / 4)
 	}
 	return nil
 }
