@@ -208,7 +208,9 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 // genReceivedLocked takes over the primary's new generation; it confirms when
 // it is durable. It is tentative until the primary says that all have it.
 func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
-	if d.witnessLocked() {
+	if !d.disks.Has(d.cfg.Self) {
+		// The primary counts on it as a witness. That this node does not yet, or no
+		// longer, is a quorum that nodes are given one after the other.
 		if origin != replication.NoOrigin {
 			d.begins = origin
 		}
@@ -365,7 +367,7 @@ func (d *Device) leftBehindLocked(primary *peer) {
 // it is told by have; 0 is an earlier version's, and means all that were to. The others
 // were lost meanwhile, and have to find a bitmap that reaches back to where they are.
 func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
-	if d.meta == nil && !d.witnessLocked() || !p.agreed {
+	if d.meta == nil && d.disks.Has(d.cfg.Self) || !p.agreed {
 		return
 	}
 	if d.genNotedNo != no {

@@ -71,6 +71,7 @@ func (d *Device) Reconfigure(to Config) error {
 		d.tellConfigLocked(b)
 	}
 	d.evaluateLocked(b)
+	d.genSettleLocked(b) // other nodes may have to note a generation now
 	d.touchLocked()
 	d.mu.Unlock()
 	b.Finish()

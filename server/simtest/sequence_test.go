@@ -78,6 +78,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 		"a disk is replaced after the device has grown, of which the configuration knows nothing": {
 			3, 0, "grow 0 2 300ms;promote 0 0 0s;replace 2 1 5ms", false,
 		},
+		"a primary counts on a witness that is told only then that it is one": {
+			2, 1, "promote 1 0 0s;detach 1 0 0s;requorum 2 0 6s;write 1 2 6s;requorum 0 2 300ms", false,
+		},
 		"both disks fail a write and stay, each for the other's sake, and both are mixtures": {
 			2, 2, "fail 1 0 6s;fail 0 0 300ms;promote 1 0 300ms;write 1 2 300ms", true,
 		},
