@@ -120,7 +120,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum resync")
+	works = strings.Fields("replace replace replace requorum requorum fashion resync")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -152,6 +152,12 @@ func sequence(seed uint64) (o Options, list []step) {
 		for range 1 + rng.IntN(2) {
 			list[rng.IntN(len(list))].do = works[rng.IntN(len(works))]
 		}
+	}
+	if rng.IntN(4) == 0 {
+		o.Delay = []time.Duration{20 * time.Millisecond, 100 * time.Millisecond}[rng.IntN(2)]
+	}
+	if rng.IntN(4) == 0 {
+		o.DiskDelay = []time.Duration{2 * time.Millisecond, 50 * time.Millisecond}[rng.IntN(2)]
 	}
 	return o, list
 }
@@ -280,8 +286,8 @@ func (p *player) take(s step) error {
 	case "replace":
 		p.replace(n)
 		return nil
-	case "requorum":
-		return p.requorum(s)
+	case "requorum", "fashion":
+		return p.configure(s)
 	}
 	if n.Dev == nil {
 		return nil
@@ -356,13 +362,23 @@ func (p *player) replace(n *Node) {
 	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
 }
 
-// requorum has all nodes, one after the other, go over to the other quorum.
-func (p *player) requorum(s step) error {
-	q := replication.QuorumPolicy{Kind: replication.QuorumAll}
-	if p.c.opts.Quorum == q {
-		q = majority()
+// configure has all nodes, one after the other, go over to another quorum or to
+// another way with errors.
+func (p *player) configure(s step) error {
+	o := &p.c.opts
+	switch majority := majority(); {
+	case s.do == "fashion" && s.m%2 == 0:
+		o.FailIO = !o.FailIO
+	case s.do == "fashion":
+		o.PassOn = !o.PassOn
+	case s.n%2 == 1:
+		disks := o.Nodes - o.Diskless.Len()
+		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumCount, N: disks/2 + 1}
+	case o.Quorum == majority:
+		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+	default:
+		o.Quorum = majority
 	}
-	p.c.opts.Quorum = q
 	for i := range p.c.Nodes {
 		if m := p.c.Nodes[(s.n+i)%len(p.c.Nodes)]; m.Dev != nil {
 			if err := m.Dev.Reconfigure(m.Config()); err != nil {
