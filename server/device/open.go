@@ -122,7 +122,7 @@ func fit(disk store.Disk, meta *store.Meta, o Options) error {
 		return fmt.Errorf("device %s: the configuration says %d bytes, but the metadata %s is of a device of %d;"+
 			" put the size back and run \"lockstepctl device resize %s\"", o.Name, o.Size, meta.Path(), sb.Size, o.Name)
 	}
-	if sb.Size > o.Size {
+	if disk.Size() < sb.Size { // it was opened with the size that the device began with
 		if err := resizeDisk(disk, sb.Size); err != nil {
 			return fmt.Errorf("device %s has grown to %d bytes: %w", o.Name, sb.Size, err)
 		}

@@ -223,7 +223,7 @@ func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Devi
 	return device.Assemble(o, bk,
 		func() (store.Disk, bool, error) {
 			size, err := meta.File().Size()
-			return disk.Disk("disk"), size == 0 && !n.c.opts.Existing.Has(n.ID), err
+			return disk.DiskOf("disk", o.Size), size == 0 && !n.c.opts.Existing.Has(n.ID), err
 		},
 		func(mo store.MetaOptions) (*store.Meta, error) { return store.OpenMetaFile(meta.File(), "meta", mo) })
 }

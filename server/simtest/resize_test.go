@@ -225,3 +225,26 @@ func TestAReplacedDiskFitsADeviceThatHasGrown(t *testing.T) {
 		})
 	}
 }
+
+// TestADiskIsAttachedToADeviceThatHasGrown since it was opened first, be it the same
+// disk or a new one.
+func TestADiskIsAttachedToADeviceThatHasGrown(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		if err := c.Nodes[0].Dev.Resize(timeout(t, time.Minute), 8*mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		n := c.Nodes[1]
+		if err := n.Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 6*mib, 'a', 4096)
+		if err := n.Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustAllSync(t)
+		c.mustEqual(t)
+	})
+}

@@ -11,6 +11,7 @@ import (
 type Disk struct {
 	im     *Image
 	path   string
+	size   atomic.Int64
 	closed atomic.Bool
 }
 
@@ -21,7 +22,21 @@ var _ interface {
 
 // Disk opens the image as a disk that calls itself path. It may be opened again
 // after a Close.
-func (im *Image) Disk(path string) *Disk { return &Disk{im: im, path: path} }
+func (im *Image) Disk(path string) *Disk { return im.DiskOf(path, im.Size()) }
+
+// DiskOf is Disk of which size bytes are used, as with store.OpenDisk.
+func (im *Image) DiskOf(path string, size int64) *Disk {
+	d := &Disk{im: im, path: path}
+	d.size.Store(size)
+	return d
+}
+
+// Size is how large the image is.
+func (im *Image) Size() int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.now.size
+}
 
 // NewDisk returns a disk of size bytes of zeroes.
 func NewDisk(path string, size int64) *Disk { return NewImage(size).Disk(path) }
@@ -33,11 +48,7 @@ func (d *Disk) Image() *Image { return d.im }
 func (d *Disk) Path() string { return d.path }
 
 // Size implements store.Disk.
-func (d *Disk) Size() int64 {
-	d.im.mu.Lock()
-	defer d.im.mu.Unlock()
-	return d.im.now.size
-}
+func (d *Disk) Size() int64 { return d.size.Load() }
 
 func (d *Disk) begin(op Op, off, n int64) (Record, int64, error) {
 	if d.closed.Load() {
@@ -119,10 +130,14 @@ func (d *Disk) Extents(off, n int64, max int) ([]store.DataExtent, error) {
 	return out, nil
 }
 
-// Resize implements store.Resizer.
+// Resize implements store.Resizer. As a file, the image does not shrink.
 func (d *Disk) Resize(size int64) error {
 	r, _, err := d.im.begin(OpTruncate, size, 0)
-	return d.wrap("resize", 0, size, d.im.do(r, change{op: OpTruncate, off: size}, err))
+	err = d.im.do(r, change{op: OpTruncate, off: max(size, d.im.Size())}, err)
+	if err == nil {
+		d.size.Store(size)
+	}
+	return d.wrap("resize", 0, size, err)
 }
 
 // Close implements store.Disk.
