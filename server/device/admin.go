@@ -271,7 +271,8 @@ func (d *Device) installLocked(got *opened) {
 	g.Noted = max(g.Noted, d.gens.Noted)
 	g.Learn(&replication.Gens{Seen: d.gens.Seen})
 	d.gens = g
-	d.origin, d.newcomer, d.member = originOf(&sb), sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
+	d.origin = originOf(&sb)
+	d.recallLocked(&sb)
 	d.votesKept = votesOf(&sb)
 	for id, n := range d.votesKept {
 		d.votes.Note(id, n)

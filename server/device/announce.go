@@ -29,6 +29,15 @@ func (d *Device) announceLocked(b *block.Batch) {
 	if d.newcomer {
 		st.Flags |= wire.DevFlagNewcomer
 	}
+	if len(d.former) > 0 {
+		st.Flags |= wire.DevFlagFormer
+	}
+	if d.met {
+		st.Flags |= wire.DevFlagMet
+	}
+	if d.moved != replication.NoGen && d.moved == d.gens.Current {
+		st.Flags |= wire.DevFlagRegrouped
+	}
 	if d.pullingLocked() {
 		st.Flags |= wire.DevFlagSyncing
 	}
@@ -88,6 +97,7 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
 	p.state, p.heard = st, true
 	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
+	p.former, p.met, p.regrouped = st.Flags&wire.DevFlagFormer != 0, st.Flags&wire.DevFlagMet != 0, st.Flags&wire.DevFlagRegrouped != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
 	if replication.DiskState(st.Disk) <= replication.Inconsistent && replication.Gen(st.Current).After(p.undo) {
 		p.undo = replication.NoGen // its resync covers that

@@ -73,40 +73,54 @@ func (d *Device) tallyLocked(seen replication.NodeSet) replication.Census {
 // tallyAsLocked is that if this node's own disk were in the state own.
 func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeSet) (c replication.Census) {
 	c = replication.Census{Had: d.quorum.Quorate}
+	regrouped := !mutate.Is(mutate.TrustRegrouped)
 	switch {
-	case d.peersHaveDisk(d.cfg.Self) && own >= replication.Consistent:
-		c.UpToDate++
-	case d.peersHaveDisk(d.cfg.Self) && own >= replication.Inconsistent:
-		c.Present++
-	case d.peersHaveDisk(d.cfg.Self) && !d.votes.Given(d.cfg.Self):
-		c.Idle++
-	case d.peersHaveDisk(d.cfg.Self):
-		c.Outdated++
-	}
-	if mutate.Is(mutate.CountLeft) {
-		defer func() { c.Voteless = 0 }()
-	}
-	if c.UpToDate+c.Present > 0 && d.votes.Given(d.cfg.Self) {
-		c.Voteless++
-	}
-	if c.UpToDate+c.Present > 0 && d.newcomer {
-		c.Newcomers++
-	}
-	if !d.peersHaveDisk(d.cfg.Self) {
+	case !d.disks.Has(d.cfg.Self):
 		c.TiebreakersPresent++ // which it keeps as a witness, see witness.go
+	case len(d.former) > 0 && own.HasData() && regrouped:
+		c.Regrouped++
+	default:
+		d.countOwnLocked(own, &c)
 	}
 	for _, p := range d.peers {
-		if p != nil {
+		switch {
+		case p == nil:
+		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped:
+			c.Regrouped++
+		default:
 			d.countPeerLocked(p, seen.Has(p.id), &c)
 		}
 	}
 	if mutate.Is(mutate.TrustNewcomers) {
 		c.Newcomers = 0
 	}
+	if mutate.Is(mutate.CountLeft) {
+		c.Voteless = 0
+	}
 	return c
 }
 
-func (d *Device) peersHaveDisk(id int) bool { return d.disks.Has(id) }
+// countOwnLocked counts this node's disk, if it is in the state own.
+func (d *Device) countOwnLocked(own replication.DiskState, c *replication.Census) {
+	switch {
+	case own >= replication.Consistent:
+		c.UpToDate++
+	case own >= replication.Inconsistent:
+		c.Present++
+	case !d.votes.Given(d.cfg.Self):
+		c.Idle++
+		return
+	default:
+		c.Outdated++
+		return
+	}
+	if d.votes.Given(d.cfg.Self) {
+		c.Voteless++
+	}
+	if d.newcomer {
+		c.Newcomers++
+	}
+}
 
 func (d *Device) countDataLocked(p *peer, c *replication.Census) {
 	current := p.disk == replication.UpToDate || p.disk == replication.Consistent && p.repl == replication.Established

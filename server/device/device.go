@@ -169,14 +169,17 @@ type Device struct {
 	origin       uint64 // of the disk's data; replication.NoOrigin: not known
 	begins       uint64 // without a disk, as primary: see beginsLocked
 	votes        replication.Votes
-	votesNews    bool              // not all of votes and origin is durable
-	votesKept    replication.Votes // what of votes this disk's metadata has, or had when it was attached last
-	newcomer     bool              // see replication.Census
-	member       bool              // has had the current data where there was quorum
-	leaving      bool              // is about to stop, and asks to give its vote up
-	detaching    bool              // likewise for its disk
-	claimed      uint32            // the count at which this node asked last for its vote back
-	returning    bool              // asks for its vote back
+	votesNews    bool                  // not all of votes and origin is durable
+	votesKept    replication.Votes     // what of votes this disk's metadata has, or had when it was attached last
+	newcomer     bool                  // see replication.Census
+	former       []replication.NodeSet // see regroup.go, as the next two
+	met          bool
+	moved        replication.Gen
+	member       bool   // has had the current data where there was quorum
+	leaving      bool   // is about to stop, and asks to give its vote up
+	detaching    bool   // likewise for its disk
+	claimed      uint32 // the count at which this node asked last for its vote back
+	returning    bool   // asks for its vote back
 	poll         poll
 	live         bool // the disk has been up to date while this process held it
 	best         bool // every disk was in reach, and no complete one had newer data
@@ -360,7 +363,7 @@ func (d *Device) load() {
 	}
 	d.origin, d.votes = originOf(&sb), votesOf(&sb)
 	d.votesKept = d.votes
-	d.newcomer, d.member = sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
+	d.recallLocked(&sb)
 	d.room = sb.Size
 	d.cfg.Size = max(d.cfg.Size, grownTo(&sb))
 	d.crashed = sb.Flags&(store.CrashedPrimary|store.PrimaryInd) != 0

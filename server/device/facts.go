@@ -11,6 +11,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
+		Former: len(d.former) > 0, Met: d.met, Regrouped: d.moved != replication.NoGen && d.moved == d.gens.Current,
 	}
 	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew
@@ -91,6 +92,7 @@ func wireFacts(f *replication.Facts) wire.DeviceFacts {
 	for flag, on := range map[uint16]bool{
 		wire.DevFlagCrashed: f.Crashed, wire.DevFlagLive: f.Live, wire.DevFlagFollowing: f.Following,
 		wire.DevFlagDiscard: f.Discard, wire.DevFlagQuorate: f.Quorate, wire.DevFlagBest: f.Best, wire.DevFlagNewcomer: f.Newcomer, wire.DevFlagMember: f.Member,
+		wire.DevFlagFormer: f.Former, wire.DevFlagMet: f.Met, wire.DevFlagRegrouped: f.Regrouped,
 	} {
 		if on {
 			w.Flags |= flag
@@ -106,7 +108,8 @@ func factsOf(node int, w *wire.DeviceFacts) replication.Facts {
 		Dirty: w.Dirty, Stream: w.Stream, Received: w.Received, Began: w.Began,
 		Crashed: w.Flags&wire.DevFlagCrashed != 0, Live: w.Flags&wire.DevFlagLive != 0, Following: w.Flags&wire.DevFlagFollowing != 0,
 		Discard: w.Flags&wire.DevFlagDiscard != 0, Quorate: w.Flags&wire.DevFlagQuorate != 0,
-		Best: w.Flags&wire.DevFlagBest != 0, Newcomer: w.Flags&wire.DevFlagNewcomer != 0, Member: w.Flags&wire.DevFlagMember != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
+		Best: w.Flags&wire.DevFlagBest != 0, Newcomer: w.Flags&wire.DevFlagNewcomer != 0, Member: w.Flags&wire.DevFlagMember != 0,
+		Former: w.Flags&wire.DevFlagFormer != 0, Met: w.Flags&wire.DevFlagMet != 0, Regrouped: w.Flags&wire.DevFlagRegrouped != 0, Primary: replication.NoPrimary, Announced: replication.Gen(w.Announced),
 	}
 	if w.Primary < replication.MaxNodes {
 		f.Primary = int(w.Primary)

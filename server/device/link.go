@@ -144,8 +144,8 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 	// The peer judges by our last hello. Where that is no longer true, or the
 	// peer's device is a new one that never saw it, it gets another.
 	d.learnSizeLocked(f.Size)
-	d.fitLocked(p, f)
 	theirs := factsOf(p.id, f)
+	d.fitLocked(p, f, &theirs)
 	d.learnVotesLocked(&theirs)
 	p.hs.theirs = theirs
 	p.hs.theirs.Ordered = d.orderedLocked()
@@ -376,6 +376,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	}
 	p.agreed = true
 	p.given, p.parting, p.newcomer = p.hs.theirs.Votes.Given(p.id), false, p.hs.theirs.Newcomer
+	p.former, p.met, p.regrouped = p.hs.theirs.Former, p.hs.theirs.Met, p.hs.theirs.Regrouped
 	d.pollVoidLocked("somebody came into reach meanwhile")
 	d.unfenceLocked(p)
 	p.told, p.heard, p.ending = false, false, false

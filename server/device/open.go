@@ -107,6 +107,9 @@ func (s *source) open(o Options, pressure func(uint64)) (got opened, err error) 
 	if got.before, err = recoverLog(meta, o); err != nil {
 		return opened{}, errors.Join(fmt.Errorf("device %s: %w", o.Name, err), meta.Abandon(), disk.Close())
 	}
+	if err := regroup(meta, o); err != nil {
+		return opened{}, errors.Join(err, meta.Abandon(), disk.Close())
+	}
 	if sb := meta.Superblock(); got.before != nil && len(sb.Ext) >= 8 {
 		got.stream = binary.LittleEndian.Uint64(sb.Ext)
 	}

@@ -66,8 +66,11 @@ type peer struct {
 	confirmed replication.Gen // of ours, the last that it has noted as one that takes part
 	steady    bool            // diskless: in contact since there was quorum without tiebreakers
 	newcomer  bool            // by its own word, see replication.Census
-	given     bool            // by its own word it has given its vote up
-	parting   bool            // it is about to: nobody counts on its vote any more
+	former    bool            // likewise: it has disks to meet, see regroup.go; met: and has
+	met       bool
+	regrouped bool // its generation began among other disks
+	given     bool // by its own word it has given its vote up
+	parting   bool // it is about to: nobody counts on its vote any more
 }
 
 // bit is the peer's id as a set.

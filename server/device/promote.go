@@ -139,6 +139,9 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		d.votes.Take(d.cfg.Self)
 		d.eventLocked("quorum", nil, "this node has its vote again, by an administrator's word that nobody who stayed when it left has gone on")
 	}
+	if force {
+		d.regroupedNowLocked("an administrator says so")
+	}
 	d.setRoleLocked(replication.Primary)
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint = randomID(), false
@@ -186,6 +189,9 @@ func (d *Device) needsGenLocked() bool {
 	}
 	if d.disk == nil && d.disks.Has(d.cfg.Self) && !d.genStint {
 		return true // this node's own disk is left behind: it was detached, or failed, before
+	}
+	if d.regroupedLocked() {
+		return true
 	}
 	for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
 		if !d.genStint {
@@ -244,6 +250,9 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 	case wire.Commit, wire.Abort:
 		if c.Tx != d.change.promised {
 			return
+		}
+		if t == wire.Commit && c.Force {
+			d.regroupedNowLocked("an administrator says so")
 		}
 		if t == wire.Commit && p.role != replication.Primary && !mutate.Is(mutate.VoteTwice) {
 			d.change.committed = true // its state comes next; another that asks in between is not to be voted for

@@ -137,13 +137,14 @@ func (d *Device) learnSizeLocked(size int64) {
 	}
 }
 
-// fitLocked has a disk that is new to a device which has grown get room for what its
-// peer has, and tell so: else nobody could replace a disk before the configuration of
-// all nodes gives the new size. A disk that was ever in sync with another was asked for
-// room when the device grew, and one with content of its own is not written to unasked.
-func (d *Device) fitLocked(p *peer, f *wire.DeviceFacts) {
-	blank := d.disk != nil && !d.member && d.gens.Current == replication.DayOne
-	if !blank || d.fitting || f.Config != d.cfg.Fingerprint || f.Size <= d.room || f.Size%block.Unit != 0 || f.Size > store.MaxSize {
+// fitLocked has this disk get room for what a peer has, and tell so. It was not asked
+// when the device grew: it is new, and no configuration gives the new size yet, or it
+// had been taken out of the device then. One with content of its own is not written to.
+func (d *Device) fitLocked(p *peer, f *wire.DeviceFacts, theirs *replication.Facts) {
+	if d.disk == nil || d.fitting || f.Size <= d.room || f.Size%block.Unit != 0 || f.Size > store.MaxSize || f.Config != d.cfg.Fingerprint {
+		return
+	}
+	if mine := d.factsLocked(p); d.gens.Current == replication.NoGen || mine.Foreign(theirs) {
 		return
 	}
 	d.fitting = true

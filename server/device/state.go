@@ -18,6 +18,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 		return
 	}
 	d.mixLocked()
+	d.regroupLocked()
 	d.censusLocked()
 	d.upgradeLocked()
 	d.censusLocked()

@@ -77,6 +77,7 @@ func (d *Device) save() error {
 func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
 	members, origin, votes, self, newcomer, member := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer, d.member
+	former, moved := d.former, d.moved
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
@@ -101,6 +102,7 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		sb.Members = members
 		putOrigin(sb, origin)
 		putVotes(sb, &votes, self)
+		putFormer(sb, former, moved)
 		binary.LittleEndian.PutUint64(sb.Ext[extBegan:], uint64(began))
 		binary.LittleEndian.PutUint64(sb.Ext[extSize:], uint64(size))
 	}
@@ -122,7 +124,8 @@ func gensOf(sb *store.Superblock) replication.Gens {
 
 // Layout of the superblock's extension: the stream; Base, Seen and Noted of
 // Gens; when this node last became primary; the size; and, not in the oldest,
-// the origin and the votes.
+// the origin and the votes; and, not in older ones, what there was before the
+// device's disks changed.
 const (
 	extBase  = 8
 	extSeen  = 16
@@ -134,6 +137,10 @@ const (
 	extOrigin = 48
 	extVotes  = 56
 	extWhole  = extVotes + 4*replication.MaxNodes
+
+	extMoved  = extWhole
+	extFormer = extMoved + 8
+	extAll    = extFormer + 4*maxFormer
 )
 
 // originOf is the origin that a superblock speaks of.
@@ -176,7 +183,7 @@ func putVotes(sb *store.Superblock, v *replication.Votes, self int) {
 
 func putGens(sb *store.Superblock, g *replication.Gens) {
 	sb.Current = uint64(g.Current)
-	ext := make([]byte, extWhole)
+	ext := make([]byte, extAll)
 	copy(ext, sb.Ext)
 	binary.LittleEndian.PutUint64(ext[extBase:], uint64(g.Base))
 	binary.LittleEndian.PutUint64(ext[extSeen:], uint64(g.Seen))

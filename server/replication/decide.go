@@ -51,6 +51,10 @@ type Facts struct {
 	// the place of one that was lost, and has had no part in a quorum since; see
 	// Census. Member: it has.
 	Newcomer, Member bool
+	// Former: the configuration has given the device to other disks since this node's
+	// disk was last in a quorum. Met: a quorum of those before is in its reach.
+	// Regrouped: its generation began among them.
+	Former, Met, Regrouped bool
 }
 
 // Joins reports whether this node's disk, of which nothing is known, is about to

@@ -58,6 +58,9 @@ type Options struct {
 type Cluster struct {
 	opts  Options
 	Nodes []*Node
+	// without is the nodes that the configuration does not give the device to. It
+	// changes while all are down.
+	without replication.NodeSet
 
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -159,6 +162,9 @@ func (n *Node) Config() device.Config {
 		cfg.FencePeer = []string{"fence"}
 	}
 	for _, m := range n.c.Nodes {
+		if n.c.without.Has(m.ID) {
+			continue
+		}
 		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
 	}
 	if n.c.opts.Beside > 0 {

@@ -83,6 +83,10 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestWhatWasReadAfterAnErrorStays"
 	case mutate.DeafToRoll:
 		tests = "TestAResyncUndoesNothingOfAPrimaryThatItsSourceHasNotHeardOf"
+	case mutate.TrustRegrouped:
+		tests = "TestScenario55FewerDisks"
+	case mutate.WriteOn:
+		tests = "TestScenario55ADiskIsTakenAwayAndGivenBack"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

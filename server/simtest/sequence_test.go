@@ -120,7 +120,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum fashion resync")
+	works = strings.Fields("replace replace replace requorum requorum fashion resync regroup regroup")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -288,6 +288,8 @@ func (p *player) take(s step) error {
 		return nil
 	case "requorum", "fashion":
 		return p.configure(s)
+	case "regroup":
+		return p.regroup(s)
 	}
 	if n.Dev == nil {
 		return nil
@@ -390,6 +392,25 @@ func (p *player) configure(s step) error {
 	return nil
 }
 
+// regroup has all nodes come back, after a crash or in order, with a configuration in
+// which a disk more, or one less, is the device's.
+func (p *player) regroup(s step) error {
+	c, n := p.c, p.c.Nodes[s.n]
+	to := c.without ^ replication.Of(n.ID)
+	if n.Disk == nil || (to|c.opts.Diskless).Len() == len(c.Nodes) {
+		return nil
+	}
+	p.all(s, func(n *Node) {
+		if s.m%2 == 0 && n.Dev != nil {
+			p.lift()
+			_ = p.within(5*time.Second, n.Stop)
+		}
+		n.Kill()
+	})
+	c.without = to
+	return p.startAll(s)
+}
+
 // learn has a node notice that it was given up.
 func (p *player) learn() {
 	if p.zombie < 0 {
@@ -420,7 +441,7 @@ func (p *player) lift() {
 }
 
 func (p *player) start(n *Node) error {
-	if n.Dev != nil {
+	if n.Dev != nil || p.c.without.Has(n.ID) {
 		return nil
 	}
 	p.lift() // a node starts with what it can read and write
@@ -498,6 +519,10 @@ func (p *player) mend() error {
 	p.lift()
 	p.learn()
 	p.flow()
+	if p.c.without != 0 {
+		p.all(step{}, (*Node).Kill)
+		p.c.without = 0
+	}
 	for _, i := range p.rng.Perm(len(p.c.Nodes)) {
 		p.c.Rejoin(i)
 		if err := p.start(p.c.Nodes[i]); err != nil {

@@ -61,6 +61,9 @@ const (
 	DevFlagVoteless              // it has left in order, and not got its vote back yet; in DeviceState
 	DevFlagNewcomer              // its disk was made for a device that was there, and has had no part in a quorum yet
 	DevFlagMember                // it has had the current data where there was quorum; in DeviceFacts
+	DevFlagFormer                // it has to meet the disks that the device was on before, and has no say until then
+	DevFlagMet                   // a quorum of those is in its reach
+	DevFlagRegrouped             // its generation began when the device was on other disks
 )
 
 // DeviceState is the payload of DevState: the sender's state after the

@@ -50,6 +50,8 @@ const (
 	ZombieTold      Fault = "zombie-told"              // nor to disks, where a tiebreaker has told it of what they know
 	VoteTwice       Fault = "vote-twice"               // a vote binds until the promotion is done, and not until who is primary is known
 	ForgetFailed    Fault = "forget-failed"            // who missed a change whose client was told of an error passes for current
+	TrustRegrouped  Fault = "trust-regrouped"          // disks make majorities among others before they have met those that they were among
+	WriteOn         Fault = "write-on"                 // when the disks have changed it is written on in the generation that there was
 	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
 )
 
@@ -61,6 +63,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, DeafToRoll,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, DeafToRoll,
 	}
 }

@@ -1,0 +1,171 @@
+package device
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/lockstepd/lockstep/server/device/mutate"
+	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store"
+)
+
+// The nodes that have a disk of a device change with its configuration, while it is
+// closed. A disk remembers which they were:
+//
+//   - What was answered is on a quorum of those, and a quorum of others need not know
+//     of it. So a disk has no say among others before it has met a quorum of each set
+//     that there was since it was last in one (former); and it takes nobody's word for
+//     that who has not met his.
+//   - Nobody marks what a disk misses while it is taken out. So what comes in is given
+//     everything, and nothing is written in the generation that there was, in which
+//     one that is given back may be still (moved).
+
+// maxFormer is how many sets of disks can wait to be met.
+const maxFormer = 8
+
+// regroup notes that the configuration gives the device to other disks than before.
+// Nothing is said to a peer, and nothing written, before that is durable.
+func regroup(meta *store.Meta, o Options) error {
+	var now replication.NodeSet
+	for _, n := range o.Nodes {
+		if !n.Diskless {
+			now = now.With(n.ID)
+		}
+	}
+	sb := meta.Superblock()
+	was := replication.NodeSet(sb.Members)
+	if was == now {
+		return nil
+	}
+	former := formerOf(&sb)
+	if sb.Flags&store.Member != 0 && !slices.Contains(former, was) {
+		if former = append(former, was); len(former) > maxFormer {
+			return fmt.Errorf("device %s: its nodes have been changed %d times, and no majority of those before has been in reach since;"+
+				" put back the nodes that it was on, and start them", o.Name, len(former))
+		}
+	}
+	gens := gensOf(&sb)
+	if gens.HasPast() {
+		for id := range (now &^ was).Without(o.Self).All() {
+			meta.Bitmap(id).SetAll()
+		}
+		if err := meta.WriteBitmaps(); err != nil {
+			return fmt.Errorf("device %s: cannot write metadata: %w", o.Name, err)
+		}
+	}
+	err := meta.Update(func(sb *store.Superblock) {
+		for id := range ((now &^ was) | (was &^ now)).Without(o.Self).All() {
+			gens = gens.FinishSync(id)
+		}
+		putGens(sb, &gens)
+		putFormer(sb, former, gens.Current)
+		sb.Members = uint32(now)
+	})
+	if err != nil {
+		return fmt.Errorf("device %s: cannot write metadata: %w", o.Name, err)
+	}
+	return nil
+}
+
+// formerOf is the sets of disks that are to be met first.
+func formerOf(sb *store.Superblock) (sets []replication.NodeSet) {
+	if len(sb.Ext) < extAll {
+		return nil
+	}
+	for i := range maxFormer {
+		if s := binary.LittleEndian.Uint32(sb.Ext[extFormer+4*i:]); s != 0 {
+			sets = append(sets, replication.NodeSet(s))
+		}
+	}
+	return sets
+}
+
+// movedOf is the generation that was the current one when the disks changed.
+func movedOf(sb *store.Superblock) replication.Gen {
+	if len(sb.Ext) < extAll {
+		return replication.NoGen
+	}
+	return replication.Gen(binary.LittleEndian.Uint64(sb.Ext[extMoved:]))
+}
+
+// putFormer comes after putGens, which makes the room.
+func putFormer(sb *store.Superblock, sets []replication.NodeSet, moved replication.Gen) {
+	binary.LittleEndian.PutUint64(sb.Ext[extMoved:], uint64(moved))
+	clear(sb.Ext[extFormer:extAll])
+	for i, s := range sets {
+		binary.LittleEndian.PutUint32(sb.Ext[extFormer+4*i:], uint32(s))
+	}
+}
+
+// recallLocked takes over what a disk has had part in.
+func (d *Device) recallLocked(sb *store.Superblock) {
+	d.newcomer, d.member = sb.Flags&store.Newcomer != 0, sb.Flags&store.Member != 0
+	d.former, d.met, d.moved = formerOf(sb), false, movedOf(sb)
+}
+
+// regroupLocked gives this disk its say as soon as it has met those that it was among.
+func (d *Device) regroupLocked() {
+	if len(d.former) == 0 || d.meta == nil || d.ctx == nil {
+		return
+	}
+	d.met = d.metLocked(false)
+	if d.met && d.metLocked(true) || !d.orderedLocked() {
+		d.regroupedNowLocked("a quorum of those that it was on before is in reach")
+	}
+}
+
+func (d *Device) regroupedNowLocked(why string) {
+	if len(d.former) == 0 {
+		return
+	}
+	d.former, d.met = nil, false
+	d.eventLocked("quorum", nil, "the device is on %d disks now: %s", d.disks.Len(), why)
+	d.saveLocked(nil)
+}
+
+// metLocked reports whether a quorum of each former set is in reach; with certain,
+// counting those alone that have met their own.
+func (d *Device) metLocked(certain bool) bool {
+	for _, set := range d.former {
+		policy := d.cfg.Quorum
+		if policy.Kind == replication.QuorumCount && policy.N > set.Len() {
+			policy.Kind = replication.QuorumAll // there was another then
+		}
+		var c replication.Census
+		for id := range set.All() {
+			p := d.peers[id]
+			switch {
+			case id == d.cfg.Self:
+				d.countOwnLocked(d.dstat, &c)
+			case p != nil && !p.diskless:
+				d.countPeerLocked(p, !certain || !p.former || p.met, &c)
+			case d.votes.Given(id):
+				c.Outdated++
+			default:
+				c.Unknown++
+			}
+		}
+		if !policy.Quorum(c).Quorate {
+			return false
+		}
+	}
+	return true
+}
+
+// regroupedLocked reports whether the generation of this disk, or of one that is in
+// agreement with it, is one that a disk may be in which was taken out.
+func (d *Device) regroupedLocked() bool {
+	if mutate.Is(mutate.WriteOn) {
+		return false
+	}
+	if d.moved != replication.NoGen && d.moved == d.gens.Current {
+		return true
+	}
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.regrouped && !d.genStint {
+			return true
+		}
+	}
+	return false
+}

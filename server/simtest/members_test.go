@@ -1,0 +1,79 @@
+package simtest
+
+import (
+	"context"
+	"testing"
+
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+// TestScenario55FewerDisks: a configuration that takes disks away does not make
+// current what was not: who was in the last quorum has to be there.
+func TestScenario55FewerDisks(t *testing.T) {
+	o := three()
+	o.Nodes = 5
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.Isolate(0)
+		c.Isolate(1)
+		c.mustWrite(t, 2, 0, 'b', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.Rejoin(0)
+		c.Rejoin(1)
+		c.without = replication.Of(3).With(4)
+		c.mustStart(t, 0, 1)
+		c.mustBeWithout(t, 0, 1)
+		c.mustStart(t, 2)
+		for i := range 3 {
+			c.mustSync(t, i)
+		}
+		c.Nodes[2].Kill()
+		c.mustPromote(t, 0)
+		c.mustHold(t, 0, 'b')
+	})
+}
+
+// TestScenario55ADiskIsTakenAwayAndGivenBack: it lacks what was written meanwhile,
+// also where it lacked something before already, or is the one of the lowest id.
+func TestScenario55ADiskIsTakenAwayAndGivenBack(t *testing.T) {
+	o := three()
+	o.Size, o.Extents, o.ExtentBytes = 16*mib, 32, 64<<10
+	kill, stop := (*Node).Kill, func(n *Node) { _ = n.Stop(context.Background()) }
+	for i := range 8 {
+		out, behind, end := 2*(i&1), i&2 != 0, kill
+		if i&4 != 0 {
+			end = stop
+		}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 1, 0, 'a', 4096)
+			if behind {
+				c.Isolate(out)
+				c.mustWrite(t, 1, 2*mib, 'a', 4096)
+			}
+			for _, n := range []int{out, 2 - out, 1} {
+				end(c.Nodes[n])
+			}
+			c.without = replication.Of(out)
+			c.mustStart(t, 1, 2-out)
+			c.mustSync(t, 1)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 1, 8*mib, 'b', 4096)
+			c.mustFlush(t, 1)
+			for _, n := range []int{2 - out, 1} {
+				end(c.Nodes[n])
+			}
+			c.without = 0
+			c.Rejoin(out)
+			c.mustStart(t, 0, 1, 2)
+			c.mustAllSync(t)
+			c.mustHold(t, 8*mib, 'b')
+			c.mustEqual(t)
+		})
+	}
+}
