@@ -123,7 +123,7 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 	need := p.need(voters)
 	switch {
 	case c.Regrouped > 0 && here < need:
-		return Verdict{false, fmt.Sprintf("%d of the disks in reach were of another set before, and have to meet a majority of that: start its nodes, put back in the configuration if need be; or, if they are lost, promote with --force", c.Regrouped)}
+		return Verdict{false, fmt.Sprintf("%d of the disks in reach took part in another set of disks, and have to meet a majority of that first: start its nodes, put back in the configuration if need be; or, if they are lost, promote with --force", c.Regrouped)}
 	case c.UpToDate == 0:
 		return Verdict{false, "no disk with current data is in reach"}
 	case p.Kind == QuorumMajority && c.Voteless == here && all > here:
