@@ -140,7 +140,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		d.eventLocked("quorum", nil, "this node has its vote again, by an administrator's word that nobody who stayed when it left has gone on")
 	}
 	if force {
-		d.regroupedNowLocked("an administrator says so")
+		d.endRegroupLocked("an administrator says so")
 	}
 	d.setRoleLocked(replication.Primary)
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
@@ -252,7 +252,7 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 			return
 		}
 		if t == wire.Commit && c.Force {
-			d.regroupedNowLocked("an administrator says so")
+			d.endRegroupLocked("an administrator says so")
 		}
 		if t == wire.Commit && p.role != replication.Primary && !mutate.Is(mutate.VoteTwice) {
 			d.change.committed = true // its state comes next; another that asks in between is not to be voted for

@@ -39,7 +39,7 @@ func regroup(meta *store.Meta, o Options) error {
 		return nil
 	}
 	former := formerOf(&sb)
-	if sb.Flags&store.Member != 0 && !slices.Contains(former, was) {
+	if sb.Flags&store.Member != 0 && was != 0 && !slices.Contains(former, was) {
 		if former = append(former, was); len(former) > maxFormer {
 			return fmt.Errorf("device %s: its nodes have been changed %d times, and no majority of those before has been in reach since;"+
 				" put back the nodes that it was on, and start them", o.Name, len(former))
@@ -111,11 +111,12 @@ func (d *Device) regroupLocked() {
 	}
 	d.met = d.metLocked(false)
 	if d.met && d.metLocked(true) || !d.orderedLocked() {
-		d.regroupedNowLocked("a quorum of those that it was on before is in reach")
+		d.endRegroupLocked("a quorum of those that it was on before is in reach")
 	}
 }
 
-func (d *Device) regroupedNowLocked(why string) {
+// endRegroupLocked: this disk counts as one of those that the device is on now.
+func (d *Device) endRegroupLocked(why string) {
 	if len(d.former) == 0 {
 		return
 	}
