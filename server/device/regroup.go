@@ -40,10 +40,11 @@ func regroup(meta *store.Meta, o Options) error {
 	}
 	former := formerOf(&sb)
 	if sb.Flags&store.Member != 0 && was != 0 && !slices.Contains(former, was) {
-		if former = append(former, was); len(former) > maxFormer {
-			return fmt.Errorf("device %s: its nodes have been changed %d times, and no majority of those before has been in reach since;"+
-				" put back the nodes that it was on, and start them", o.Name, len(former))
-		}
+		former = append(former, was)
+	}
+	if len(former) >= maxFormer && !slices.Contains(former, now) { // there has to be room for it
+		return fmt.Errorf("device %s: its nodes have been changed %d times, and no majority of those before has been in reach since;"+
+			" put back the nodes that it was on, and start them", o.Name, len(former))
 	}
 	gens := gensOf(&sb)
 	if gens.HasPast() {

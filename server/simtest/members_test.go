@@ -2,7 +2,9 @@ package simtest
 
 import (
 	"context"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/replication"
 )
@@ -76,4 +78,37 @@ func TestScenario55ADiskIsTakenAwayAndGivenBack(t *testing.T) {
 			c.mustEqual(t)
 		})
 	}
+}
+
+// TestAfterManyChangesADiskIsRefused: what it would have to meet first is not
+// forgotten. With the nodes of the beginning it is one of them again.
+func TestAfterManyChangesADiskIsRefused(t *testing.T) {
+	bubble(t, nodes(5), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		var err error
+		tries := 0
+		for without := replication.NodeSet(2); err == nil && without < 1<<5; without += 2 {
+			tries++
+			c.without = without
+			if err = c.Nodes[0].Start(); err == nil {
+				time.Sleep(time.Second)
+				if c.quorate(0) {
+					t.Fatalf("without %v it has quorum\n%s", without, c.Describe())
+				}
+				c.Nodes[0].Kill()
+			}
+		}
+		if err == nil || !strings.Contains(err.Error(), "put back the nodes") {
+			t.Errorf("after %d changes: %v", tries, err)
+		}
+		c.without = 0
+		c.mustStart(t, 0, 1, 2, 3, 4)
+		c.mustAllSync(t)
+		c.mustHold(t, 0, 'a')
+	})
 }
