@@ -531,6 +531,7 @@ func (d *Device) ticker(ctx context.Context) {
 				last = now
 				d.backgroundFlushLocked(b)
 			}
+			d.tickDeadLocked()
 			d.tickFailsLocked(now, b)
 			d.tickSyncLocked(now, b)
 			d.tickVerifyLocked(now, b)

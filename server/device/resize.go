@@ -93,6 +93,20 @@ func (d *Device) makeRoom(size int64) error {
 	if size <= old {
 		return nil
 	}
+	if err := extend(disk, meta, old, size); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.meta != meta {
+		return fmt.Errorf("its disk was detached")
+	}
+	d.room = size
+	return nil
+}
+
+// extend makes a disk and its metadata cover size bytes, instead of old.
+func extend(disk store.Disk, meta *store.Meta, old, size int64) error {
 	if err := resizeDisk(disk, size); err != nil {
 		return err
 	}
@@ -105,16 +119,7 @@ func (d *Device) makeRoom(size int64) error {
 	if err := disk.Sync(); err != nil {
 		return err
 	}
-	if err := meta.Resize(size); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.meta != meta {
-		return fmt.Errorf("its disk was detached")
-	}
-	d.room = size
-	return nil
+	return meta.Resize(size)
 }
 
 // setSizeLocked raises the size. Every node has room for it.

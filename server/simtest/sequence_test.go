@@ -81,6 +81,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 		"a primary counts on a witness that is told only then that it is one": {
 			2, 1, "promote 1 0 0s;detach 1 0 0s;requorum 2 0 6s;write 1 2 6s;requorum 0 2 300ms", false,
 		},
+		"metadata hangs, and only who makes room has waited for it": {
+			3, 1, "requorum 0 0 0s;promote 3 1 6s;hangmeta 2 2 300ms;grow 2 0 0s;detach 1 3 5ms", false,
+		},
 		"both disks fail a write and stay, each for the other's sake, and both are mixtures": {
 			2, 2, "fail 1 0 6s;fail 0 0 300ms;promote 1 0 300ms;write 1 2 300ms", true,
 		},
