@@ -76,24 +76,26 @@ func (d *Device) Resync(ctx context.Context, node string) (with []string, err er
 		return nil, err
 	}
 	defer d.end()
+	b := &block.Batch{}
 	d.mu.Lock()
+	held := d.letGoLocked(node, b)
 	set, err := d.chosenLocked(what, node)
 	if err != nil {
 		d.mu.Unlock()
+		b.Finish()
+		if held {
+			err = nil
+		}
 		return nil, err
 	}
-	b := &block.Batch{}
 	var again replication.NodeSet
 	for id := range set.All() {
 		p := d.peers[id]
 		if q := d.primary; q >= 0 && q != d.cfg.Self && q != id {
-			if node != "" {
+			if node != "" && !held {
 				err = d.refuse(what, fmt.Sprintf("%s is primary, so what is right is for it to say", d.nodeName(q)), "run it with --node "+d.nodeName(q)+", or on "+d.nodeName(q), false)
 			}
 			continue
-		}
-		if p.hold {
-			d.holdSyncLocked(p, false, b)
 		}
 		busy := p.repl == replication.SyncSource || p.repl == replication.SyncTarget
 		if busy || d.meta != nil && d.meta.Bitmap(id).Count() > 0 || p.repl == replication.PausedSyncS || p.repl == replication.PausedSyncT {
@@ -151,6 +153,18 @@ func (d *Device) PauseResync(node string) error {
 	d.mu.Unlock()
 	b.Finish()
 	return err
+}
+
+// letGoLocked takes back what PauseResync said, which nobody else can, and reports
+// whether there was any of it; a peer that is away is not paused when it comes back.
+func (d *Device) letGoLocked(node string, b *block.Batch) (some bool) {
+	for _, p := range d.peers {
+		if p != nil && p.hold && (node == "" || p.name == node) {
+			d.holdSyncLocked(p, false, b)
+			some = true
+		}
+	}
+	return some
 }
 
 // holdSyncLocked pauses or resumes, on both sides.

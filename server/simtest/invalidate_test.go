@@ -79,3 +79,30 @@ func TestAResyncIsPausedAndGoesOn(t *testing.T) {
 		})
 	}
 }
+
+// TestAPauseEndsWhereItBegan, whoever is primary, and though the peer is away.
+func TestAPauseEndsWhereItBegan(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		bubble(t, three(), func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			time.Sleep(time.Second) // all know of it
+			n := c.Nodes[1].Dev
+			if err := n.PauseResync("n2"); err != nil {
+				t.Fatal(err)
+			}
+			if away {
+				c.Isolate(2)
+			}
+			if _, err := n.Resync(timeout(t, time.Minute), "n2"); err != nil {
+				t.Errorf("away %v: %v", away, err)
+			}
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			c.Rejoin(2)
+			c.mustAllSync(t)
+			if p := n.Status().Peers[1]; p.Held != "" {
+				t.Errorf("away %v: the resync with %s is still paused by %s", away, p.Node, p.Held)
+			}
+		})
+	}
+}

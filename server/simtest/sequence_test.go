@@ -123,7 +123,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum fashion resync regroup regroup")
+	works = strings.Fields("replace replace replace requorum requorum fashion resync pause regroup regroup")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -333,6 +333,8 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 	case "resync":
 		_, err := n.Dev.Resync(ctx, "")
 		return err
+	case "pause":
+		return n.Dev.PauseResync("")
 	case "fail", "rot", "hang", "hangmeta":
 		im := n.Disk
 		if do == "rot" || do == "hangmeta" {
@@ -531,6 +533,7 @@ func (p *player) mend() error {
 		if err := p.start(p.c.Nodes[i]); err != nil {
 			return err
 		}
+		_, _ = p.c.Nodes[i].Dev.Resync(context.Background(), "")
 		time.Sleep(time.Duration(p.rng.IntN(300)) * time.Millisecond)
 	}
 	time.Sleep(p.c.opts.DiskTimeout + time.Second)
