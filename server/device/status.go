@@ -193,7 +193,7 @@ func (d *Device) tellClosedLocked(reason string) {
 func (d *Device) OpenFor(ctx context.Context) error {
 	wctx, cancel := context.WithTimeout(ctx, d.opts.PromoteWait)
 	defer cancel()
-	return d.open(wctx, d.cfg.AutoPromote)
+	return d.open(wctx, false)
 }
 
 // ReopenFor is OpenFor for a client that this node, as primary, served before
@@ -201,7 +201,7 @@ func (d *Device) OpenFor(ctx context.Context) error {
 // ctx, and the role is restored though it was not taken automatically.
 func (d *Device) ReopenFor(ctx context.Context) error { return d.open(ctx, true) }
 
-func (d *Device) open(ctx context.Context, promote bool) error {
+func (d *Device) open(ctx context.Context, served bool) error {
 	d.mu.Lock()
 	d.opens++
 	primary := d.role == replication.Primary
@@ -212,7 +212,7 @@ func (d *Device) open(ctx context.Context, promote bool) error {
 	}
 	err := error(d.refuse("open", "this node is secondary and auto_promote is off",
 		"run \"lockstepctl device promote "+d.opts.Name+"\" first", false))
-	if promote {
+	if served || auto {
 		err = d.Promote(ctx, false)
 	}
 	if err != nil {

@@ -37,6 +37,8 @@ type Options struct {
 	// Fence is the fence-peer handler of a node.
 	Fence  func(node int, peer string) (status int)
 	PassOn bool // what becomes of a failed disk
+	// AutoPromote has the first client make its node primary.
+	AutoPromote bool
 	// DiskTimeout is how long a disk may take for one operation.
 	DiskTimeout time.Duration
 	// Delay is the longest that a frame is under way.
@@ -152,6 +154,7 @@ func (n *Node) Config() device.Config {
 		Name: "r0", Handle: uint32(n.ID + 1), Size: n.c.opts.Size, Self: n.ID,
 		Protocol: n.c.opts.Protocol, Quorum: n.c.opts.Quorum, DiskTimeout: n.c.opts.DiskTimeout, AfterSplit: n.c.opts.Split,
 	}
+	cfg.AutoPromote = n.c.opts.AutoPromote
 	if n.c.opts.PassOn {
 		cfg.OnIOError = device.PassOn
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -315,5 +316,27 @@ func TestDiskTimeoutChangesWhileItRuns(t *testing.T) {
 		}
 		l.moves(t, c)
 		l.finish(t, c)
+	})
+}
+
+// TestAClientComesWhileItsNodeIsReconfigured, be it let in or not: it is for the race
+// detector.
+func TestAClientComesWhileItsNodeIsReconfigured(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		n := c.Nodes[0]
+		var clients sync.WaitGroup
+		clients.Go(func() {
+			for range 20 {
+				if n.Dev.OpenFor(timeout(t, time.Minute)) == nil {
+					n.Dev.Released(timeout(t, time.Minute))
+				}
+			}
+		})
+		for i := range 20 {
+			n.mustReconfigure(t, func(to *device.Config) { to.AutoPromote = i%2 == 0 })
+			time.Sleep(time.Millisecond)
+		}
+		clients.Wait()
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -123,7 +124,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum fashion resync pause regroup regroup")
+	works = strings.Fields("replace replace replace requorum requorum fashion resync pause regroup regroup open open close")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -156,6 +157,7 @@ func sequence(seed uint64) (o Options, list []step) {
 			list[rng.IntN(len(list))].do = works[rng.IntN(len(works))]
 		}
 	}
+	o.AutoPromote = slices.ContainsFunc(list, func(s step) bool { return s.do == "open" })
 	if rng.IntN(4) == 0 {
 		o.Delay = []time.Duration{20 * time.Millisecond, 100 * time.Millisecond}[rng.IntN(2)]
 	}
@@ -185,11 +187,13 @@ type player struct {
 	rng    *rand.Rand
 	faults []*diskFault
 	zombie int // a node that was given up and does not know; -1: none
+	// clients is how many have a device open.
+	clients map[*device.Device]int
 }
 
 func play(t *testing.T, o Options, list []step) (err error) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &player{c: New(o), l: newLedger(), rng: rand.New(rand.NewPCG(o.Seed, 53)), zombie: -1}
+		p := &player{c: New(o), l: newLedger(), rng: rand.New(rand.NewPCG(o.Seed, 53)), zombie: -1, clients: map[*device.Device]int{}}
 		defer func() {
 			p.lift()
 			for _, n := range p.c.Nodes {
@@ -335,6 +339,17 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 		return err
 	case "pause":
 		return n.Dev.PauseResync("")
+	case "open":
+		err := n.Dev.OpenFor(ctx)
+		if err == nil {
+			p.clients[n.Dev]++
+		}
+		return err
+	case "close":
+		if p.clients[n.Dev] > 0 {
+			p.clients[n.Dev]--
+			n.Dev.Released(ctx)
+		}
 	case "fail", "rot", "hang", "hangmeta":
 		im := n.Disk
 		if do == "rot" || do == "hangmeta" {
