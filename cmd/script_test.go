@@ -29,7 +29,7 @@ import (
 //	                            $NODE_run its rundir and $NODE_state its state dir;
 //	                            $config is the configuration of all
 //	node kill|term|stop|cont|ended|start NODE
-//	await NODE in-sync|serving|down PEER|up PEER|role ROLE
+//	await NODE in-sync|serving|down PEER|up PEER|role ROLE|sees PEER ROLE
 //	appctl NODE COMMAND ARG...  run ovs-appctl on a node
 //	appctl-covers NODE          fail if the node has a command that appctl has not run
 //	exits STATUS PROGRAM ARG... run a program that ends with that status
@@ -144,8 +144,8 @@ func scriptNode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
-		ts.Fatalf("usage: await NODE in-sync|serving|down PEER|up PEER|role ROLE")
+	if neg || len(args) < 2 || args[1] == "sees" && len(args) != 4 {
+		ts.Fatalf("usage: await NODE in-sync|serving|down PEER|up PEER|role ROLE|sees PEER ROLE")
 	}
 	arg := ""
 	if len(args) > 2 {
@@ -157,6 +157,9 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 		"down":    cluster.PeerDown(arg),
 		"up":      func(s cluster.Status) bool { return s.Peer(arg).State == "up" },
 		"role":    func(s cluster.Status) bool { return s.Device("r0").Role == arg },
+		"sees": func(s cluster.Status) bool {
+			return slices.ContainsFunc(s.Device("r0").Peers, func(p cluster.DevicePeer) bool { return p.Node == arg && p.Role == args[3] })
+		},
 	}[args[1]]
 	if !ok {
 		ts.Fatalf("await %s?", args[1])

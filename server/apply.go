@@ -332,6 +332,7 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 	if key == "nbd" || key == "on."+e.opts.Node+".nbd" || was == nil {
 		return nil, nil // listeners come and go
 	}
+	apart := true // the others will not agree with this node before they have changed as well
 	if will != nil {
 		a, err := e.diskSpec(old, was)
 		b, err2 := e.diskSpec(now, will)
@@ -344,8 +345,9 @@ func (e *engine) planDevice(c config.Change, old, now *config.Local) ([]reload.V
 		if a.livens(b) {
 			return nil, nil
 		}
+		apart = a.Config.Fingerprint != b.Config.Fingerprint
 	}
-	if why := e.inUse(name); why != "" {
+	if why := e.inUse(name, apart); why != "" {
 		return []reload.Verdict{reload.Refuse(c.Key, "%s", why)}, nil
 	}
 	if will == nil {
@@ -370,8 +372,9 @@ func sameSpec(a, b diskSpec) bool {
 	return reflect.DeepEqual(a, b)
 }
 
-// inUse says why a device cannot be closed now.
-func (e *engine) inUse(name string) string {
+// inUse says why a device cannot be closed now; if it is to be apart from the others
+// then, also because one of them is in need of it.
+func (e *engine) inUse(name string, apart bool) string {
 	d, ok := e.devices.Get(name)
 	if !ok {
 		return ""
@@ -382,6 +385,8 @@ func (e *engine) inUse(name string) string {
 		return fmt.Sprintf("%s is open by %d clients; have them close it first", name, st.Open)
 	case st.Role == replication.Primary:
 		return fmt.Sprintf("%s is primary here; \"lockstepctl device demote %s\" first", name, name)
+	case apart && st.Primary != "":
+		return fmt.Sprintf("%s is primary on %s, which would lose this node; have its clients close it first, or demote it there", name, st.Primary)
 	}
 	return ""
 }
