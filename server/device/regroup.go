@@ -14,7 +14,7 @@ import (
 // closed. A disk remembers which they were:
 //
 //   - What was answered is on a quorum of those, and a quorum of others need not know
-//     of it. So a disk has no say among others before it has met a quorum of each set
+//     of it. So a disk has no say among others before it has met a majority of each set
 //     that there was since it was last in one (former); and it takes nobody's word for
 //     that who has not met his.
 //   - Nobody marks what a disk misses while it is taken out. So what comes in is given
@@ -112,7 +112,7 @@ func (d *Device) regroupLocked() {
 	}
 	d.met = d.metLocked(false)
 	if d.met && d.metLocked(true) || !d.orderedLocked() {
-		d.endRegroupLocked("a quorum of those that it was on before is in reach")
+		d.endRegroupLocked("a majority of those that it was on before is in reach")
 	}
 }
 
@@ -126,14 +126,12 @@ func (d *Device) endRegroupLocked(why string) {
 	d.saveLocked(nil)
 }
 
-// metLocked reports whether a quorum of each former set is in reach; with certain,
-// counting those alone that have met their own.
+// metLocked reports whether a majority of each former set is in reach; with certain,
+// counting those alone that have met their own. A majority shares a disk with whatever
+// was a quorum of the set, by this policy or another: all of them, say.
 func (d *Device) metLocked(certain bool) bool {
+	policy := replication.QuorumPolicy{Kind: replication.QuorumMajority}
 	for _, set := range d.former {
-		policy := d.cfg.Quorum
-		if policy.Kind == replication.QuorumCount && policy.N > set.Len() {
-			policy.Kind = replication.QuorumAll // there was another then
-		}
 		var c replication.Census
 		for id := range set.All() {
 			p := d.peers[id]

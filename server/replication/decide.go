@@ -52,7 +52,7 @@ type Facts struct {
 	// Census. Member: it has.
 	Newcomer, Member bool
 	// Former: the configuration has given the device to other disks since this node's
-	// disk was last in a quorum. Met: a quorum of those before is in its reach.
+	// disk was last in a quorum. Met: a majority of those before is in its reach.
 	// Regrouped: its generation began among them.
 	Former, Met, Regrouped bool
 }

@@ -39,6 +39,31 @@ func TestScenario55FewerDisks(t *testing.T) {
 	})
 }
 
+// TestScenario55ALostDiskIsTakenAway from a device that needs all of its disks, and
+// the others go on: each of them knows what was written last.
+func TestScenario55ALostDiskIsTakenAway(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.mustStart(t, 0, 1)
+		c.mustBeWithout(t, 0, 1)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.without = replication.Of(2)
+		c.mustStart(t, 0, 1)
+		c.mustSync(t, 0)
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 1, 0, 'b', 4096)
+	})
+}
+
 // TestScenario55ADiskIsTakenAwayAndGivenBack: it lacks what was written meanwhile,
 // also where it lacked something before already, or is the one of the lowest id.
 func TestScenario55ADiskIsTakenAwayAndGivenBack(t *testing.T) {

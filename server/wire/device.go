@@ -62,7 +62,7 @@ const (
 	DevFlagNewcomer              // its disk was made for a device that was there, and has had no part in a quorum yet
 	DevFlagMember                // it has had the current data where there was quorum; in DeviceFacts
 	DevFlagFormer                // it has to meet the disks that the device was on before, and has no say until then
-	DevFlagMet                   // a quorum of those is in its reach
+	DevFlagMet                   // a majority of those is in its reach
 	DevFlagRegrouped             // its generation began when the device was on other disks
 )
 
