@@ -323,7 +323,7 @@ func (d *Device) concludePromotion(asked []ballot, force bool, err error) error 
 		typ = wire.Abort
 	}
 	for i, m := range members {
-		m.ballotLocked(typ, wire.Change{Tx: asked[i].tx, Kind: wire.ChangePromote, Node: uint8(m.cfg.Self)}, b)
+		m.ballotLocked(typ, wire.Change{Tx: asked[i].tx, Kind: wire.ChangePromote, Node: uint8(m.cfg.Self), Force: force}, b)
 	}
 	if err != nil {
 		return d.ofGroup(err)

@@ -64,6 +64,31 @@ func TestScenario55ALostDiskIsTakenAway(t *testing.T) {
 	})
 }
 
+// TestScenario55AMajorityIsLostForGood: an administrator says that what is left
+// counts, and all nodes that are left take his word for it.
+func TestScenario55AMajorityIsLostForGood(t *testing.T) {
+	bubble(t, nodes(5), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.without = replication.Of(2).With(3).With(4)
+		c.mustStart(t, 0, 1)
+		c.mustBeWithout(t, 0, 1)
+		if err := c.Nodes[0].Dev.Promote(timeout(t, time.Minute), true); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.mustSync(t, 1)
+		c.Nodes[0].Kill()
+		c.Nodes[1].Kill()
+		c.mustStart(t, 0, 1)
+		c.mustPromote(t, 1)
+	})
+}
+
 // TestScenario55ADiskIsTakenAwayAndGivenBack: it lacks what was written meanwhile,
 // also where it lacked something before already, or is the one of the lowest id.
 func TestScenario55ADiskIsTakenAwayAndGivenBack(t *testing.T) {
