@@ -44,11 +44,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	p.agreed, p.inSync, p.early = false, false, nil
 	d.endVerifyLocked(p, reason)
 	d.pollPartedLocked(p)
-	if d.change.wait.Has(p.id) && d.change.no == "" {
-		// What was asked or answered in the old agreement is not heard in the next.
-		d.change.no, d.change.again = p.name+" is agreeing anew", true
-		d.touchLocked()
-	}
+	d.voteVoidLocked(p)
 	p.hs.sent, p.hs.got = false, false
 	d.genHas = d.genHas.Without(p.id)
 	if d.genBy == p {

@@ -338,12 +338,17 @@ func (d *Device) nodeName(id int) string {
 	return fmt.Sprintf("node %d", id)
 }
 
-// voteLostLocked: a peer is gone in the middle of a promotion.
-func (d *Device) voteLostLocked(p *peer, b *block.Batch) {
-	if d.change.wait.Has(p.id) {
-		d.change.wait = d.change.wait.Without(p.id)
+// voteVoidLocked: the agreement in which a peer was asked for its vote has ended. What it
+// was asked, or answered, in that is not heard in the next: we ask again.
+func (d *Device) voteVoidLocked(p *peer) {
+	if d.change.wait.Has(p.id) && d.change.no == "" {
+		d.change.no, d.change.again = "the agreement with "+p.name+" has ended meanwhile", true
 		d.touchLocked()
 	}
+}
+
+// voteLostLocked: a peer is gone in the middle of a promotion.
+func (d *Device) voteLostLocked(p *peer, b *block.Batch) {
 	if d.change.promised != 0 && d.change.promisedTo == p.id {
 		d.change.promised = 0
 		d.touchLocked()

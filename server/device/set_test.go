@@ -1,6 +1,7 @@
 package device
 
 import (
+	"bytes"
 	"log/slog"
 	"sync"
 	"testing"
@@ -11,25 +12,48 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// wireTap is a session with a peer that keeps the types of what is sent, and the last
-// agreement.
+// wireTap is a session with a peer that keeps the types of what is sent, the last
+// agreement and the last promotion that was to be voted on.
 type wireTap struct {
 	peer int
 
 	mu     sync.Mutex // guards what is below
 	sent   map[wire.Type]int
 	agreed wire.Header
+	asked  []byte
 }
 
 func tap(peer int) *wireTap { return &wireTap{peer: peer, sent: map[wire.Type]int{}} }
 
-func (w *wireTap) Send(h *wire.Header, _ []byte, _ *block.Buf, _ *block.Batch) {
+func (w *wireTap) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sent[h.Type]++
-	if h.Type == wire.DevAgree {
+	switch h.Type {
+	case wire.DevAgree:
 		w.agreed = *h
+	case wire.Prepare:
+		w.asked = bytes.Clone(payload)
 	}
+}
+
+// count is how many frames of a type were sent.
+func (w *wireTap) count(t wire.Type) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sent[t]
+}
+
+// vote is the peer's yes to the last promotion that it was asked about.
+func (w *wireTap) vote() *wire.Frame {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var c wire.Change
+	if err := c.Decode(w.asked); err != nil {
+		return nil
+	}
+	c.Yes = true
+	return &wire.Frame{Header: wire.Header{Type: wire.Vote, Dev: 1}, Payload: c.Append(nil)}
 }
 
 func (w *wireTap) PeerID() int { return w.peer }
