@@ -35,7 +35,7 @@ func (d *Device) announceLocked(b *block.Batch) {
 	if d.met {
 		st.Flags |= wire.DevFlagMet
 	}
-	if d.moved != replication.NoGen && d.moved == d.gens.Current {
+	if d.movedLocked() {
 		st.Flags |= wire.DevFlagRegrouped
 	}
 	if d.pullingLocked() {

@@ -78,7 +78,7 @@ func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeS
 	case !d.disks.Has(d.cfg.Self):
 		c.TiebreakersPresent++ // which it keeps as a witness, see witness.go
 	case len(d.former) > 0 && own.HasData() && regrouped:
-		c.Regrouped++
+		c.Unknown, c.Regrouped = c.Unknown+1, c.Regrouped+1
 	default:
 		d.countOwnLocked(own, &c)
 	}
@@ -86,7 +86,7 @@ func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeS
 		switch {
 		case p == nil:
 		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped:
-			c.Regrouped++
+			c.Unknown, c.Regrouped = c.Unknown+1, c.Regrouped+1
 		default:
 			d.countPeerLocked(p, seen.Has(p.id), &c)
 		}

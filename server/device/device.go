@@ -103,6 +103,16 @@ type Config struct {
 	PromoteWait time.Duration
 }
 
+// disks are the nodes that have a disk of the device.
+func (c *Config) disks() (ids replication.NodeSet) {
+	for _, n := range c.Nodes {
+		if !n.Diskless {
+			ids = ids.With(n.ID)
+		}
+	}
+	return ids
+}
+
 // Event tells of a change that people and handlers care about.
 type Event struct {
 	Type string // role, disk, replication, quorum, resync, split-brain, io-error, generation
@@ -195,7 +205,7 @@ type Device struct {
 	ready      []*op // whose range has become free
 	running    bool  // runReadyLocked is at work on it
 	refreshing bool  // refreshLocked is at work
-	fitting    bool  // room is being made on a new disk
+	fitting    bool  // room is being made on a disk that is smaller than the device
 
 	gate       gate
 	parked     []*block.Request // admitted when the gate opens
@@ -327,10 +337,8 @@ func New(o Options) (*Device, error) {
 	d.al.init()
 	d.bulk.init()
 	d.flush.init()
+	d.disks = o.disks()
 	for _, n := range o.Nodes {
-		if !n.Diskless {
-			d.disks = d.disks.With(n.ID)
-		}
 		if n.ID != o.Self {
 			p := &peer{d: d, id: n.ID, name: n.Name, diskless: n.Diskless, since: time.Now()}
 			p.acks.p = p

@@ -11,7 +11,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
 		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
 		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
-		Former: len(d.former) > 0, Met: d.met, Regrouped: d.moved != replication.NoGen && d.moved == d.gens.Current,
+		Former: len(d.former) > 0, Met: d.met, Regrouped: d.movedLocked(),
 	}
 	if d.role == replication.Primary && d.genNew != d.gens.Current && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew

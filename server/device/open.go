@@ -135,11 +135,7 @@ func fit(disk store.Disk, meta *store.Meta, o Options) error {
 
 // initial fills in the metadata of a device that is new on this node.
 func initial(sb *store.Superblock, o Options, created bool) {
-	for _, n := range o.Nodes {
-		if !n.Diskless {
-			sb.Members |= 1 << n.ID
-		}
-	}
+	sb.Members = uint32(o.disks())
 	defer func() { putOrigin(sb, randomID()) }()
 	if created {
 		putGens(sb, &replication.Gens{Current: replication.DayOne, Base: replication.DayOne})

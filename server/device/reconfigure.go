@@ -57,10 +57,9 @@ func (d *Device) Reconfigure(to Config) error {
 	if now.ResyncRate != to.ResyncRate {
 		d.changePaceLocked(b)
 	}
-	if l, ok := d.disk.(*limitedDisk); ok {
-		l.limit.Store(int64(to.DiskTimeout))
-		if d.metaLimit != nil {
-			d.metaLimit.limit.Store(int64(to.DiskTimeout))
+	for _, l := range d.limitersLocked() {
+		if l != nil {
+			l.limit.Store(int64(to.DiskTimeout))
 		}
 	}
 	if !slices.Equal(now.FencePeer, to.FencePeer) {

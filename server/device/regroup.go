@@ -27,12 +27,7 @@ const maxFormer = 8
 // regroup notes that the configuration gives the device to other disks than before.
 // Nothing is said to a peer, and nothing written, before that is durable.
 func regroup(meta *store.Meta, o Options) error {
-	var now replication.NodeSet
-	for _, n := range o.Nodes {
-		if !n.Diskless {
-			now = now.With(n.ID)
-		}
-	}
+	now := o.disks()
 	sb := meta.Superblock()
 	was := replication.NodeSet(sb.Members)
 	if was == now {
@@ -153,13 +148,18 @@ func (d *Device) metLocked(certain bool) bool {
 	return true
 }
 
+// movedLocked reports whether the disks have changed within the generation of this one.
+func (d *Device) movedLocked() bool {
+	return d.moved != replication.NoGen && d.moved == d.gens.Current
+}
+
 // regroupedLocked reports whether the generation of this disk, or of one that is in
 // agreement with it, is one that a disk may be in which was taken out.
 func (d *Device) regroupedLocked() bool {
 	if mutate.Is(mutate.WriteOn) {
 		return false
 	}
-	if d.moved != replication.NoGen && d.moved == d.gens.Current {
+	if d.movedLocked() {
 		return true
 	}
 	for _, p := range d.peers {

@@ -87,25 +87,6 @@ func (l *limiter) do(what string, f func() error) error {
 	}
 }
 
-// tickDeadLocked detaches a disk that took too long for something that nobody answers
-// for: to make room, say. Nothing else would find out before there is something to
-// write, and quorum would count on it until then.
-func (d *Device) tickDeadLocked() {
-	for _, l := range []*limiter{limiterOf(d.disk), d.metaLimit} {
-		if d.disk != nil && l != nil && l.dead.Load() {
-			d.diskFailedLocked(d.disk, "an operation of "+l.name, errDiskTimeout)
-		}
-	}
-}
-
-// limiterOf is that of a disk; nil where it has none.
-func limiterOf(d store.Disk) *limiter {
-	if l, ok := d.(*limitedDisk); ok {
-		return l.limiter
-	}
-	return nil
-}
-
 // unlimited reports whether operations may go to the disk as they are.
 func (l *limiter) unlimited() bool { return l.limit.Load() <= 0 && !l.dead.Load() }
 
@@ -202,6 +183,26 @@ func resizeDisk(d store.Disk, size int64) error {
 		return errors.New("its disk cannot be resized")
 	}
 	return r.Resize(size)
+}
+
+// limitersLocked are those of the disk and of its metadata, as far as there are any.
+func (d *Device) limitersLocked() (ls [2]*limiter) {
+	if l, ok := d.disk.(*limitedDisk); ok {
+		ls = [2]*limiter{l.limiter, d.metaLimit}
+	}
+	return ls
+}
+
+// tickDeadLocked detaches a disk that took too long for something that nobody answers
+// for: to make room, say. Nothing else would find out before there is something to
+// write, and quorum would count on it until then.
+func (d *Device) tickDeadLocked() {
+	for _, l := range d.limitersLocked() {
+		if l != nil && l.dead.Load() {
+			d.diskFailedLocked(d.disk, "an operation of "+l.name, errDiskTimeout)
+			return
+		}
+	}
 }
 
 // settle waits until nothing is under way any more, late or not.

@@ -89,8 +89,8 @@ type Census struct {
 	// lost, and do not know what that one was part of. 0 where the device itself is
 	// new.
 	Newcomers int
-	// Regrouped is how many of those in reach were on a device of other disks before,
-	// and have no say until they have met a quorum of those.
+	// Regrouped is how many of Unknown are in reach, but were on a device of other disks
+	// before, and have no say until they have met a majority of those.
 	Regrouped int
 	// Tiebreakers are the device's diskless nodes.
 	TiebreakersPresent, TiebreakersMissing int
@@ -115,9 +115,9 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 		return Verdict{true, "quorum is off"}
 	}
 	here := c.UpToDate + c.Present
-	all := here + c.Outdated + c.Unknown + c.Idle + c.Regrouped
+	all := here + c.Outdated + c.Unknown + c.Idle
 	voters := all
-	if c.Unknown+c.Regrouped == 0 && c.Idle == 0 && p.Kind == QuorumMajority {
+	if c.Unknown == 0 && c.Idle == 0 && p.Kind == QuorumMajority {
 		voters = here
 	}
 	need := p.need(voters)
@@ -128,13 +128,13 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 		return Verdict{false, "no disk with current data is in reach"}
 	case p.Kind == QuorumMajority && c.Voteless == here && all > here:
 		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, all)}
-	case p.Ordered(all) && c.Newcomers > 0 && c.Unknown+c.Regrouped > 0 && c.Newcomers+c.Unknown+c.Regrouped >= p.need(all):
+	case p.Ordered(all) && c.Newcomers > 0 && c.Unknown > 0 && c.Newcomers+c.Unknown >= p.need(all):
 		return Verdict{false, fmt.Sprintf("%d of the %d disks in reach are new, and with their predecessors those away may have gone on", c.Newcomers, here)}
-	case here >= need && c.Outdated > 0 && c.Unknown+c.Regrouped+c.Idle == 0 && p.Kind == QuorumMajority:
+	case here >= need && c.Outdated > 0 && c.Unknown+c.Idle == 0 && p.Kind == QuorumMajority:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the others are known to take no part", here, here+c.Outdated)}
 	case here >= need:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, %d needed", here, voters, need)}
-	case p.Kind == QuorumMajority && c.Unknown+c.Regrouped == 0 && 2*here >= all:
+	case p.Kind == QuorumMajority && c.Unknown == 0 && 2*here >= all:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the nodes of the others are, without their disks", here, all)}
 	case p.Kind == QuorumMajority && voters%2 == 0 && here == need-1 && c.Had &&
 		c.TiebreakersPresent > c.TiebreakersMissing:
