@@ -128,7 +128,7 @@ func New(o Options) *Cluster {
 	for i := range o.Nodes {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
 		if !o.Diskless.Has(i) {
-			n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+			n.EmptyDisk(o.Size)
 		}
 		for range o.Beside {
 			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
@@ -246,6 +246,12 @@ func (n *Node) Stop(ctx context.Context) error {
 	n.Dev = nil
 	n.c.disconnect(n, "shut down")
 	return err
+}
+
+// EmptyDisk gives the node, which is down, a new disk and nothing that tells of the one
+// before.
+func (n *Node) EmptyDisk(size int64) {
+	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
 }
 
 // Kill ends a node's process at once: what it had written to its disks is in

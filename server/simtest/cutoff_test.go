@@ -82,7 +82,7 @@ func TestScenario48TheOnlyCompleteDiskIsLost(t *testing.T) {
 		n := c.Nodes[0]
 		n.Kill()
 		c.Nodes[1].Kill()
-		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		n.EmptyDisk(4 * mib)
 		c.mustStart(t, 0)
 		c.Rejoin(2)
 		time.Sleep(10 * time.Second)

@@ -208,7 +208,7 @@ func TestAReplacedDiskFitsADeviceThatHasGrown(t *testing.T) {
 			c.mustWrite(t, 0, 6*mib, 'a', 4096)
 			n := c.Nodes[1]
 			n.Kill()
-			n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+			n.EmptyDisk(4 * mib)
 			if small {
 				n.Disk.Inject(storetest.Fault{Ops: storetest.OpTruncate, Err: syscall.ENOSPC})
 			}
@@ -226,8 +226,7 @@ func TestAReplacedDiskFitsADeviceThatHasGrown(t *testing.T) {
 	}
 }
 
-// TestADiskIsAttachedToADeviceThatHasGrown since it was opened first, be it the same
-// disk or a new one.
+// TestADiskIsAttachedToADeviceThatHasGrown since it was opened first.
 func TestADiskIsAttachedToADeviceThatHasGrown(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
 		c.mustAllSync(t)

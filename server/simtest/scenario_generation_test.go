@@ -322,7 +322,7 @@ func TestScenario33AReplacedDisk(t *testing.T) {
 		c.Isolate(3)
 		c.mustWrite(t, 0, 0, 'b', 64<<10)
 		c.Nodes[2].Kill()
-		c.Nodes[2].Disk, c.Nodes[2].Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		c.Nodes[2].EmptyDisk(o.Size)
 		c.mustStart(t, 2)
 		for range 600 {
 			if c.Nodes[2].Dev.Status().Disk == replication.UpToDate {
@@ -424,7 +424,7 @@ func TestScenario33AReplacedDiskHasNoSay(t *testing.T) {
 		c.Nodes[0].Kill()
 		c.Nodes[1].Kill()
 		n := c.Nodes[1]
-		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		n.EmptyDisk(4 * mib)
 		c.mustStart(t, 1)
 		c.Rejoin(2)
 		c.mustBeWithout(t, 1, 2)
@@ -446,7 +446,7 @@ func TestScenario33AReplacedDiskHasNoSay(t *testing.T) {
 		c.mustWrite(t, 0, 0, 'a', 4096)
 		n := c.Nodes[1]
 		n.Kill()
-		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		n.EmptyDisk(4 * mib)
 		c.mustStart(t, 1)
 		c.mustAllSync(t)
 		c.mustWrite(t, 0, 0, 'b', 4096)
@@ -472,7 +472,7 @@ func TestScenario33TwoOfOneOldGeneration(t *testing.T) {
 		c.Nodes[0].Kill()
 		n := c.Nodes[1]
 		n.Kill()
-		n.Disk, n.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+		n.EmptyDisk(o.Size)
 		c.mustStart(t, 1)
 		c.Rejoin(2)
 		c.until(t, 1, "it has what node 2 has", func(replication.DiskState) bool {
@@ -505,7 +505,7 @@ func TestScenario33TheSourceOfANewDiskDiesAtOnce(t *testing.T) {
 		c.mustFlush(t, 0)
 		n := c.Nodes[1]
 		n.Kill()
-		n.Disk, n.Meta = storetest.NewImage(4*mib), storetest.NewImage(0)
+		n.EmptyDisk(4 * mib)
 		c.Cut(1, 2)
 		c.mustStart(t, 1)
 		for range 10000 {

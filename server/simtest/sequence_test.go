@@ -124,7 +124,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum fashion resync pause regroup regroup open open close")
+	works = strings.Fields("replace replace replace requorum requorum onerror resync pause regroup regroup open open close")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -293,7 +293,7 @@ func (p *player) take(s step) error {
 	case "replace":
 		p.replace(n)
 		return nil
-	case "requorum", "fashion":
+	case "requorum", "onerror":
 		return p.configure(s)
 	case "regroup":
 		return p.regroup(s)
@@ -380,8 +380,7 @@ func (p *player) replace(n *Node) {
 		return
 	}
 	n.Kill()
-	size, _ := n.Disk.File().Size()
-	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
+	n.EmptyDisk(n.Disk.Size())
 }
 
 // configure has all nodes, one after the other, go over to another quorum or to
@@ -389,9 +388,9 @@ func (p *player) replace(n *Node) {
 func (p *player) configure(s step) error {
 	o := &p.c.opts
 	switch majority := majority(); {
-	case s.do == "fashion" && s.m%2 == 0:
+	case s.do == "onerror" && s.m%2 == 0:
 		o.FailIO = !o.FailIO
-	case s.do == "fashion":
+	case s.do == "onerror":
 		o.PassOn = !o.PassOn
 	case s.n%2 == 1:
 		disks := o.Nodes - o.Diskless.Len()

@@ -16,7 +16,6 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
-	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 var (
@@ -398,7 +397,7 @@ func (h *history) replace() {
 	for _, i := range order[1:] {
 		h.c.Nodes[i].Kill()
 	}
-	replaced.Disk, replaced.Meta = storetest.NewImage(replaced.c.opts.Size), storetest.NewImage(0)
+	replaced.EmptyDisk(replaced.c.opts.Size)
 	h.start(replaced)
 	h.c.Rejoin(stale.ID)
 	time.Sleep(time.Second)
