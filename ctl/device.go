@@ -107,7 +107,8 @@ With --force it is done nevertheless: writes that only unreachable nodes have ar
 given up, and those nodes will have to discard theirs when they come back: see
 "lockstepctl device resolve". Without quorum reads and writes wait, or fail, all the
 same: where the other nodes are lost for good, set a lower quorum in the
-configuration and reload it.`,
+configuration and reload it. Where they were taken out of the configuration, --force
+lets the disks in reach count without having met them, on a primary, too.`,
 		args: []string{"DEVICE", argDevice},
 		do:   "promote %s", example: "lockstepctl device promote r0", complete: completeDevices,
 		flags: func(f *pflag.FlagSet) {

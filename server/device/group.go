@@ -275,6 +275,9 @@ func (d *Device) askVotes(force bool) (bt ballot, err error) {
 	}()
 	bt.d = d
 	if d.role == replication.Primary {
+		if force {
+			d.countAllLocked(b)
+		}
 		return bt, nil
 	}
 	if err := d.mayTogetherLocked(force); err != nil {

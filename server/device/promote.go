@@ -176,6 +176,14 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.rehelloLocked(again, b)
 }
 
+// countAllLocked: an administrator says to a primary what he would have said by its
+// promotion, had all been there that are in reach now.
+func (d *Device) countAllLocked(b *block.Batch) {
+	d.endRegroupLocked("an administrator says so")
+	d.ballotLocked(wire.Commit, wire.Change{Kind: wire.ChangePromote, Node: uint8(d.cfg.Self), Force: true}, b)
+	d.evaluateLocked(b)
+}
+
 // needsGenLocked: the next change must start a generation where a disk does
 // not take part whose slot does not say that it has been left behind: else that
 // disk would bear the same name as this one and lack an answered change. And
@@ -248,11 +256,12 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 		}
 		d.touchLocked()
 	case wire.Commit, wire.Abort:
-		if c.Tx != d.change.promised {
-			return
-		}
 		if t == wire.Commit && c.Force {
 			d.endRegroupLocked("an administrator says so")
+			d.evaluateLocked(b)
+		}
+		if c.Tx != d.change.promised {
+			return
 		}
 		if t == wire.Commit && p.role != replication.Primary && !mutate.Is(mutate.VoteTwice) {
 			d.change.committed = true // its state comes next; another that asks in between is not to be voted for

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -113,7 +114,7 @@ func (s *groupStormer) at(node int) []*device.Device {
 }
 
 func (s *groupStormer) start(n *Node) {
-	if n.Dev != nil {
+	if n.Dev != nil || s.c.without.Has(n.ID) {
 		return
 	}
 	if err := n.Start(); err != nil {
@@ -157,7 +158,7 @@ func (s *groupStormer) fault() {
 	if s.rng.IntN(2) == 0 {
 		n = s.primary()
 	}
-	k := s.rng.IntN(16)
+	k := s.rng.IntN(19)
 	s.t.Logf("fault %d at %s", k, n.Name)
 	switch k {
 	case 0, 1:
@@ -192,8 +193,53 @@ func (s *groupStormer) fault() {
 		s.learn()
 	case 13:
 		s.failDisk(n)
+	case 14:
+		s.replace(n)
+	case 15:
+		s.regroup(n)
+	case 16:
+		if n.Dev != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			_ = n.devs()[s.rng.IntN(1+s.c.opts.Beside)].Invalidate(ctx) // it may be the last that is current
+			cancel()
+		}
 	default:
 		s.detach(n)
+	}
+}
+
+// replace has a node that died come back with empty disks, where another certainly has
+// all that was answered of each device.
+func (s *groupStormer) replace(n *Node) {
+	has := func(m *Node) bool {
+		return m != n && m.ID != s.zombie && m.Dev != nil && !slices.ContainsFunc(m.devs(), func(d *device.Device) bool { return !hasAll(d.Status()) })
+	}
+	if !slices.ContainsFunc(s.c.Nodes, has) {
+		return
+	}
+	s.kill(n)
+	for i, im := range n.images() {
+		if i == 0 {
+			n.EmptyDisk(im.Size())
+		} else {
+			n.More[i-1] = &Volume{Disk: storetest.NewImage(im.Size()), Meta: storetest.NewImage(0)}
+		}
+	}
+}
+
+// regroup takes a node's disks out of all devices, or gives them back.
+func (s *groupStormer) regroup(n *Node) {
+	to := s.c.without ^ replication.Of(n.ID)
+	if to.Len() == len(s.c.Nodes) {
+		return
+	}
+	for _, m := range s.c.Nodes {
+		s.kill(m)
+	}
+	s.c.without = to
+	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
+		s.start(s.c.Nodes[i])
+		s.wait(50)
 	}
 }
 
@@ -238,6 +284,12 @@ func (s *groupStormer) mend() {
 	}
 	clear(s.faulty)
 	s.learn()
+	if s.c.without != 0 {
+		for _, m := range s.c.Nodes {
+			s.kill(m)
+		}
+		s.c.without = 0
+	}
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
 		s.start(s.c.Nodes[i])
 		s.c.Rejoin(i)

@@ -89,6 +89,36 @@ func TestScenario55AMajorityIsLostForGood(t *testing.T) {
 	})
 }
 
+// TestScenario55TheRestComesOneByOne of what is left of a lost majority: an administrator's
+// word is heard by those alone that are in reach, and can be given again.
+func TestScenario55TheRestComesOneByOne(t *testing.T) {
+	bubble(t, nodes(5), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.without = replication.Of(2).With(3).With(4)
+		c.mustStart(t, 0)
+		force := func() {
+			t.Helper()
+			if err := c.Nodes[0].Dev.Promote(timeout(t, time.Minute), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		force()
+		c.mustStart(t, 1)
+		time.Sleep(time.Minute)
+		if c.quorate(0) {
+			t.Fatalf("node 1 has a say of which nobody knows what it is worth\n%s", c.Describe())
+		}
+		force()
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.mustSync(t, 1)
+	})
+}
+
 // TestScenario55ADiskIsTakenAwayAndGivenBack: it lacks what was written meanwhile,
 // also where it lacked something before already, or is the one of the lowest id.
 func TestScenario55ADiskIsTakenAwayAndGivenBack(t *testing.T) {

@@ -124,7 +124,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum onerror resync pause regroup regroup open open close")
+	works = strings.Fields("replace replace replace requorum requorum onerror resync pause regroup regroup survive survive open open close")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -297,6 +297,8 @@ func (p *player) take(s step) error {
 		return p.configure(s)
 	case "regroup":
 		return p.regroup(s)
+	case "survive":
+		return p.survive(s)
 	}
 	if n.Dev == nil {
 		return nil
@@ -370,11 +372,7 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 // has all that was answered: its disk was written to by whoever answered.
 func (p *player) replace(n *Node) {
 	has := func(m *Node) bool {
-		if m == n || m.Disk == nil || m.Dev == nil {
-			return false
-		}
-		st := m.Dev.Status()
-		return m.ID != p.zombie && st.Role == replication.Primary && st.Disk == replication.UpToDate && st.Quorum.Quorate && !st.Suspended && st.InHand == 0
+		return m != n && m.Disk != nil && m.Dev != nil && m.ID != p.zombie && hasAll(m.Dev.Status())
 	}
 	if n.Disk == nil || !slices.ContainsFunc(p.c.Nodes, has) {
 		return
@@ -428,6 +426,39 @@ func (p *player) regroup(s step) error {
 	})
 	c.without = to
 	return p.startAll(s)
+}
+
+// survive has the disks of all nodes but one, or two, be lost for good, where that one has
+// all that was answered: an administrator takes them out, and goes on by force with what
+// is left.
+func (p *player) survive(s step) error {
+	c, n := p.c, p.c.Nodes[s.n]
+	if p.zombie >= 0 || n.Dev == nil || n.Disk == nil || !hasAll(n.Dev.Status()) {
+		return nil
+	}
+	lost := replication.NodeSet(0)
+	for _, m := range c.Nodes {
+		if m.Disk == nil || c.without.Has(m.ID) || m == n || m.ID == s.m {
+			continue
+		}
+		lost = lost.With(m.ID)
+	}
+	p.lift()
+	p.all(s, (*Node).Kill)
+	for id := range lost.All() {
+		c.Nodes[id].EmptyDisk(n.Disk.Size())
+	}
+	c.without |= lost
+	if err := p.startAll(s); err != nil {
+		return err
+	}
+	return p.within(10*time.Second, func(ctx context.Context) error { return n.Dev.Promote(ctx, true) })
+}
+
+// hasAll reports whether a device's disk certainly has all that was answered: it was
+// written to by whoever answered, which is this node.
+func hasAll(st device.Status) bool {
+	return st.Role == replication.Primary && st.Disk == replication.UpToDate && st.Quorum.Quorate && !st.Suspended && st.InHand == 0
 }
 
 // learn has a node notice that it was given up.
