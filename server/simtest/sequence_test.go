@@ -85,6 +85,9 @@ func TestSequencesThatWentWrong(t *testing.T) {
 		"metadata hangs, and only who makes room has waited for it": {
 			3, 1, "requorum 0 0 0s;promote 3 1 6s;hangmeta 2 2 300ms;grow 2 0 0s;detach 1 3 5ms", false,
 		},
+		"a primary takes its disk back, which bears an older generation than the device, as a new one does": {
+			5, 0, "promote 2 3 300ms;detach 2 0 0s;write 3 1 300ms;attach 2 2 300ms;replace 3 3 6s", false,
+		},
 		"both disks fail a write and stay, each for the other's sake, and both are mixtures": {
 			2, 2, "fail 1 0 6s;fail 0 0 300ms;promote 1 0 300ms;write 1 2 300ms", true,
 		},
