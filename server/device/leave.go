@@ -411,7 +411,7 @@ func (d *Device) regainLocked() {
 	if d.returning || d.leaving || d.detaching || d.closing || d.ctx == nil || d.meta == nil || !d.dstat.HasData() || d.poll.tx != 0 || !d.votes.Given(d.cfg.Self) {
 		return
 	}
-	may := d.votes.MayReturn(d.cfg.Self, d.disks, d.reachLocked()|d.returnedToLocked()) && d.pollableLocked(ask)
+	may := d.votes.MayReturn(d.cfg.Self, d.disksSinceLocked(), d.reachLocked()|d.returnedToLocked()) && d.pollableLocked(ask)
 	if !may && !mutate.Is(mutate.ReturnUnasked) {
 		return
 	}

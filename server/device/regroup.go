@@ -121,6 +121,16 @@ func (d *Device) endRegroupLocked(why string) {
 	d.saveLocked(nil)
 }
 
+// disksSinceLocked are the nodes that have a disk of the device, and those that had one
+// in a set that is to be met: who has stayed when this node left may be one of them.
+func (d *Device) disksSinceLocked() replication.NodeSet {
+	all := d.disks
+	for _, set := range d.former {
+		all |= set
+	}
+	return all
+}
+
 // metLocked reports whether a majority of each former set is in reach; with certain,
 // counting those alone that have met their own. A majority shares a disk with whatever
 // was a quorum of the set, by this policy or another: all of them, say.

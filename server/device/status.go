@@ -90,7 +90,7 @@ func (d *Device) Status() Status {
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}
 	if st.Voteless = d.votes.Given(d.cfg.Self); st.Voteless {
-		for id := range (d.votes.Holders(d.cfg.Self, d.disks) &^ d.reachLocked()).All() {
+		for id := range (d.votes.Holders(d.cfg.Self, d.disksSinceLocked()) &^ d.reachLocked()).All() {
 			st.Stayed = append(st.Stayed, d.nodeName(id))
 		}
 	}

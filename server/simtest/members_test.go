@@ -89,6 +89,28 @@ func TestScenario55AMajorityIsLostForGood(t *testing.T) {
 	})
 }
 
+// TestScenario55WhoStayedIsTakenAway: two nodes leave in order, the third goes on by itself
+// and is taken out. The others know that somebody stayed, and not what it did.
+func TestScenario55WhoStayedIsTakenAway(t *testing.T) {
+	bubble(t, nodes(3), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustStop(t, 1, 2)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Nodes[0].Kill()
+		c.without = replication.Of(0)
+		c.mustStart(t, 1, 2)
+		c.mustBeWithout(t, 1, 2)
+		c.Nodes[1].Kill()
+		c.Nodes[2].Kill()
+		c.without = 0
+		c.mustStart(t, 0, 1, 2)
+		c.mustAllSync(t)
+		c.mustPromote(t, 1)
+		c.mustHold(t, 0, 'a')
+	})
+}
+
 // TestScenario55TheRestComesOneByOne of what is left of a lost majority: an administrator's
 // word is heard by those alone that are in reach, and can be given again.
 func TestScenario55TheRestComesOneByOne(t *testing.T) {
