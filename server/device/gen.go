@@ -156,6 +156,11 @@ func (d *Device) takeGenLocked() {
 	if d.disk == nil || d.dstat == replication.UpToDate || d.pullingLocked() {
 		// Who has come since the first step is in the old one still.
 		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^(d.receives&d.genHas))
+		for id := range (d.receives & d.genHas).All() {
+			if d.peers[id].inSync {
+				d.arrivedLocked(id)
+			}
+		}
 	} // else what this disk holds is older, and must not bear the name
 	d.gens = d.gens.InForce(d.genNew)
 	d.genHeld = true // nobody's confirmation ends it before we have it
@@ -383,8 +388,12 @@ func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 			have = d.disks
 		}
 		for id := range d.disks.Without(d.cfg.Self).All() {
-			if !d.genAway.Has(id) && have.Has(id) && d.gens.Bitmap[id] == d.genOld {
+			switch {
+			case d.genAway.Has(id) || !have.Has(id):
+			case d.gens.Bitmap[id] == d.genOld:
 				d.gens = d.gens.FinishSync(id)
+			default:
+				d.arrivedLocked(id)
 			}
 		}
 	}
@@ -392,6 +401,16 @@ func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 	d.behindLocked(p.name + " goes on without this disk")
 	d.confirmLocked(p, wire.Header{Type: wire.GenDone, Arg: [3]uint64{no}})
 	d.leftBehindLocked(p)
+}
+
+// arrivedLocked: a node has noted the present generation. Its slot may be one of another
+// generation before, which never came into force: others had noted it, maybe not this one.
+// Nothing is marked against it; and nobody marks what it gets, so that a disk which turns
+// up where the slot says, a new one, would be taken for one that lacks next to nothing.
+func (d *Device) arrivedLocked(id int) {
+	if d.gens.Bitmap[id] != replication.NoGen && d.meta != nil && d.meta.Bitmap(id).Count() == 0 {
+		d.gens = d.gens.FinishSync(id)
+	}
 }
 
 // confirmLocked answers the primary once our state is durable, with what we were
