@@ -4,6 +4,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -109,4 +110,54 @@ func TestAGenerationThatIsGivenUpIsReplaced(t *testing.T) {
 			t.Errorf("in force %v, node 2 may be in %v", g.Base, g.Bitmap[2])
 		}
 	})
+}
+
+// TestASlotEndsWithAGenerationThatItsNodeNotes: a primary is lost before all have noted
+// its first generation, and the next one's comes after that. Nothing is said any more of
+// the one before the first, in which nobody is that has noted the second.
+func TestASlotEndsWithAGenerationThatItsNodeNotes(t *testing.T) {
+	const first, second = replication.Gen(6 << 48), replication.Gen(7 << 48)
+	for what, primary := range map[string]func(*testing.T, *Device, *wireTap){
+		"a replica": func(t *testing.T, d *Device, next *wireTap) {
+			w := wire.Generation{No: 8, Old: uint64(first), New: uint64(second), Stream: 98}
+			handle(d, next, &wire.Frame{Header: wire.Header{Type: wire.NewGen, Dev: 1}, Payload: w.Append(nil)})
+			handle(d, next, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{8, 0b101}}})
+		},
+		"the primary": func(t *testing.T, d *Device, next *wireTap) {
+			handle(d, next, stateFrame(wire.DeviceState{Role: uint8(replication.Secondary), Disk: uint8(replication.UpToDate), Current: uint64(first), InSync: 0b101, Sees: 0b1, Primary: wire.NoNode}))
+			done := make(chan error, 1)
+			go func() { done <- d.Promote(t.Context(), false) }()
+			synctest.Wait()
+			handle(d, next, next.vote())
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			b := &block.Batch{}
+			d.Submit(&block.Request{Op: block.Write, Len: block.Unit, Data: make([]byte, block.Unit), Done: &waiter{ch: make(chan struct{})}}, b)
+			b.Finish()
+			synctest.Wait()
+			handle(d, next, next.noted())
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d, one := followed(t)
+				defer d.Abandon()
+				next := tap(2)
+				d.SessionUp(next)
+				d.HelloReceived(next, freshFacts(1<<20))
+				synctest.Wait()
+				handle(d, next, next.yes())
+				handle(d, one, announced(5, first))
+				if g := d.Status().Gens; g.Current != first || g.Bitmap[2] != replication.DayOne {
+					t.Fatalf("in generation %v, node 2 may be in %v", g.Current, g.Bitmap[2])
+				}
+				d.SessionDown(one, "the test says so")
+				primary(t, d, next)
+				if g := d.Status().Gens; !g.Current.After(first) || g.Bitmap[2] != replication.NoGen {
+					t.Errorf("in generation %v, node 2 may be in %v", g.Current, g.Bitmap[2])
+				}
+			})
+		})
+	}
 }

@@ -12,18 +12,20 @@ import (
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
-// wireTap is a session with a peer that keeps the types of what is sent, the last
-// agreement and the last promotion that was to be voted on.
+// wireTap is a session with a peer that keeps the types of what is sent, and the last of
+// those that want an answer.
 type wireTap struct {
 	peer int
 
 	mu     sync.Mutex // guards what is below
 	sent   map[wire.Type]int
 	agreed wire.Header
-	asked  []byte
+	asked  map[wire.Type][]byte // payloads
 }
 
-func tap(peer int) *wireTap { return &wireTap{peer: peer, sent: map[wire.Type]int{}} }
+func tap(peer int) *wireTap {
+	return &wireTap{peer: peer, sent: map[wire.Type]int{}, asked: map[wire.Type][]byte{}}
+}
 
 func (w *wireTap) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
 	w.mu.Lock()
@@ -32,8 +34,8 @@ func (w *wireTap) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Ba
 	switch h.Type {
 	case wire.DevAgree:
 		w.agreed = *h
-	case wire.Prepare:
-		w.asked = bytes.Clone(payload)
+	case wire.Prepare, wire.NewGen:
+		w.asked[h.Type] = bytes.Clone(payload)
 	}
 }
 
@@ -49,7 +51,7 @@ func (w *wireTap) vote() *wire.Frame {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var c wire.Change
-	if err := c.Decode(w.asked); err != nil {
+	if err := c.Decode(w.asked[wire.Prepare]); err != nil {
 		return nil
 	}
 	c.Yes = true
@@ -57,6 +59,17 @@ func (w *wireTap) vote() *wire.Frame {
 }
 
 func (w *wireTap) PeerID() int { return w.peer }
+
+// noted is the peer's word that it has noted the last generation that was announced.
+func (w *wireTap) noted() *wire.Frame {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var g wire.Generation
+	if err := g.Decode(w.asked[wire.NewGen]); err != nil {
+		return nil
+	}
+	return &wire.Frame{Header: wire.Header{Type: wire.NewGenAck, Dev: 1, Arg: [3]uint64{g.No}}}
+}
 
 // yes is the peer's half of the last agreement.
 func (w *wireTap) yes() *wire.Frame {
