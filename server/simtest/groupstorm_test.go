@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -211,10 +210,7 @@ func (s *groupStormer) fault() {
 // replace has a node that died come back with empty disks, where another certainly has
 // all that was answered of each device.
 func (s *groupStormer) replace(n *Node) {
-	has := func(m *Node) bool {
-		return m != n && m.ID != s.zombie && m.Dev != nil && !slices.ContainsFunc(m.devs(), func(d *device.Device) bool { return !hasAll(d.Status()) })
-	}
-	if !slices.ContainsFunc(s.c.Nodes, has) {
+	if !s.c.heldBeside(n, s.zombie) {
 		return
 	}
 	s.kill(n)

@@ -374,10 +374,7 @@ func (p *player) at(ctx context.Context, do string, n *Node) error {
 // replace has a node that died come back with an empty disk, where another certainly
 // has all that was answered: its disk was written to by whoever answered.
 func (p *player) replace(n *Node) {
-	has := func(m *Node) bool {
-		return m != n && m.Disk != nil && m.Dev != nil && m.ID != p.zombie && hasAll(m.Dev.Status())
-	}
-	if n.Disk == nil || !slices.ContainsFunc(p.c.Nodes, has) {
+	if n.Disk == nil || !p.c.heldBeside(n, p.zombie) {
 		return
 	}
 	n.Kill()
@@ -462,6 +459,15 @@ func (p *player) survive(s step) error {
 // written to by whoever answered, which is this node.
 func hasAll(st device.Status) bool {
 	return st.Role == replication.Primary && st.Disk == replication.UpToDate && st.Quorum.Quorate && !st.Suspended && st.InHand == 0
+}
+
+// heldBeside reports whether a node but n certainly has all that was answered, of each
+// device; zombie is one that was given up.
+func (c *Cluster) heldBeside(n *Node, zombie int) bool {
+	lacks := func(d *device.Device) bool { return !hasAll(d.Status()) }
+	return slices.ContainsFunc(c.Nodes, func(m *Node) bool {
+		return m != n && m.ID != zombie && m.Disk != nil && m.Dev != nil && !slices.ContainsFunc(m.devs(), lacks)
+	})
 }
 
 // learn has a node notice that it was given up.

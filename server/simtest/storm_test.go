@@ -138,7 +138,7 @@ func (s *storm) show(n *Node, dev *device.Device) {
 }
 
 func (s *storm) start(n *Node) {
-	if n.Dev != nil {
+	if n.Dev != nil || s.c.without.Has(n.ID) {
 		return
 	}
 	if err := n.Start(); err != nil {

@@ -20,10 +20,12 @@ import (
 // one to five disks, and nodes without one, which serve as tiebreakers and as
 // primaries; disks and metadata that fail and hang, and come back; disks
 // detached, attached and invalidated; links of which nothing comes any more;
-// nodes that leave in order; verifies. No disk is lost and none loses its cache,
-// so whatever comes together, and in whatever order it is mended, what was
-// acknowledged is there. It is long, so there is one for twelve of the others. A seed
-// is replayed with -run Tempest -seed SEED -seeds 1.
+// nodes that leave in order; verifies; and what administrators do: other quorums,
+// disks that are replaced, nodes that are taken out and given back. No disk is lost
+// without another that has all, and none loses its cache, so whatever comes together,
+// and in whatever order it is mended, what was acknowledged is there. It is long, so
+// there is one for twelve of the others. A seed is replayed with -run Tempest -seed
+// SEED -seeds 1.
 func TestTempest(t *testing.T) {
 	for i := range uint64(*seeds+11) / 12 {
 		seed := *first + i
@@ -108,7 +110,7 @@ func (s *tempest) strike() {
 	if s.rng.IntN(2) == 0 {
 		n = s.primary()
 	}
-	k := s.rng.IntN(18)
+	k := s.rng.IntN(21)
 	s.t.Logf("%v: strike %d at %s, %s", time.Now().Format("05.000"), k, n.Name, m.Name)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -150,6 +152,46 @@ func (s *tempest) strike() {
 		_ = n.Dev.Invalidate(ctx)
 	case k == 17:
 		_, _ = n.Dev.Verify("")
+	case k == 18:
+		s.requorum()
+	case k == 19:
+		if s.c.heldBeside(n, s.zombie) {
+			s.stop(n, false)
+			n.EmptyDisk(n.Disk.Size())
+		}
+	case k == 20:
+		s.regroup(n)
+	}
+}
+
+// requorum has all nodes that run, one after the other, go over to another quorum.
+func (s *tempest) requorum() {
+	s.c.opts.Quorum = [2]replication.QuorumPolicy{majority(), {Kind: replication.QuorumAll}}[s.rng.IntN(2)]
+	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
+		if m := s.c.Nodes[i]; m.Dev != nil {
+			if err := m.Dev.Reconfigure(m.Config()); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		s.wait(10)
+	}
+}
+
+// regroup has all nodes come back with a configuration in which a disk is the device's
+// no longer, or again.
+func (s *tempest) regroup(n *Node) {
+	to := s.c.without ^ replication.Of(n.ID)
+	if (to | s.c.opts.Diskless).Len() == len(s.c.Nodes) {
+		return
+	}
+	s.lift()
+	for _, m := range s.c.Nodes {
+		s.stop(m, false)
+	}
+	s.c.without = to
+	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
+		s.start(s.c.Nodes[i])
+		s.wait(100)
 	}
 }
 
@@ -200,6 +242,12 @@ func (s *tempest) mend() {
 	s.lift()
 	if s.zombie >= 0 {
 		s.learn()
+	}
+	if s.c.without != 0 {
+		for _, m := range s.c.Nodes {
+			s.stop(m, false)
+		}
+		s.c.without = 0
 	}
 	for _, do := range s.rng.Perm(2) {
 		if do == 0 {
