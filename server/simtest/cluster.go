@@ -60,9 +60,10 @@ type Options struct {
 type Cluster struct {
 	opts  Options
 	Nodes []*Node
-	// without is the nodes that the configuration does not give the device to. It
-	// changes while all are down.
+	// without is the nodes that the configuration does not give the device to, which
+	// nodes read when they start.
 	without replication.NodeSet
+	quorum  replication.QuorumPolicy // that of the beginning
 
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -87,7 +88,8 @@ type Node struct {
 	Meta *storetest.Image
 	More []*Volume // the devices beside r0
 
-	slowed *storetest.Image // the one that DiskDelay is in force on
+	slowed *storetest.Image    // the one that DiskDelay is in force on
+	read   replication.NodeSet // without, as it was when the node started
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
@@ -124,7 +126,7 @@ func New(o Options) *Cluster {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cluster{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 1)), cut: map[[2]int]bool{}}
+	c := &Cluster{opts: o, quorum: o.Quorum, rng: rand.New(rand.NewPCG(o.Seed, 1)), cut: map[[2]int]bool{}}
 	for i := range o.Nodes {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
 		if !o.Diskless.Has(i) {
@@ -165,10 +167,13 @@ func (n *Node) Config() device.Config {
 		cfg.FencePeer = []string{"fence"}
 	}
 	for _, m := range n.c.Nodes {
-		if n.c.without.Has(m.ID) {
+		if n.read.Has(m.ID) {
 			continue
 		}
 		cfg.Nodes = append(cfg.Nodes, device.Node{ID: m.ID, Name: m.Name, Diskless: m.Disk == nil})
+	}
+	if cfg.Fingerprint = uint64(n.read); cfg.Quorum != n.c.quorum {
+		cfg.Fingerprint |= uint64(cfg.Quorum.Kind)<<32 | uint64(cfg.Quorum.N)<<40
 	}
 	if n.c.opts.Beside > 0 {
 		cfg.Group, cfg.Together = "db", []string{"r0"}
@@ -181,6 +186,7 @@ func (n *Node) Config() device.Config {
 
 // Start boots a node on its images.
 func (n *Node) Start() error {
+	n.read = n.c.without
 	o := device.Options{
 		Config: n.Config(),
 		Log:    n.c.opts.Log.With("node", n.Name),

@@ -223,17 +223,25 @@ func (s *groupStormer) replace(n *Node) {
 	}
 }
 
-// regroup takes a node's disks out of all devices, or gives them back.
+// regroup takes a node's disks out of all devices, or gives them back, for all nodes
+// together or one by one.
 func (s *groupStormer) regroup(n *Node) {
 	to := s.c.without ^ replication.Of(n.ID)
 	if to.Len() == len(s.c.Nodes) {
 		return
 	}
-	for _, m := range s.c.Nodes {
-		s.kill(m)
+	together := s.rng.IntN(2) == 0
+	if together {
+		for _, m := range s.c.Nodes {
+			s.kill(m)
+		}
 	}
 	s.c.without = to
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
+		if !together {
+			s.kill(s.c.Nodes[i])
+			s.wait(150)
+		}
 		s.start(s.c.Nodes[i])
 		s.wait(50)
 	}

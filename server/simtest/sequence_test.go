@@ -127,7 +127,7 @@ var (
 		"write write write write write detach detach attach leave leave invalidate fail rot off power")
 	rarer = slices.Concat(things, strings.Fields("burst burst burst read read stall mute flow hang hangmeta lift lose learn verify grow"))
 	// Of these there are one or two in a quarter of the histories.
-	works = strings.Fields("replace replace replace requorum requorum onerror resync pause regroup regroup survive survive open open close")
+	works = strings.Fields("replace replace replace requorum requorum onerror resync pause regroup regroup reroll reroll survive survive open open close")
 )
 
 func sequence(seed uint64) (o Options, list []step) {
@@ -298,7 +298,7 @@ func (p *player) take(s step) error {
 		return nil
 	case "requorum", "onerror":
 		return p.configure(s)
-	case "regroup":
+	case "regroup", "reroll":
 		return p.regroup(s)
 	case "survive":
 		return p.survive(s)
@@ -417,15 +417,35 @@ func (p *player) regroup(s step) error {
 	if n.Disk == nil || (to|c.opts.Diskless).Len() == len(c.Nodes) {
 		return nil
 	}
-	p.all(s, func(n *Node) {
+	end := func(n *Node) {
 		if s.m%2 == 0 && n.Dev != nil {
 			p.lift()
 			_ = p.within(5*time.Second, n.Stop)
 		}
 		n.Kill()
-	})
+	}
+	if s.do == "reroll" {
+		return p.reroll(s, to, end)
+	}
+	p.all(s, end)
 	c.without = to
 	return p.startAll(s)
+}
+
+// reroll is regroup, node by node: some work with the new configuration while others do
+// still with the old one.
+func (p *player) reroll(s step, to replication.NodeSet, end func(*Node)) (err error) {
+	p.c.without = to
+	p.all(s, func(n *Node) {
+		if n.Dev == nil && n.ID != s.n || err != nil {
+			return
+		}
+		end(n)
+		p.write(int64(s.n) % 6)
+		err = p.start(n)
+		time.Sleep(s.rest / 4)
+	})
+	return err
 }
 
 // survive has the disks of all nodes but one, or two, be lost for good, where that one has

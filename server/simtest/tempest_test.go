@@ -166,30 +166,37 @@ func (s *tempest) strike() {
 
 // requorum has all nodes that run, one after the other, go over to another quorum.
 func (s *tempest) requorum() {
-	s.c.opts.Quorum = [2]replication.QuorumPolicy{majority(), {Kind: replication.QuorumAll}}[s.rng.IntN(2)]
+	s.c.opts.Quorum = [...]replication.QuorumPolicy{majority(), {Kind: replication.QuorumAll}}[s.rng.IntN(2)]
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
 		if m := s.c.Nodes[i]; m.Dev != nil {
 			if err := m.Dev.Reconfigure(m.Config()); err != nil {
 				s.t.Fatal(err)
 			}
 		}
-		s.wait(10)
+		s.wait(100)
 	}
 }
 
-// regroup has all nodes come back with a configuration in which a disk is the device's
-// no longer, or again.
+// regroup has all nodes come back, together or one by one, with a configuration in which
+// a disk is the device's no longer, or again.
 func (s *tempest) regroup(n *Node) {
 	to := s.c.without ^ replication.Of(n.ID)
 	if (to | s.c.opts.Diskless).Len() == len(s.c.Nodes) {
 		return
 	}
 	s.lift()
-	for _, m := range s.c.Nodes {
-		s.stop(m, false)
+	together := s.rng.IntN(2) == 0
+	if together {
+		for _, m := range s.c.Nodes {
+			s.stop(m, false)
+		}
 	}
 	s.c.without = to
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
+		if !together {
+			s.stop(s.c.Nodes[i], false)
+			s.wait(300)
+		}
 		s.start(s.c.Nodes[i])
 		s.wait(100)
 	}
