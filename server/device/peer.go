@@ -148,7 +148,11 @@ func (d *Device) HandleFrame(s Session, f *wire.Frame, b *block.Batch) {
 	case wire.RecvAck:
 		d.ackedLocked(p, f.Arg[0], f.Arg[1], false, b)
 	case wire.WriteNak:
-		d.nakedLocked(p, f.Arg[0], b)
+		if p.id == d.primary {
+			d.gaveUpLocked(f.Arg[0], b)
+		} else {
+			d.nakedLocked(p, f.Arg[0], b)
+		}
 	case wire.FlushReq:
 		d.flush.requestedLocked(d, p, f.Arg[0], f.Arg[1], b)
 	case wire.FlushAck:

@@ -403,6 +403,14 @@ func (d *Device) madeLocked(o *op, err error, b *block.Batch) {
 	}
 }
 
+// gaveUpLocked: a change that this disk has failed is on no other, and is not sent again.
+func (d *Device) gaveUpLocked(seq uint64, b *block.Batch) {
+	if d.unmade[seq] {
+		delete(d.unmade, seq)
+		d.tagsReachedLocked(b)
+	}
+}
+
 // tagsReachedLocked starts source reads that waited for the primary's writes.
 func (d *Device) tagsReachedLocked(b *block.Batch) {
 	if len(d.tagged) == 0 {

@@ -523,6 +523,9 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 	default:
 		d.missedFailedLocked(o)
 	}
+	if err != nil {
+		d.overLocked(o, b)
+	}
 	if o.req == nil {
 		return
 	}
@@ -566,6 +569,20 @@ func (d *Device) missedFailedLocked(o *op) {
 	}
 	for id := range has.All() {
 		d.peers[id].undo = max(d.gens.Current, d.genNew)
+	}
+}
+
+// overLocked tells those that have failed a change, of which the client is told so, that
+// no complete disk has it: it is not going to be sent again, and what they hold in its
+// place is what there is.
+func (d *Device) overLocked(o *op, b *block.Batch) {
+	if d.disk != nil || d.role != replication.Primary || o.acked && d.anyCompleteLocked(d.disks.Without(d.cfg.Self)&^o.miss) {
+		return
+	}
+	for id := range o.miss.Without(d.cfg.Self).All() {
+		if p := d.peers[id]; p.agreed {
+			p.send(wire.Header{Type: wire.WriteNak, Arg: [3]uint64{o.seq}}, nil, nil, b)
+		}
 	}
 }
 

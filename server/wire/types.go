@@ -45,7 +45,7 @@ const (
 	// Device frames on the meta link.
 	WriteAck   Type = 64 // Arg: first device sequence, count, flags word: written
 	RecvAck    Type = 65 // Arg: first device sequence, count: received
-	WriteNak   Type = 66 // Arg: device sequence, error code
+	WriteNak   Type = 66 // Arg: device sequence; from the primary: it is not sent again, and no complete disk has it
 	FlushAck   Type = 67 // Arg: flush number; FlagError: failed
 	SyncAck    Type = 68 // Arg: offset, request id, length: written at the target; FlagError: not
 	DevHello   Type = 69 // device handshake, first of a device on a session; Dev 0
