@@ -478,7 +478,8 @@ func (x *chain) move() bool {
 	return false
 }
 
-// chainWindow is how far behind its end a chain is looked at, but in the end.
+// chainWindow is how far behind its end a chain is looked at, at least, but in the end.
+// All that is not durable is: power may have taken any of it.
 const chainWindow = 64
 
 // look reads what there is of the chain, which goes on from there. It reports
@@ -486,7 +487,7 @@ const chainWindow = 64
 func (x *chain) look(devs []*device.Device) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), chainPatience)
 	defer cancel()
-	from := max(0, len(x.wrote)-chainWindow)
+	from := max(0, min(len(x.wrote)-chainWindow, x.safe))
 	if x.over {
 		from = max(0, len(x.wrote)-chainBlocks*len(devs)+chainWindow) // what is before was overwritten
 	}
