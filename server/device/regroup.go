@@ -125,6 +125,9 @@ func (d *Device) endRegroupLocked(why string) {
 // in a set that is to be met: who has stayed when this node left may be one of them.
 func (d *Device) disksSinceLocked() replication.NodeSet {
 	all := d.disks
+	if mutate.Is(mutate.ForgetStayed) {
+		return all
+	}
 	for _, set := range d.former {
 		all |= set
 	}

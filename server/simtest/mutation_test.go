@@ -87,6 +87,10 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario55FewerDisks"
 	case mutate.WriteOn:
 		tests = "TestScenario55ADiskIsTakenAwayAndGivenBack"
+	case mutate.ForgetStayed:
+		tests = "TestScenario55WhoStayedIsTakenAway"
+	case mutate.AnnounceOld:
+		tests = "TestSequencesThatWentWrong"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

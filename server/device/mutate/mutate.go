@@ -52,6 +52,8 @@ const (
 	ForgetFailed    Fault = "forget-failed"            // who missed a change whose client was told of an error passes for current
 	TrustRegrouped  Fault = "trust-regrouped"          // disks make majorities among others before they have met those that they were among
 	WriteOn         Fault = "write-on"                 // when the disks have changed it is written on in the generation that there was
+	ForgetStayed    Fault = "forget-stayed"            // a vote is given back without those that held one before the disks have changed
+	AnnounceOld     Fault = "announce-old"             // what a primary's disk bore before the primary has it back passes for announced
 	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
 )
 
@@ -63,6 +65,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, DeafToRoll,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, DeafToRoll,
 	}
 }
