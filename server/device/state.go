@@ -152,14 +152,17 @@ func (d *Device) nothingNewerLocked() bool {
 }
 
 // everybodyBehindLocked reports whether every other disk is in reach and has
-// nothing that this one lacks.
+// nothing that this one lacks. One that was taken out since may have it.
 func (d *Device) everybodyBehindLocked() bool {
+	if len(d.former) > 0 {
+		return false
+	}
 	for _, p := range d.peers {
 		if p == nil || p.diskless {
 			continue
 		}
-		if p.newcomer || d.newcomer {
-			return false // the disk that it replaced may have been the one
+		if p.former || p.newcomer || d.newcomer {
+			return false // a disk that it was among, or replaced, may have been the one
 		}
 		if p.agreed && p.disk == replication.Inconsistent {
 			continue

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 // TestScenario55FewerDisks: a configuration that takes disks away does not make
@@ -108,6 +109,36 @@ func TestScenario55WhoStayedIsTakenAway(t *testing.T) {
 		c.mustAllSync(t)
 		c.mustPromote(t, 1)
 		c.mustHold(t, 0, 'a')
+	})
+}
+
+// TestScenario55AMixtureKnowsOfMore: a disk that is behind and one whose resync from the
+// third has not ended are all that is left in the configuration. The third has what was
+// acknowledged.
+func TestScenario55AMixtureKnowsOfMore(t *testing.T) {
+	bubble(t, nodes(3), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.Nodes[2].Kill()
+		c.mustWrite(t, 0, 0, 'a', 2*mib)
+		c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Second})
+		c.mustStart(t, 2)
+		c.until(t, 2, "is being resynced", func(s replication.DiskState) bool { return s == replication.Inconsistent })
+		c.Nodes[1].Kill()
+		c.mustWrite(t, 0, 3*mib, 'b', 4096)
+		for _, n := range c.Nodes {
+			n.Kill()
+		}
+		c.without = replication.Of(0)
+		c.mustStart(t, 1, 2)
+		c.mustBeWithout(t, 1, 2)
+		c.Nodes[1].Kill()
+		c.Nodes[2].Kill()
+		c.without = 0
+		c.mustStart(t, 0, 1, 2)
+		c.mustAllSync(t)
+		c.mustPromote(t, 1)
+		c.mustHold(t, 3*mib, 'b')
 	})
 }
 
