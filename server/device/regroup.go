@@ -154,6 +154,8 @@ func (d *Device) metLocked(certain bool) bool {
 				c.Unknown++
 			}
 		}
+		// A node without its disk may have been started anew, and know nothing.
+		c.Unknown, c.Idle = c.Unknown+c.Idle, 0
 		if !policy.Quorum(c).Quorate {
 			return false
 		}
