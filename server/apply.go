@@ -422,6 +422,8 @@ func (e *engine) applyDevices(ctx context.Context, to *config.Local) error {
 	for name, disk := range e.disks {
 		var err error
 		if gone.disks[name] {
+			spec, stays := specs[name]
+			disk.parts = stays && spec.Config.Fingerprint != disk.spec.Config.Fingerprint
 			err = e.dropDisk(ctx, name)
 		} else {
 			err = disk.reconfigure(specs[name])

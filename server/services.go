@@ -173,6 +173,11 @@ type diskService struct {
 	dev  atomic.Pointer[device.Device]
 
 	narrator *narrator // of the device, while there is one
+
+	// parts: the device closes to open again as something that this node does not agree
+	// on with those that have not read the same yet. It keeps its vote: whom it gave that
+	// to may be taken out, and nobody uses the device.
+	parts bool
 }
 
 func diskName(device string) string { return "device/" + device }
@@ -244,7 +249,9 @@ func (s *diskService) Stop(ctx context.Context) error {
 	}
 	var err error
 	if !s.e.ending.Load() {
-		err = d.Leave(ctx)
+		if !s.parts {
+			err = d.Leave(ctx)
+		}
 		s.e.devices.Remove(d)
 	}
 	err = errors.Join(err, d.Close(ctx))
