@@ -33,15 +33,16 @@ func regroup(meta *store.Meta, o Options) error {
 	if was == now {
 		return nil
 	}
-	former := formerOf(&sb)
-	if sb.Flags&store.Member != 0 && was != 0 && !slices.Contains(former, was) {
+	former, gens := formerOf(&sb), gensOf(&sb)
+	// One that was never current was part of it, too, once it had some of the data: others
+	// may have counted on it. One that is new and has met nobody was part of nothing.
+	if (sb.Flags&store.Member != 0 || gens.HasPast()) && was != 0 && !slices.Contains(former, was) {
 		former = append(former, was)
 	}
 	if len(former) >= maxFormer && !slices.Contains(former, now) { // there has to be room for it
 		return fmt.Errorf("device %s: its nodes have been changed %d times, and no majority of those before has been in reach since;"+
 			" put back the nodes that it was on, and start them", o.Name, len(former))
 	}
-	gens := gensOf(&sb)
 	if gens.HasPast() {
 		for id := range (now &^ was).Without(o.Self).All() {
 			meta.Bitmap(id).SetAll()
