@@ -85,6 +85,8 @@ func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeS
 	for _, p := range d.peers {
 		switch {
 		case p == nil:
+		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped && d.votes.Given(p.id):
+			c.Outdated++ // as while it was away: it takes part no more than then
 		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped:
 			c.Unknown, c.Regrouped = c.Unknown+1, c.Regrouped+1
 		default:

@@ -157,11 +157,26 @@ func (d *Device) metLocked(certain bool) bool {
 		}
 		// A node without its disk may have been started anew, and know nothing.
 		c.Unknown, c.Idle = c.Unknown+c.Idle, 0
+		if c.UpToDate == 0 && c.Present > 0 && d.currentInReachLocked() {
+			c.UpToDate, c.Present = 1, c.Present-1
+		}
 		if !policy.Quorum(c).Quorate {
 			return false
 		}
 	}
 	return true
+}
+
+// currentInReachLocked reports whether a complete disk, of this set or not, is in reach, and
+// is not known to be behind: those in reach would have told it.
+func (d *Device) currentInReachLocked() bool {
+	var c replication.Census
+	for _, p := range d.peers {
+		if p != nil && p.agreed && p.disk.HasData() {
+			d.countDataLocked(p, &c)
+		}
+	}
+	return c.UpToDate > 0 || d.dstat >= replication.Consistent
 }
 
 // movedLocked reports whether the disks have changed within the generation of this one.

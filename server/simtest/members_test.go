@@ -142,6 +142,41 @@ func TestScenario55AMixtureKnowsOfMore(t *testing.T) {
 	})
 }
 
+// TestScenario55WhoHadLeftComesFromAnotherSet: the last one standing goes on, also when one
+// comes back of those that had left, and which the configuration had for a while without
+// it; and when both do, which are both resynced.
+func TestScenario55WhoHadLeftComesFromAnotherSet(t *testing.T) {
+	o := nodes(3)
+	o.Size = 64 * mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 2)
+		c.mustStop(t, 0, 1)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.Nodes[2].Kill()
+		c.without = replication.Of(2)
+		c.mustStart(t, 0, 1)
+		c.mustBeWithout(t, 0, 1)
+		c.Nodes[0].Kill()
+		c.Nodes[1].Kill()
+		c.without = 0
+		c.mustStart(t, 2)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'b', 4096)
+		slow := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Second})
+		for i := range 2 {
+			c.mustStart(t, i)
+			c.until(t, i, "is being resynced", func(s replication.DiskState) bool { return s == replication.Inconsistent })
+			c.mustWrite(t, 2, 63*mib, 'c', 4096)
+		}
+		c.Nodes[2].Disk.Lift(slow)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.Nodes[2].Kill()
+		c.mustPromote(t, 0)
+	})
+}
+
 // TestScenario55TheRestComesOneByOne of what is left of a lost majority: an administrator's
 // word is heard by those alone that are in reach, and can be given again.
 func TestScenario55TheRestComesOneByOne(t *testing.T) {
