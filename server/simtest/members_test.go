@@ -10,6 +10,17 @@ import (
 	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
+// mustRegroup ends all nodes, and starts some with a configuration that gives the device
+// to none of those in without.
+func (c *Cluster) mustRegroup(t *testing.T, without replication.NodeSet, nodes ...int) {
+	t.Helper()
+	for _, n := range c.Nodes {
+		n.Kill()
+	}
+	c.without = without
+	c.mustStart(t, nodes...)
+}
+
 // TestScenario55FewerDisks: a configuration that takes disks away does not make
 // current what was not: who was in the last quorum has to be there.
 func TestScenario55FewerDisks(t *testing.T) {
@@ -54,11 +65,7 @@ func TestScenario55ALostDiskIsTakenAway(t *testing.T) {
 		}
 		c.mustStart(t, 0, 1)
 		c.mustBeWithout(t, 0, 1)
-		for _, n := range c.Nodes {
-			n.Kill()
-		}
-		c.without = replication.Of(2)
-		c.mustStart(t, 0, 1)
+		c.mustRegroup(t, replication.Of(2), 0, 1)
 		c.mustSync(t, 0)
 		c.mustPromote(t, 1)
 		c.mustWrite(t, 1, 0, 'b', 4096)
@@ -72,11 +79,7 @@ func TestScenario55AMajorityIsLostForGood(t *testing.T) {
 		c.mustAllSync(t)
 		c.mustPromote(t, 0)
 		c.mustWrite(t, 0, 0, 'a', 4096)
-		for _, n := range c.Nodes {
-			n.Kill()
-		}
-		c.without = replication.Of(2).With(3).With(4)
-		c.mustStart(t, 0, 1)
+		c.mustRegroup(t, replication.Of(2).With(3).With(4), 0, 1)
 		c.mustBeWithout(t, 0, 1)
 		if err := c.Nodes[0].Dev.Promote(timeout(t, time.Minute), true); err != nil {
 			t.Fatal(err)
@@ -98,14 +101,9 @@ func TestScenario55WhoStayedIsTakenAway(t *testing.T) {
 		c.mustPromote(t, 0)
 		c.mustStop(t, 1, 2)
 		c.mustWrite(t, 0, 0, 'a', 4096)
-		c.Nodes[0].Kill()
-		c.without = replication.Of(0)
-		c.mustStart(t, 1, 2)
+		c.mustRegroup(t, replication.Of(0), 1, 2)
 		c.mustBeWithout(t, 1, 2)
-		c.Nodes[1].Kill()
-		c.Nodes[2].Kill()
-		c.without = 0
-		c.mustStart(t, 0, 1, 2)
+		c.mustRegroup(t, 0, 0, 1, 2)
 		c.mustAllSync(t)
 		c.mustPromote(t, 1)
 		c.mustHold(t, 0, 'a')
@@ -126,16 +124,9 @@ func TestScenario55AMixtureKnowsOfMore(t *testing.T) {
 		c.until(t, 2, "is being resynced", func(s replication.DiskState) bool { return s == replication.Inconsistent })
 		c.Nodes[1].Kill()
 		c.mustWrite(t, 0, 3*mib, 'b', 4096)
-		for _, n := range c.Nodes {
-			n.Kill()
-		}
-		c.without = replication.Of(0)
-		c.mustStart(t, 1, 2)
+		c.mustRegroup(t, replication.Of(0), 1, 2)
 		c.mustBeWithout(t, 1, 2)
-		c.Nodes[1].Kill()
-		c.Nodes[2].Kill()
-		c.without = 0
-		c.mustStart(t, 0, 1, 2)
+		c.mustRegroup(t, 0, 0, 1, 2)
 		c.mustAllSync(t)
 		c.mustPromote(t, 1)
 		c.mustHold(t, 3*mib, 'b')
@@ -153,14 +144,9 @@ func TestScenario55WhoHadLeftComesFromAnotherSet(t *testing.T) {
 		c.mustPromote(t, 2)
 		c.mustStop(t, 0, 1)
 		c.mustWrite(t, 2, 0, 'a', 4096)
-		c.Nodes[2].Kill()
-		c.without = replication.Of(2)
-		c.mustStart(t, 0, 1)
+		c.mustRegroup(t, replication.Of(2), 0, 1)
 		c.mustBeWithout(t, 0, 1)
-		c.Nodes[0].Kill()
-		c.Nodes[1].Kill()
-		c.without = 0
-		c.mustStart(t, 2)
+		c.mustRegroup(t, 0, 2)
 		c.mustPromote(t, 2)
 		c.mustWrite(t, 2, 0, 'b', 4096)
 		slow := c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Second})
@@ -184,11 +170,7 @@ func TestScenario55TheRestComesOneByOne(t *testing.T) {
 		c.mustAllSync(t)
 		c.mustPromote(t, 0)
 		c.mustWrite(t, 0, 0, 'a', 4096)
-		for _, n := range c.Nodes {
-			n.Kill()
-		}
-		c.without = replication.Of(2).With(3).With(4)
-		c.mustStart(t, 0)
+		c.mustRegroup(t, replication.Of(2).With(3).With(4), 0)
 		force := func() {
 			t.Helper()
 			if err := c.Nodes[0].Dev.Promote(timeout(t, time.Minute), true); err != nil {
