@@ -78,19 +78,21 @@ func (d *Device) tallyAsLocked(own replication.DiskState, seen replication.NodeS
 	case !d.disks.Has(d.cfg.Self):
 		c.TiebreakersPresent++ // which it keeps as a witness, see witness.go
 	case len(d.former) > 0 && own.HasData() && regrouped:
-		c.Unknown, c.Regrouped = c.Unknown+1, c.Regrouped+1
+		c.Unknown++
+		c.Regrouped++
 	default:
 		d.countOwnLocked(own, &c)
 	}
 	for _, p := range d.peers {
 		switch {
 		case p == nil:
-		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped && d.votes.Given(p.id):
-			c.Outdated++ // as while it was away: it takes part no more than then
-		case p.former && p.agreed && seen.Has(p.id) && p.disk.HasData() && regrouped:
-			c.Unknown, c.Regrouped = c.Unknown+1, c.Regrouped+1
-		default:
+		case !p.former || !p.agreed || !seen.Has(p.id) || !p.disk.HasData() || !regrouped:
 			d.countPeerLocked(p, seen.Has(p.id), &c)
+		case d.votes.Given(p.id):
+			c.Outdated++ // as while it was away: it takes part no more than then
+		default:
+			c.Unknown++
+			c.Regrouped++
 		}
 	}
 	if mutate.Is(mutate.TrustNewcomers) {

@@ -140,7 +140,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		d.eventLocked("quorum", nil, "this node has its vote again, by an administrator's word that nobody who stayed when it left has gone on")
 	}
 	if force {
-		d.endRegroupLocked("an administrator says so")
+		d.forceRegroupLocked()
 	}
 	d.setRoleLocked(replication.Primary)
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
@@ -179,7 +179,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 // countAllLocked: an administrator says to a primary what he would have said by its
 // promotion, had all been there that are in reach now.
 func (d *Device) countAllLocked(b *block.Batch) {
-	d.endRegroupLocked("an administrator says so")
+	d.forceRegroupLocked()
 	d.ballotLocked(wire.Commit, wire.Change{Kind: wire.ChangePromote, Node: uint8(d.cfg.Self), Force: true}, b)
 	d.evaluateLocked(b)
 }
@@ -257,7 +257,7 @@ func (d *Device) changeFrameLocked(p *peer, t wire.Type, c wire.Change, b *block
 		d.touchLocked()
 	case wire.Commit, wire.Abort:
 		if t == wire.Commit && c.Force {
-			d.endRegroupLocked("an administrator says so")
+			d.forceRegroupLocked()
 			d.evaluateLocked(b)
 		}
 		if c.Tx != d.change.promised {

@@ -112,6 +112,9 @@ func (d *Device) regroupLocked() {
 	}
 }
 
+// forceRegroupLocked ends it by an administrator's word.
+func (d *Device) forceRegroupLocked() { d.endRegroupLocked("an administrator says so") }
+
 // endRegroupLocked: this disk counts as one of those that the device is on now.
 func (d *Device) endRegroupLocked(why string) {
 	if len(d.former) == 0 {
@@ -157,6 +160,8 @@ func (d *Device) metLocked(certain bool) bool {
 		}
 		// A node without its disk may have been started anew, and know nothing.
 		c.Unknown, c.Idle = c.Unknown+c.Idle, 0
+		// Whoever has the current data need not be of the set: what this one knows of, that
+		// disk has, or it would be behind.
 		if c.UpToDate == 0 && c.Present > 0 && d.currentInReachLocked() {
 			c.UpToDate, c.Present = 1, c.Present-1
 		}
@@ -167,8 +172,7 @@ func (d *Device) metLocked(certain bool) bool {
 	return true
 }
 
-// currentInReachLocked reports whether a complete disk, of this set or not, is in reach, and
-// is not known to be behind: those in reach would have told it.
+// currentInReachLocked reports whether a complete disk that is not behind is in reach.
 func (d *Device) currentInReachLocked() bool {
 	var c replication.Census
 	for _, p := range d.peers {

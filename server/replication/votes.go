@@ -70,7 +70,8 @@ func (v *Votes) MayLeave(self int, disks, reach NodeSet) bool {
 }
 
 // MayReturn reports whether self may ask for its vote back, of those in reach.
-// Where nobody has one, nothing less than all of them is certain to know.
+// Where nobody has one, nothing less than all of them is certain to know. Those count
+// among disks that had one before the configuration changed, until they have been met.
 func (v *Votes) MayReturn(self int, disks, reach NodeSet) bool {
 	holders := v.Holders(self, disks)
 	if holders == 0 {
