@@ -425,6 +425,7 @@ func (e *engine) applyDevices(ctx context.Context, to *config.Local) error {
 			spec, stays := specs[name]
 			disk.parts = stays && spec.Config.Fingerprint != disk.spec.Config.Fingerprint
 			err = e.dropDisk(ctx, name)
+			disk.parts = false // it may have been refused
 		} else {
 			err = disk.reconfigure(specs[name])
 		}
