@@ -254,10 +254,13 @@ func (n *Node) Stop(ctx context.Context) error {
 	return err
 }
 
-// EmptyDisk gives the node, which is down, a new disk and nothing that tells of the one
-// before.
+// EmptyDisk gives the node, which is down, a new disk, for each of its devices, and nothing
+// that tells of the one before.
 func (n *Node) EmptyDisk(size int64) {
 	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
+	for i := range n.More {
+		n.More[i] = &Volume{Disk: storetest.NewImage(size), Meta: storetest.NewImage(0)}
+	}
 }
 
 // Kill ends a node's process at once: what it had written to its disks is in

@@ -214,37 +214,13 @@ func (s *groupStormer) replace(n *Node) {
 		return
 	}
 	s.kill(n)
-	for i, im := range n.images() {
-		if i == 0 {
-			n.EmptyDisk(im.Size())
-		} else {
-			n.More[i-1] = &Volume{Disk: storetest.NewImage(im.Size()), Meta: storetest.NewImage(0)}
-		}
-	}
+	n.EmptyDisk(n.Disk.Size())
 }
 
 // regroup takes a node's disks out of all devices, or gives them back, for all nodes
 // together or one by one.
 func (s *groupStormer) regroup(n *Node) {
-	to := s.c.without ^ replication.Of(n.ID)
-	if to.Len() == len(s.c.Nodes) {
-		return
-	}
-	together := s.rng.IntN(2) == 0
-	if together {
-		for _, m := range s.c.Nodes {
-			s.kill(m)
-		}
-	}
-	s.c.without = to
-	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
-		if !together {
-			s.kill(s.c.Nodes[i])
-			s.wait(150)
-		}
-		s.start(s.c.Nodes[i])
-		s.wait(50)
-	}
+	s.c.regroup(n, s.rng, s.kill, s.start, func(thirds int) { s.wait(50 * thirds) })
 }
 
 func (s *groupStormer) learn() {

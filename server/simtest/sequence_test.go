@@ -413,8 +413,8 @@ func (p *player) configure(s step) error {
 // which a disk more, or one less, is the device's.
 func (p *player) regroup(s step) error {
 	c, n := p.c, p.c.Nodes[s.n]
-	to := c.without ^ replication.Of(n.ID)
-	if n.Disk == nil || (to|c.opts.Diskless).Len() == len(c.Nodes) {
+	to, ok := c.regrouped(n)
+	if !ok {
 		return nil
 	}
 	end := func(n *Node) {
@@ -430,6 +430,37 @@ func (p *player) regroup(s step) error {
 	p.all(s, end)
 	c.without = to
 	return p.startAll(s)
+}
+
+// regrouped is who has no disk of the device when n's is taken out, or given back. One
+// has to be left.
+func (c *Cluster) regrouped(n *Node) (without replication.NodeSet, ok bool) {
+	without = c.without ^ replication.Of(n.ID)
+	return without, n.Disk != nil && (without|c.opts.Diskless).Len() < len(c.Nodes)
+}
+
+// regroup has all nodes come back with a configuration in which a disk is the device's no
+// longer, or again: together, or one by one, with pauses of so many thirds.
+func (c *Cluster) regroup(n *Node, rng *rand.Rand, end, begin func(*Node), wait func(thirds int)) {
+	to, ok := c.regrouped(n)
+	if !ok {
+		return
+	}
+	together := rng.IntN(2) == 0
+	if together {
+		for _, m := range c.Nodes {
+			end(m)
+		}
+	}
+	c.without = to
+	for _, i := range rng.Perm(len(c.Nodes)) {
+		if !together {
+			end(c.Nodes[i])
+			wait(3)
+		}
+		begin(c.Nodes[i])
+		wait(1)
+	}
 }
 
 // reroll is regroup, node by node: some work with the new configuration while others do

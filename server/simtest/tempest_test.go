@@ -180,26 +180,11 @@ func (s *tempest) requorum() {
 // regroup has all nodes come back, together or one by one, with a configuration in which
 // a disk is the device's no longer, or again.
 func (s *tempest) regroup(n *Node) {
-	to := s.c.without ^ replication.Of(n.ID)
-	if (to | s.c.opts.Diskless).Len() == len(s.c.Nodes) {
-		return
+	end := func(m *Node) {
+		s.lift() // a node starts with what it can read and write
+		s.stop(m, false)
 	}
-	s.lift()
-	together := s.rng.IntN(2) == 0
-	if together {
-		for _, m := range s.c.Nodes {
-			s.stop(m, false)
-		}
-	}
-	s.c.without = to
-	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
-		if !together {
-			s.stop(s.c.Nodes[i], false)
-			s.wait(300)
-		}
-		s.start(s.c.Nodes[i])
-		s.wait(100)
-	}
+	s.c.regroup(n, s.rng, end, s.start, func(thirds int) { s.wait(100 * thirds) })
 }
 
 // learn has a node notice that it was given up.
