@@ -364,15 +364,10 @@ func (d *Device) ofGroup(err error) error {
 // demoteTogether makes d, and all of its group with it, secondary; or none of
 // them.
 func (d *Device) demoteTogether(ctx context.Context) error {
-	primary := func(m *Device) bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return m.role == replication.Primary
-	}
-	if !primary(d) {
+	if !d.isPrimary() {
 		return nil
 	}
-	members := slices.DeleteFunc(d.comrades(), func(m *Device) bool { return !primary(m) })
+	members := slices.DeleteFunc(d.comrades(), func(m *Device) bool { return !m.isPrimary() })
 	for _, m := range members {
 		if err := m.mayDemote(); err != nil {
 			return d.ofGroup(err)

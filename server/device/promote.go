@@ -408,25 +408,35 @@ func (d *Device) mayDemote() error {
 	return d.refuse("demote", fmt.Sprintf("%d NBD connections have it open", d.opens), "disconnect the clients first", false)
 }
 
-// calm waits until no change is in flight, and makes all durable.
+// calm waits until no change is in flight, and makes all durable. A primary that yields
+// meanwhile has dropped what was in flight, and is what it was to become.
 func (d *Device) calm(ctx context.Context) error {
 	if err := d.wait(ctx, func() bool { return len(d.window.ops) == 0 || d.window.floor == d.window.head }); err != nil {
 		return fmt.Errorf("cannot demote %s: changes are still in flight: %w", d.opts.Name, err)
 	}
-	if err := d.flushAll(ctx); err != nil {
+	if err := d.flushAll(ctx); err != nil && d.isPrimary() {
 		return fmt.Errorf("cannot demote %s: %w", d.opts.Name, err)
 	}
 	return nil
 }
 
+func (d *Device) isPrimary() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.role == replication.Primary
+}
+
 func (d *Device) quietLocked() error {
-	if d.window.floor != d.window.head {
+	if d.role == replication.Primary && d.window.floor != d.window.head {
 		return d.refuse("demote", "changes came in meanwhile", "try again", true)
 	}
 	return nil
 }
 
 func (d *Device) becomeSecondaryLocked(b *block.Batch) {
+	if d.role != replication.Primary {
+		return // it has yielded meanwhile
+	}
 	d.setRoleLocked(replication.Secondary)
 	d.primary = -1
 	d.heals.ended = d.stream
