@@ -166,7 +166,8 @@ func (a *app) deviceResolve() *cobra.Command {
 		long: `Ends a split brain, where two nodes wrote to the device without each other: one
 side's data is kept, the blocks the other side changed are overwritten with it.
 Run it with --discard-local on the node whose data is to go, or with --keep-local
-on the node whose data is to stay.`,
+on the node whose data is to stay. That cannot be one whose resync is not complete:
+its data is in part what it was, and in part what it is to become.`,
 		args: []string{"DEVICE", argDevice},
 		do:   "resolve the split brain of %s", example: "lockstepctl device resolve r0 --discard-local", complete: completeDevices,
 		flags: func(f *pflag.FlagSet) {

@@ -221,9 +221,10 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent || d.strays > 0 {
 		return
 	}
-	if p.hs.theirs.Discard && d.discard.Has(p.id) && d.conceded.Has(p.id) {
+	if d.conceded.Has(p.id) && (p.hs.theirs.Discard || p.hs.theirs.Disk == replication.Inconsistent) {
 		// Each has conceded by what it knew of the other's role, or the peer by an
-		// administrator's word: this side's concession is void.
+		// administrator's word; or what it was conceded to is there no more: the peer
+		// has itself conceded to a third. This side's concession is void.
 		d.discard, d.conceded = d.discard.Without(p.id), d.conceded.Without(p.id)
 		d.helloLocked(p, b)
 		return
@@ -264,6 +265,9 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 		// that has yielded would come under another policy.
 		d.discard, d.conceded = d.discard.With(p.id), d.conceded.With(p.id)
 	}
+	if dec.Chosen() && dec.Source() && d.dstat == replication.Outdated {
+		d.setDiskLocked(replication.Consistent, "the changes of "+p.name+" are discarded for it")
+	}
 	d.log.Debug("decided", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "why", dec.Why)
 	d.prepareAgreementLocked(p, dec, b)
 }
@@ -281,8 +285,9 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	if yield {
 		d.yieldLocked(p, b)
 	}
-	// A concession may yet be void; when the resync begins is early enough.
-	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p) && !d.conceded.Has(p.id)
+	// That this disk's changes are discarded may yet be void, or another's may be
+	// first; when the resync begins is early enough.
+	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p) && !d.discard.Has(p.id)
 	if behind {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
 	}

@@ -25,8 +25,14 @@ func (d *Device) Resolve(ctx context.Context, discard bool) error {
 	switch {
 	case split == 0:
 		err = d.refuse(what, "it is split from no peer in reach", "see: lockstepctl device why "+d.opts.Name, false)
+	case !discard && d.dstat == replication.Inconsistent:
+		err = d.refuse(what, "the disk here is a mixture until its resync is complete, so nothing can be discarded for it",
+			"go on with what is complete: lockstepctl device resolve "+d.opts.Name+" --discard-local", false)
 	case discard && d.role == replication.Primary:
 		err = d.refuse(what, "this node is primary, so its changes cannot be discarded", "first: lockstepctl device demote "+d.opts.Name, false)
+	case discard && d.mixturesLocked(split) == split:
+		err = d.refuse(what, "what it is split from are mixtures until their resyncs are complete, and nothing can be discarded for them",
+			"see: lockstepctl device show "+d.opts.Name, false)
 	}
 	d.mu.Unlock()
 	if err != nil {
@@ -49,6 +55,16 @@ func (d *Device) splitFromLocked() (s replication.NodeSet) {
 	for _, p := range d.peers {
 		if p != nil && p.session != nil && p.refused != "" && (p.decision.Action == replication.SplitBrain || p.decision.Action == replication.Unrelated) {
 			s = s.With(p.id)
+		}
+	}
+	return s
+}
+
+// mixturesLocked is those of a set of peers whose disks are not complete.
+func (d *Device) mixturesLocked(set replication.NodeSet) (s replication.NodeSet) {
+	for id := range set.All() {
+		if p := d.peers[id]; p != nil && p.hs.theirs.Disk == replication.Inconsistent {
+			s = s.With(id)
 		}
 	}
 	return s

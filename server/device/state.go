@@ -102,6 +102,9 @@ func (d *Device) upgradeLocked() {
 	for _, p := range d.peers {
 		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) {
 			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+			// Of many that come to it at once no two outdate each other again, where a
+			// disk is outdated by a peer's word.
+			d.best = d.best || !d.orderedLocked()
 			d.saveLocked(nil)
 			return
 		}
@@ -161,7 +164,7 @@ func (d *Device) everybodyBehindLocked() bool {
 		if p == nil || p.diskless {
 			continue
 		}
-		if p.former || p.newcomer || d.newcomer {
+		if d.orderedLocked() && (p.former || p.newcomer || d.newcomer) {
 			return false // a disk that it was among, or replaced, may have been the one
 		}
 		if p.agreed && p.disk == replication.Inconsistent {

@@ -98,10 +98,10 @@ func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
 // KnowsBetter reports whether this node can tell that its data is current
 // although the other, of the same generation, takes itself for outdated: it
-// could tell without it, or it is the very primary that the other last followed
-// and that left it behind.
+// could tell without it, or was told; or it is the very primary that the other last
+// followed and that left it behind.
 func (f *Facts) KnowsBetter(other *Facts) bool {
-	return f.Knows() || f.Role == Primary && f.Stream != 0 && f.Stream == other.Stream
+	return f.Knows() || f.Best && f.Disk == UpToDate || f.Role == Primary && f.Stream != 0 && f.Stream == other.Stream
 }
 
 // NoPrimary is the Primary of one who knows of none.
@@ -196,7 +196,13 @@ const (
 	RuleSize   = "size"
 )
 
-const ruleEqual = "equal-dirty"
+const (
+	ruleEqual   = "equal-dirty"
+	ruleDiscard = "discard"
+)
+
+// Chosen reports whether a person, or a policy, has chosen the side that stays.
+func (d Decision) Chosen() bool { return d.Rule == ruleDiscard || d.Rule == ruleSplit }
 
 // Decide says what me and peer do about the device they share. It is
 // symmetric: Decide(a, b).Action == Decide(b, a).Action.Mirror(), so both
@@ -229,13 +235,10 @@ func Decide(me, peer *Facts) Decision {
 		return fromMixture(me, peer, ordered(me, peer, d))
 	}
 	if d.Action == SplitBrain && me.Gens.Tentative() != peer.Gens.Tentative() {
-		d = tentative(me, peer)
+		d = tentative(me, peer, d)
 	}
-	if d.Action == SplitBrain && me.Quorate != peer.Quorate {
-		// Quorums meet: a generation that ever came into force is known to
-		// whoever has quorum now. What went apart from it was never answered.
-		d = yielding(me, peer)
-	}
+	// Who has quorum, where not any two share a disk, need not know of what the other
+	// has answered while it had one.
 	if d.Action == SplitBrain || d.Action == Unrelated {
 		return discard(me, peer, d)
 	}
@@ -289,8 +292,16 @@ func rival(me, peer *Facts) bool {
 }
 
 // tentative: a generation that was announced and never came into force gives
-// way to one that did.
-func tentative(me, peer *Facts) Decision {
+// way to one that did, if that comes from what was in force before it: else, where
+// generations are no chain, something was answered on either side.
+func tentative(me, peer *Facts, split Decision) Decision {
+	gone, stays := me, peer
+	if peer.Gens.Tentative() {
+		gone, stays = peer, me
+	}
+	if base := gone.Gens.Base; gone.Gens.begun() && base != stays.Gens.Current && !stays.Gens.Knows(base) {
+		return split
+	}
 	return Decision{Action: resync(me, peer, peer.Gens.Tentative()), Rule: "tentative", Why: "one side's generation never came into force"}
 }
 
@@ -323,13 +334,8 @@ func precondition(me, peer *Facts) (Decision, bool) {
 	return Decision{}, false
 }
 
-// yielding: what a primary did without quorum was never answered.
-func yielding(me, peer *Facts) Decision {
-	return Decision{Action: resync(me, peer, me.Quorate), Rule: "yielding", Why: "what was done without quorum was never answered"}
-}
-
 // twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
-// to one that has it. Two that both believe in themselves have diverged
+// to one that has it and all that it had acknowledged before. Two that both believe in themselves have diverged
 // whatever their generations say.
 func twoPrimaries(me, peer *Facts) Decision {
 	split := Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary"}
@@ -348,12 +354,9 @@ func twoPrimaries(me, peer *Facts) Decision {
 	}
 	loser.Role = Secondary
 	d := Decide(&m, &p)
-	if d.Action == SplitBrain {
-		d = yielding(me, peer)
-	}
-	if d.Sync() && d.Source() != wins {
+	if d.Action == SplitBrain || d.Sync() && d.Source() != wins {
 		if !me.Ordered {
-			return split
+			return discard(me, peer, split)
 		}
 		d = Decision{Action: resync(me, peer, wins), Rule: "yielding", Why: "what was done without quorum was never answered"}
 	}
@@ -602,6 +605,19 @@ func neverInForce(mixture, complete *Facts) bool {
 	return mixture.Gens.Tentative() && !complete.Gens.Tentative() && complete.Disk > Outdated
 }
 
+// against is the other of two sides.
+func (f *Facts) against(peer, side *Facts) *Facts {
+	if side == f {
+		return peer
+	}
+	return f
+}
+
+// isMixture says why nothing is discarded in favour of a disk.
+func (f *Facts) isMixture() string {
+	return fmt.Sprintf("; nothing is discarded for node %d's, which is a mixture until its resync is complete", f.Node)
+}
+
 // discard resolves a divergence where an administrator has said whose changes
 // go.
 func discard(me, peer *Facts, d Decision) Decision {
@@ -616,5 +632,9 @@ func discard(me, peer *Facts, d Decision) Decision {
 		d.Why += "; the side whose changes are to be discarded must be secondary first"
 		return d
 	}
-	return Decision{Action: resync(me, peer, peer.Discard), Rule: "discard", Why: "an administrator chose to discard one side's changes"}
+	if winner := me.against(peer, loser); winner.Disk == Inconsistent {
+		d.Why += winner.isMixture()
+		return d
+	}
+	return Decision{Action: resync(me, peer, peer.Discard), Rule: ruleDiscard, Why: "an administrator chose to discard one side's changes"}
 }

@@ -130,7 +130,7 @@ var decideRows = []decideRow{
 	{"two primaries, and one's changes would be discarded", func(m, p *Facts) { m.Role, p.Role, p.Discard = Primary, Primary, true }, SplitBrain, "two-primaries", ""},
 	{"two primaries of one generation, one with quorum", func(m, p *Facts) { m.Role, p.Role, p.Quorate = Primary, Primary, true }, InSync, "equal", ""},
 	{"two primaries of one generation, the one without quorum has marks", func(m, p *Facts) { m.Role, p.Role, p.Quorate, m.Dirty = Primary, Primary, true, 1 }, TargetBits, ruleEqual, ""},
-	{"two primaries that moved on, one with quorum", func(m, p *Facts) { apart(m, p); m.Role, p.Role, p.Quorate = Primary, Primary, true }, TargetBits, "yielding", ""},
+	{"two primaries that moved on, one with quorum, quorums not being ordered", func(m, p *Facts) { apart(m, p); m.Role, p.Role, p.Quorate = Primary, Primary, true }, SplitBrain, "two-primaries", ""},
 	{"the primary with quorum, quorums not being ordered, is behind the other", func(m, p *Facts) {
 		m.Role, p.Role, m.Quorate, p.Gens.Current, p.Gens.Bitmap[0] = Primary, Primary, true, 11, 10
 	}, SplitBrain, "two-primaries", ""},
@@ -169,6 +169,7 @@ var decideRows = []decideRow{
 	{"survivors: who received more sends", func(m, p *Facts) { m.Dirty, m.Stream, p.Stream, p.Received = 1, 7, 7, 3 }, TargetBits, ruleEqual, ""},
 	{"the peer's resync was interrupted", func(_, p *Facts) { p.Disk = Inconsistent }, SourceBits, "peer-inconsistent", "self-inconsistent"},
 	{"two mixtures", func(m, p *Facts) { m.Disk, p.Disk = Inconsistent, Inconsistent }, NoDisk, "both-inconsistent", ""},
+	{"one generation, the peer knows of newer data, and this one was told otherwise", func(m, p *Facts) { m.Best, p.Disk = true, Outdated }, InSync, "equal", ""},
 	{"one generation, and the peer knows of newer data", func(_, p *Facts) { p.Disk = Outdated }, SelfOutdated, "equal-outdated", ""},
 	{"one generation, the peer takes itself for outdated, and there is quorum here", func(m, p *Facts) { p.Disk, m.Quorate = Outdated, true }, InSync, "equal", ""},
 	{"one generation, and the peer was left behind by this very primary", func(m, p *Facts) { p.Disk, m.Role, m.Stream, p.Stream, p.Dirty = Outdated, Primary, 7, 7, 1 }, SourceBits, ruleEqual, ""},
@@ -202,11 +203,17 @@ var decideRows = []decideRow{
 		apart(m, p)
 		m.Gens.Base, p.Gens.Base, m.Gens.Bitmap[1], m.Gens.History[0] = 11, 9, 8, 9
 	}, SourceFull, "tentative", ""},
-	{"both moved on, the peer has quorum", func(m, p *Facts) { apart(m, p); p.Quorate = true }, TargetBits, "yielding", ""},
-	{"both moved on, the peer has quorum, and no bitmap is shared", func(m, p *Facts) {
+	{"both moved on, one of them in what never came into force, from what the other has nothing of", func(m, p *Facts) {
 		apart(m, p)
-		p.Quorate, m.Gens.Bitmap[1], m.Gens.History[0] = true, 8, 9
-	}, TargetFull, "yielding", ""},
+		m.Gens.Base, p.Gens.Base = 10, 12
+	}, SplitBrain, "diverged", ""},
+	{"both moved on, one of them in what never came into force, from what the other is in", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base = 12, 12
+	}, TargetBits, "tentative", ""},
+	{"both moved on, the peer has quorum, quorums not being ordered", func(m, p *Facts) { apart(m, p); p.Quorate = true }, SplitBrain, "diverged", ""},
+	{"a divergence, and what is to be discarded is a mixture", func(m, p *Facts) { apart(m, p); p.Discard, p.Disk = true, Inconsistent }, SourceBits, "discard", ""},
+	{"a divergence, and what is to stay is a mixture", func(m, p *Facts) { apart(m, p); p.Discard, m.Disk = true, Inconsistent }, SplitBrain, "diverged", ""},
 	{"a divergence that an administrator resolved", func(m, p *Facts) { apart(m, p); p.Discard = true }, SourceBits, "discard", ""},
 	{"a divergence that an administrator resolved on both sides", func(m, p *Facts) { apart(m, p); m.Discard, p.Discard = true, true }, SplitBrain, "diverged", ""},
 	{"nothing in common", func(_, p *Facts) { p.Gens.Current = 99 }, Unrelated, "unrelated", ""},

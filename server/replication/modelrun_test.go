@@ -15,7 +15,11 @@ var (
 )
 
 func newModel(n int, kind QuorumKind, f fault) *model {
-	return &model{n: n, policy: QuorumPolicy{Kind: kind}, fault: f, rules: map[string]int{}, highest: 12}
+	m := &model{n: n, policy: QuorumPolicy{Kind: kind}, fault: f, rules: map[string]int{}, highest: 12}
+	if kind == QuorumCount {
+		m.policy.N = n / 2 // of which two need not share a node
+	}
+	return m
 }
 
 func report(t *testing.T, lines []string, bad, format string, args ...any) {
@@ -68,7 +72,7 @@ const rivals = `promote 0, cut 2 0, announce 0, note 0 1, note 0 3, take 0, demo
 // same. Together the histories come to every rule that Decide has.
 func TestModelWalk(t *testing.T) {
 	rules := map[string]int{}
-	for _, kind := range []QuorumKind{QuorumMajority, QuorumOff, QuorumAll} {
+	for _, kind := range []QuorumKind{QuorumMajority, QuorumOff, QuorumAll, QuorumCount} {
 		for n := 2; n <= 4; n++ {
 			m := newModel(n, kind, noFault)
 			m.rules = rules

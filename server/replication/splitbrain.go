@@ -37,6 +37,18 @@ func (p SplitPolicy) Resolve(me, peer *Facts, d Decision) Decision {
 		}
 		return d
 	}
+	if winner := me.against(peer, loser); winner.Disk == Inconsistent {
+		if winner.Role == Primary || loser.Disk == Inconsistent {
+			d.Why += winner.isMixture()
+			return d
+		}
+		loser, why = winner, fmt.Sprintf("%s, and node %d's disk is a mixture", why, winner.Node)
+	}
+	if winner := me.against(peer, loser); loser.Role != Primary && loser.Primary != NoPrimary && loser.Primary != winner.Node {
+		// Else it would be resynced from each of two primaries in turn, for good.
+		d.Why += fmt.Sprintf("; node %d follows node %d, and its changes are discarded with that one's", loser.Node, loser.Primary)
+		return d
+	}
 	out := Decision{
 		Action: resync(me, peer, loser != me), Rule: ruleSplit,
 		Why: fmt.Sprintf("%s; resolved by %s: node %d's changes are discarded", d.Why, why, loser.Node),
@@ -106,6 +118,11 @@ func lost(loser *Facts, why string) (*Facts, string) {
 // asNone is the policy for no primaries.
 func (p SplitPolicy) asNone(key string, me, peer *Facts) (*Facts, string) {
 	why := key + " = " + p.None
+	if counts := p.None == "discard-zero-changes" || p.None == "discard-least-changes"; counts && !sharedSlot(me, peer) {
+		// A third has come between: what is marked is not what either has changed. By that
+		// three could discard their changes for each other's, round and round.
+		return nil, why + ": how much either side has changed since is not known"
+	}
 	switch p.None {
 	case "discard-zero-changes":
 		switch {

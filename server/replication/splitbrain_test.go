@@ -90,3 +90,59 @@ func TestSplitPoliciesAreSymmetric(t *testing.T) {
 		t.Fatalf("only %d were resolved", resolved)
 	}
 }
+
+// TestAPolicyDiscardsNothingForAMixture: what a disk held whose resync is under way
+// has gone already, for something that it has not got yet.
+func TestAPolicyDiscardsNothingForAMixture(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		roles [2]Role
+		disks [2]DiskState
+		loser int // -1: nobody
+	}{
+		{"the policy's choice is complete", [2]Role{Secondary, Secondary}, [2]DiskState{UpToDate, Inconsistent}, 1},
+		{"the policy's choice is a mixture", [2]Role{Secondary, Secondary}, [2]DiskState{Inconsistent, Outdated}, 0},
+		{"a primary's, which has its data elsewhere", [2]Role{Primary, Secondary}, [2]DiskState{Inconsistent, UpToDate}, -1},
+		{"both", [2]Role{Secondary, Secondary}, [2]DiskState{Inconsistent, Inconsistent}, -1},
+	} {
+		me, peer := split(c.roles, [2]int64{9, 1}, [2]int64{})
+		me.Disk, peer.Disk = c.disks[0], c.disks[1]
+		p := SplitPolicy{None: "discard-least-changes", One: "discard-secondary"}
+		got, there := p.Resolve(me, peer, Decide(me, peer)), p.Resolve(peer, me, Decide(peer, me))
+		want := map[int]Action{-1: SplitBrain, 0: TargetBits, 1: SourceBits}[c.loser]
+		if got.Action != want || there.Action != want.Mirror() {
+			t.Errorf("%s: %v, and there %v; want %v", c.name, got, there, want)
+		}
+		if why := "which is a mixture"; want == SplitBrain && !strings.Contains(got.Why, why) {
+			t.Errorf("%s: %q says nothing of %q", c.name, got.Why, why)
+		}
+	}
+}
+
+// TestAPolicyCountsWhatIsKnown: where a third has come between two, what is marked is not
+// what either has changed.
+func TestAPolicyCountsWhatIsKnown(t *testing.T) {
+	for _, policy := range []string{"discard-zero-changes", "discard-least-changes"} {
+		me, peer := split([2]Role{}, [2]int64{0, 9}, [2]int64{})
+		me.Gens.Bitmap[1], me.Gens.History[0] = 60, 50
+		got := SplitPolicy{None: policy}.Resolve(me, peer, Decide(me, peer))
+		if why := "is not known"; got.Action != SplitBrain || !strings.Contains(got.Why, why) {
+			t.Errorf("%s: %v", policy, got)
+		}
+	}
+}
+
+// TestAPolicyLeavesAFollowerToItsPrimary: between two primaries that are apart it would
+// else be resynced from each in turn, for good.
+func TestAPolicyLeavesAFollowerToItsPrimary(t *testing.T) {
+	me, peer := split([2]Role{Secondary, Primary}, [2]int64{1, 9}, [2]int64{})
+	me.Primary = 2
+	got := SplitPolicy{One: "discard-secondary"}.Resolve(me, peer, Decide(me, peer))
+	if why := "node 0 follows node 2"; got.Action != SplitBrain || !strings.Contains(got.Why, why) {
+		t.Errorf("%v", got)
+	}
+	me.Primary = peer.Node
+	if got := (SplitPolicy{One: "discard-secondary"}).Resolve(me, peer, Decide(me, peer)); got.Action != TargetBits {
+		t.Errorf("it follows no other: %v", got)
+	}
+}
