@@ -41,6 +41,7 @@ type peer struct {
 	stable    uint64 // our changes up to here are durable at the peer
 	acks      ackRun
 	sync      syncState
+	stay      stay
 	lastSt    wire.DeviceState // what we last announced to it
 	lastRoll  roll             // and with which roll
 	roll      roll             // with which it said last who is in sync with it
@@ -279,6 +280,8 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		}
 	case wire.Bits:
 		d.bitsReceivedLocked(p, h, payload, b)
+	case wire.StayReq, wire.StayAck:
+		d.stayReceivedLocked(p, h, b)
 	case wire.SyncHold:
 		d.heldLocked(p, h.Arg[0] == 1, b)
 	case wire.SyncDone:

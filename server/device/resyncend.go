@@ -51,6 +51,9 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		d.setReplLocked(p, replication.Established)
 		d.eventLocked("resync", p, "resync of %s is complete", p.name)
 		d.evaluateLocked(b)
+		if !d.orderedLocked() {
+			d.chooseSourceLocked(b) // it may have waited for that
+		}
 	})
 }
 
@@ -160,11 +163,13 @@ func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 // giveUpLocked tells a source that this node no longer pulls from it.
 func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
 	d.syncPartLocked(p)
+	p.stayLocked().asked, p.stayLocked().stays = false, false
 	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
 }
 
 // targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
 func (d *Device) targetGaveUpLocked(p *peer) {
+	p.stayLocked().relied = false
 	if p.repl == replication.SyncSource {
 		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.PausedSyncS)

@@ -12,6 +12,7 @@ import (
 // chooseSourceLocked begins to pull from the best peer that has what this disk
 // lacks.
 func (d *Device) chooseSourceLocked(b *block.Batch) {
+	d.answerStaysLocked(b)
 	if d.disk == nil || d.closing || d.keepsLocked() {
 		return
 	}
@@ -37,6 +38,9 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
 	if !sameFacts(&f, &best.hs.mine, best.id, true) {
 		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
+		return
+	}
+	if !d.staysLocked(best, b) {
 		return
 	}
 	d.announceLocked(b) // the source of the last resync takes the next state for that of its end, see peer.ending

@@ -230,7 +230,7 @@ type Messenger struct {
 // New returns a messenger which does nothing before Start.
 func New(opt Options) (*Messenger, error) {
 	opt = opt.withDefaults()
-	opt.Features = opt.Features&^wire.FeatureSign | wire.FeatureVotes | wire.FeatureWitness | wire.FeatureHeal | wire.FeatureBegan
+	opt.Features = opt.Features&^wire.FeatureSign | wire.FeatureVotes | wire.FeatureWitness | wire.FeatureHeal | wire.FeatureBegan | wire.FeatureStay
 	if opt.Sign {
 		opt.Features |= wire.FeatureSign
 	}

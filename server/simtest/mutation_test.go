@@ -91,6 +91,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario55WhoStayedIsTakenAway"
 	case mutate.AnnounceOld:
 		tests = "TestSequencesThatWentWrong"
+	case mutate.PullUnasked:
+		tests = "TestADiscardedDiskHasASourceThatStays"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 )
@@ -91,8 +93,14 @@ func TestQuorumOff(t *testing.T) {
 func goApart(t *testing.T, seed uint64) (split int) {
 	rng := rand.New(rand.NewPCG(seed, 37))
 	o := Options{
-		Nodes: 2, Size: 4 * mib, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
+		Nodes: max(2, rng.IntN(5)), Size: 4 * mib, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+	}
+	if *disks > 0 {
+		o.Nodes = *disks
+	}
+	if o.Nodes%2 == 0 && rng.IntN(2) == 0 {
+		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumCount, N: o.Nodes / 2}
 	}
 	pick := func(words ...string) string { return words[rng.IntN(len(words))] }
 	if rng.IntN(2) == 0 {
@@ -105,7 +113,7 @@ func goApart(t *testing.T, seed uint64) (split int) {
 	h := policyHistory(t, rng, o)
 	defer h.c.killAll()
 	h.synced() // what never met is two devices
-	t.Logf("policies %+v", o.Split)
+	t.Logf("quorum %v, policies %+v", o.Quorum, o.Split)
 	for range 4 {
 		before := h.c.spoken()
 		for range 4 {
@@ -122,17 +130,26 @@ func goApart(t *testing.T, seed uint64) (split int) {
 // actApart does something to the cluster, and writes through any node that lets it.
 func (h *history) actApart() {
 	n := h.node()
-	switch h.rng.IntN(6) {
+	switch h.rng.IntN(10) {
 	case 0:
 		n.Kill()
 	case 1, 2:
-		if n.Dev == nil {
-			h.start(n)
-		}
+		h.begin(n)
 	case 3:
 		h.c.Isolate(n.ID)
 	case 4:
 		h.c.Rejoin(n.ID)
+	case 5:
+		if m := h.node(); m != n {
+			h.c.Cut(n.ID, m.ID)
+		}
+	case 6:
+		h.c.regroup(n, h.rng, (*Node).Kill, h.begin, func(thirds int) { h.wait(50 * thirds) })
+	case 7:
+		if h.followed(n) {
+			n.Kill()
+			n.EmptyDisk(n.Disk.Size())
+		}
 	}
 	if n = h.node(); n.Dev == nil {
 		return
@@ -149,6 +166,33 @@ func (h *history) actApart() {
 	}
 }
 
+// begin starts a node that has a disk of the device.
+func (h *history) begin(n *Node) {
+	if n.Dev == nil && !h.c.without.Has(n.ID) {
+		h.start(n)
+	}
+}
+
+func (h *history) wait(ms int) { time.Sleep(time.Duration(1+h.rng.IntN(ms)) * time.Millisecond) }
+
+// followed reports whether a primary has all that a node's disk has.
+func (h *history) followed(n *Node) bool {
+	if n.Dev == nil || n.Dev.Status().Role == replication.Primary {
+		return false
+	}
+	for _, m := range h.c.Nodes {
+		if m == n || m.Dev == nil || !hasAll(m.Dev.Status()) {
+			continue
+		}
+		for _, p := range m.Dev.Status().Peers {
+			if p.ID == n.ID && p.Repl == replication.Established {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (h *history) demoteAll() {
 	for _, n := range h.c.Nodes {
 		if n.Dev != nil {
@@ -159,102 +203,172 @@ func (h *history) demoteAll() {
 	}
 }
 
-// splitNow reports whether a node says that it is split from a peer.
-func (n *Node) splitNow() bool {
+// splitFrom is the peers that a node says it is split from, or, for its disk was replaced
+// and used alone, that it has nothing in common with.
+func (n *Node) splitFrom() (s replication.NodeSet) {
 	for _, p := range n.Dev.Status().Peers {
-		if p.Refused != "" && p.Decision.Action == replication.SplitBrain {
-			return true
+		if p.Refused != "" && (p.Decision.Action == replication.SplitBrain || p.Decision.Action == replication.Unrelated) {
+			s = s.With(p.ID)
 		}
 	}
-	return false
+	return s
 }
 
-// spoken is how many events of a split brain there were so far.
-func (c *Cluster) spoken() (k int) {
+// spoken is how many events there were so far of nodes that are apart.
+func (c *Cluster) spoken() (sum int) {
 	for _, n := range c.Nodes {
-		n.mu.Lock()
-		for _, e := range n.events {
-			if e.Type == "split-brain" {
-				k++
-			}
-		}
-		n.mu.Unlock()
+		sum += n.told("split-brain", "") + n.told("replication", replication.Unrelated.String()+": ")
 	}
-	return k
+	return sum
+}
+
+// split is the nodes between which there is a split brain. Both sides of each say so.
+func (h *history) split() (s replication.NodeSet) {
+	with := make([]replication.NodeSet, len(h.c.Nodes))
+	for i, n := range h.c.Nodes {
+		with[i] = n.splitFrom()
+	}
+	for i, w := range with {
+		for id := range w.All() {
+			if !with[id].Has(i) {
+				h.t.Fatalf("%s knows of a split brain with %s, which does not\n%s", h.c.Nodes[i].Name, h.c.Nodes[id].Name, h.c.Describe())
+			}
+			s = s.With(id)
+		}
+	}
+	return s
+}
+
+// rest waits until nothing is resynced.
+func (h *history) rest() {
+	busy := func(n *Node) bool {
+		return slices.ContainsFunc(n.Dev.Status().Peers, func(p device.PeerStatus) bool {
+			return p.Repl == replication.SyncTarget || p.Repl == replication.SyncSource
+		})
+	}
+	for range 60 {
+		time.Sleep(5 * time.Second)
+		if !slices.ContainsFunc(h.c.Nodes, busy) {
+			return
+		}
+	}
+	h.t.Fatalf("the resyncs come to no end\n%s", h.c.Describe())
 }
 
 // meet brings all nodes together, ends a split brain that is left to a person, and
 // holds the disks to what they held before. Of a split brain somebody has spoken
 // since there were so many events of that.
 func (h *history) meet(before int) (split int) {
+	if h.c.without != 0 {
+		h.c.killAll()
+		h.c.without = 0
+	}
 	var was []*storetest.Image
 	for _, n := range h.c.Nodes {
-		if n.Dev == nil {
-			h.start(n)
+		if n.Dev != nil {
+			if st := n.Dev.Status(); st.Suspended || st.InHand > 0 || st.InFlight > 0 {
+				n.Kill() // what waits for quorum would be made when it is there
+			}
 		}
+		h.begin(n)
 		was = append(was, n.Disk.Fork())
 	}
-	h.c.Heal(0, 1)
-	time.Sleep(5 * time.Second)
-	a, b := h.c.Nodes[0], h.c.Nodes[1]
-	if a.splitNow() != b.splitNow() {
-		h.t.Fatalf("one side knows of a split brain and the other does not\n%s", h.c.Describe())
+	for i := range h.c.Nodes {
+		h.c.Rejoin(i)
 	}
-	winner := -1
-	if a.splitNow() {
+	h.rest()
+	var held *storetest.Image
+	if h.split() != 0 {
 		if h.c.spoken() == before {
 			h.t.Fatalf("nobody has spoken of the split brain\n%s", h.c.Describe())
 		}
-		winner = h.resolve(h.rng.IntN(2))
+		held = h.resolve()
 	}
 	h.synced()
 	h.settle()
 	h.synced()
 	h.compare()
-	if winner >= 0 || h.c.spoken() > before {
-		h.mustBeOneOf(winner, was)
+	if h.c.spoken() > before {
+		h.mustBeOneOf(held, was)
 		h.adopt()
 		return 1
 	}
-	if err := h.l.check(func(off int64, p []byte) { a.Disk.Peek(p, off) }); err != nil {
+	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("nobody spoke of a split brain, and %v\n%s", err, h.c.Describe())
 	}
 	h.adopt()
 	return 0
 }
 
-// resolve discards what one node has, by the word of either. It returns the
-// winner, or -1 where there was no need.
-func (h *history) resolve(stays int) (winner int) {
-	n, loser := h.c.Nodes[stays], h.c.Nodes[1-stays]
+// resolve ends a split brain by the word of one of the nodes that are apart, which
+// stays, or of those that it is apart from. It returns what that one held, or nil where
+// others may have decided it.
+func (h *history) resolve() (held *storetest.Image) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := loser.Dev.Demote(ctx); err != nil {
-		h.t.Fatalf("demote: %v\n%s", err, h.c.Describe())
+	stays := -1
+	for range h.c.Nodes { // two whose changes are discarded may be apart, too
+		apart := h.split()
+		if apart == 0 {
+			return held
+		}
+		ids := slices.DeleteFunc(slices.Collect(apart.All()), func(id int) bool {
+			return h.c.Nodes[id].Dev.Status().Disk == replication.Inconsistent
+		})
+		if len(ids) == 0 {
+			break
+		}
+		if !slices.Contains(ids, stays) {
+			stays = ids[h.rng.IntN(len(ids))]
+		}
+		held = nil
+		n := h.c.Nodes[stays]
+		for id := range apart.Without(stays).All() {
+			if err := h.c.Nodes[id].Dev.Demote(ctx); err != nil {
+				h.t.Fatalf("demote: %v\n%s", err, h.c.Describe())
+			}
+		}
+		h.rest()
+		from := n.splitFrom()
+		if from == 0 {
+			continue // one side had nothing to discard, or the policy for one primary fewer has decided
+		}
+		if h.c.opts.Split == (replication.SplitPolicy{}) {
+			held = n.Disk.Fork()
+		}
+		if h.rng.IntN(2) == 0 {
+			h.discard(ctx, n, false)
+		} else {
+			for id := range from.All() {
+				if m := h.c.Nodes[id]; m.splitFrom() != 0 { // it may have been in sync with one before
+					h.discard(ctx, m, true)
+				}
+			}
+		}
+		h.rest()
 	}
-	time.Sleep(time.Second)
-	if !loser.splitNow() {
-		return -1 // one side had nothing to discard, or the policy for one primary fewer has decided
-	}
-	discard := false
-	if h.rng.IntN(2) == 0 {
-		n, discard = loser, true
-	}
-	if err := n.Dev.Resolve(ctx, discard); err != nil {
-		h.t.Fatalf("resolve: %v\n%s", err, h.c.Describe())
-	}
-	return stays
+	h.t.Fatalf("what is resolved stays apart\n%s", h.c.Describe())
+	return nil
 }
 
-// mustBeOneOf: the disks are what that of the winner was, or of either where a
-// policy chose; never some of both.
-func (h *history) mustBeOneOf(winner int, was []*storetest.Image) {
-	for i, im := range was {
-		if _, same := im.Equal(h.c.Nodes[0].Disk); same && (winner < 0 || i == winner || h.c.opts.Split != replication.SplitPolicy{}) {
+func (h *history) discard(ctx context.Context, n *Node, own bool) {
+	if err := n.Dev.Resolve(ctx, own); err != nil {
+		h.t.Fatalf("resolve: %v\n%s", err, h.c.Describe())
+	}
+}
+
+// mustBeOneOf: the disks are what one of them was, and that is held where it is known;
+// never some of two.
+func (h *history) mustBeOneOf(held *storetest.Image, was []*storetest.Image) {
+	if held != nil {
+		was = []*storetest.Image{held}
+	}
+	for _, im := range was {
+		if _, same := im.Equal(h.c.Nodes[0].Disk); same {
 			return
 		}
 	}
-	h.t.Fatalf("after a split brain the disks are neither side's as it was\n%s", h.c.Describe())
+	h.t.Fatalf("after a split brain the disks are no side's as it was\n%s", h.c.Describe())
 }
 
 // adopt begins the account anew with what there is.

@@ -27,16 +27,7 @@ func (n *Node) mustReconfigure(t *testing.T, change func(*device.Config)) {
 }
 
 // parted counts how often a node lost the agreement with a peer.
-func (n *Node) parted() (count int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, e := range n.events {
-		if e.Type == "replication" && strings.Contains(e.Text, "Off") {
-			count++
-		}
-	}
-	return count
-}
+func (n *Node) parted() int { return n.told("replication", "Off") }
 
 // TestReconfiguredNodeByNode: while one node after the other takes another
 // protocol and quorum nobody is parted and every write is answered; meanwhile

@@ -27,7 +27,7 @@ func TestScenario27BothConcede(t *testing.T) {
 			}
 			wg.Wait()
 			time.Sleep(5 * time.Second)
-			if c.Nodes[0].splitNow() {
+			if c.Nodes[0].splitFrom() != 0 {
 				for _, n := range c.Nodes {
 					if st := n.Dev.Status(); st.Disk != replication.UpToDate {
 						t.Errorf("the disk of %s is %v\n%s", n.Name, st.Disk, c.Describe())
@@ -70,7 +70,7 @@ func TestScenario27WhatIsDiscardedIsAllResynced(t *testing.T) {
 		}
 		c.Heal(0, 1)
 		time.Sleep(time.Second)
-		if !c.Nodes[1].splitNow() {
+		if c.Nodes[1].splitFrom() == 0 {
 			t.Fatalf("no split brain\n%s", c.Describe())
 		}
 		if err := c.Nodes[1].Dev.Resolve(timeout(t, time.Minute), true); err != nil {

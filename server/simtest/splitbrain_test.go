@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // splitCluster is two nodes that were both written while they were apart: n1
@@ -133,4 +134,173 @@ func TestSplitBrainPolicies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAPrimaryYieldsWhileItIsDemoted: it is then what it was to become.
+func TestAPrimaryYieldsWhileItIsDemoted(t *testing.T) {
+	o := three()
+	o.Quorum, o.Delay = replication.QuorumPolicy{}, 20*time.Millisecond
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustSync(t, 0)
+		c.mustSync(t, 1)
+		c.Isolate(0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 8192)
+		c.mustPromote(t, 1)
+		c.Stall(1, 2, wire.Data) // what it has n2 make durable
+		c.Rejoin(0)
+		c.mustRefuse(t)
+		c.mustDemote(t, 0)
+		if err := c.Nodes[1].Dev.Demote(timeout(t, 10*time.Second)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		if c.Nodes[1].told("role", "yielding the primary role") == 0 {
+			t.Fatalf("it has not yielded\n%s", c.Describe())
+		}
+		c.Flow(1, 2, wire.Data)
+		c.mustSync(t, 1)
+		c.mustEqual(t)
+	})
+}
+
+// threeApart is three nodes each of which was written while it was alone.
+func threeApart(t *testing.T, c *Cluster) {
+	t.Helper()
+	for n := range 3 {
+		c.mustSync(t, n)
+	}
+	for n := range 3 {
+		c.Isolate(n)
+	}
+	for n := range 3 {
+		c.mustPromote(t, n)
+		c.mustWrite(t, n, 4096, byte('a'+n), 8192)
+		c.mustDemote(t, n)
+	}
+}
+
+// TestNothingIsDiscardedForAMixture: what a disk held is gone, and what it is to hold is
+// not there yet.
+func TestNothingIsDiscardedForAMixture(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		threeApart(t, c)
+		resolve := func(n int, discard bool) error { return c.Nodes[n].Dev.Resolve(timeout(t, time.Minute), discard) }
+		c.Heal(0, 1)
+		time.Sleep(2 * time.Second)
+		c.Stall(1, 0, wire.Data)
+		if err := resolve(0, true); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		time.Sleep(2 * time.Second)
+		c.Heal(0, 2)
+		time.Sleep(2 * time.Second)
+		for _, x := range []struct {
+			node    int
+			discard bool
+		}{{0, false}, {2, true}} {
+			if err := resolve(x.node, x.discard); err == nil || !strings.Contains(err.Error(), "mixture") {
+				t.Fatalf("n%d, discard=%v: %v\n%s", x.node, x.discard, err, c.Describe())
+			}
+		}
+		if err := resolve(0, true); err != nil {
+			t.Fatalf("what is here may go: %v\n%s", err, c.Describe())
+		}
+		c.Flow(1, 0, wire.Data)
+		c.Heal(1, 2)
+		time.Sleep(2 * time.Second)
+		if err := resolve(1, true); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		for n := range 3 {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestADiscardedDiskHasASourceThatStays: each of three nodes discards its changes for
+// the next one's, and none knows of the others' choice when it can begin. Were all to
+// begin, no disk would be complete any more.
+func TestADiscardedDiskHasASourceThatStays(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		threeApart(t, c)
+		next := func(n int) int { return (n + 1) % 3 }
+		for n := range 3 {
+			c.Heal(n, next(n))
+			time.Sleep(2 * time.Second)
+			c.Stall(next(n), n, wire.Meta) // nothing comes of it yet
+			if err := c.Nodes[n].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+			time.Sleep(2 * time.Second)
+		}
+		for n := range 3 {
+			c.Flow(next(n), n, wire.Meta)
+		}
+		for range 10_000 {
+			complete := 0
+			for _, n := range c.Nodes {
+				if n.Dev.Status().Disk > replication.Inconsistent {
+					complete++
+				}
+			}
+			if complete == 0 {
+				t.Fatalf("no disk is complete\n%s", c.Describe())
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		for n := range 3 { // what nobody said is to go may be left of two of them
+			if n := c.Nodes[n]; n.splitFrom() != 0 {
+				if err := n.Dev.Resolve(timeout(t, time.Minute), false); err != nil {
+					t.Fatalf("%v\n%s", err, c.Describe())
+				}
+				time.Sleep(time.Minute)
+			}
+		}
+		for n := range 3 {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestAReplicaGoesOverToAnotherPrimary by an administrator's word, and what the one that
+// it followed writes from then on is not written to it.
+func TestAReplicaGoesOverToAnotherPrimary(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		for n := range 3 {
+			c.mustSync(t, n)
+		}
+		c.Isolate(1)
+		c.mustPromote(t, 0)
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 0, 4096, 'a', 8192)
+		c.mustWrite(t, 1, 4096, 'b', 8192)
+		c.Heal(1, 2)
+		time.Sleep(2 * time.Second)
+		c.Stall(1, 2, wire.Data) // the resync takes its time
+		if err := c.Nodes[2].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		for range 20 {
+			c.mustWrite(t, 0, 64<<10, 'c', 8192)
+			time.Sleep(time.Millisecond)
+		}
+		c.Flow(1, 2, wire.Data)
+		time.Sleep(2 * time.Second)
+		c.mustWrite(t, 0, 64<<10, 'd', 8192)
+		time.Sleep(2 * time.Second)
+		if off, same := c.Nodes[2].Disk.Equal(c.Nodes[1].Disk); !same {
+			t.Fatalf("n2 is not what n1 is at %d\n%s", off, c.Describe())
+		}
+		if c.Nodes[0].splitFrom() != replication.Of(2) {
+			t.Fatalf("n0 does not know that n2 has left it\n%s", c.Describe())
+		}
+	})
 }

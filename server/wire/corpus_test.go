@@ -68,6 +68,8 @@ func deviceFrames() []struct {
 		{"sync-hold", Header{Type: SyncHold, Dev: 4, Seq: 38, Arg: [3]uint64{1}}, nil},
 		{"generation-commit", Header{Type: GenCommit, Dev: 4, Seq: 36, Arg: [3]uint64{1}}, nil},
 		{"generation-done", Header{Type: GenDone, Dev: 4, Seq: 37, Arg: [3]uint64{1}}, nil},
+		{"stay-request", Header{Type: StayReq, Dev: 4, Seq: 45, Arg: [3]uint64{2, 3}}, nil},
+		{"stay-ack", Header{Type: StayAck, Dev: 3, Seq: 46, Arg: [3]uint64{3, 2}}, nil},
 		{"agreement-began", Header{Type: Began, Dev: 3, Seq: 44, Arg: [3]uint64{2, 3}}, nil},
 	}
 }

@@ -33,6 +33,9 @@ const (
 	// FeatureBegan is the feature bit of nodes that say on the data link, too, where
 	// an agreement begins (Began), and take nothing there that is of another.
 	FeatureBegan = 1 << 3
+	// FeatureStay is the feature bit of nodes that say, when they are asked, that
+	// their disk stays complete until the asker's is (StayReq).
+	FeatureStay = 1 << 4
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255

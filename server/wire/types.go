@@ -60,6 +60,8 @@ const (
 	SyncDone   Type = 79 // the target has it all
 	FactsReq   Type = 84 // Arg[0]: request id: what would a hello say?
 	FactsReply Type = 85 // Arg[0]: request id; payload: facts
+	StayReq    Type = 86 // Arg: my hello number, yours: say when your disk stays complete until mine is
+	StayAck    Type = 87 // Arg: my hello number, yours: it does
 	SyncHold   Type = 83 // Arg[0]: 1: the sender wants the resync between the two to wait; 0: no longer
 	GenCommit  Type = 81 // Arg: of the change, nodes whose disks are in it (0: all that were to be): every node that takes part has the generation
 	GenDone    Type = 82 // Arg: of the change: noted durably
@@ -120,6 +122,8 @@ var types = [128]typeInfo{
 	DevAgree:   {"device-agree", 0, Meta},
 	FactsReq:   {"facts-request", 0, Meta},
 	FactsReply: {"facts", MaxControlPayload, Meta},
+	StayReq:    {"stay-request", 0, Meta},
+	StayAck:    {"stay-ack", 0, Meta},
 	SyncHold:   {"sync-hold", 0, Meta},
 	GenCommit:  {"generation-commit", 0, Meta},
 	GenDone:    {"generation-done", 0, Meta},
