@@ -120,11 +120,11 @@ func TestScenario43ATargetsDiskFailsAndItsMetadataIsSlow(t *testing.T) {
 		c.Isolate(1)
 		c.mustWrite(t, 0, 0, 'a', 4*mib)
 		n := c.Nodes[1]
-		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Skip: 2, Err: syscall.EIO})
-		c.SetTrap("disk: before a write", 0, func(at, _ *Node) {
-			at.Meta.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second})
-		})
+		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Skip: 2, Delay: 100 * time.Millisecond, Err: syscall.EIO})
 		c.Rejoin(1)
+		c.until(t, 1, "it is being resynced", is(replication.Inconsistent))
+		time.Sleep(50 * time.Millisecond) // what a resync begins with is written
+		n.Meta.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second})
 		c.until(t, 1, "failed", is(replication.Failed))
 		c.until(t, 1, "detached", is(replication.Diskless))
 		c.mustWrite(t, 0, 0, 'b', 4096)
