@@ -206,7 +206,13 @@ func (b *bed) start(i int) *node {
 	if o.Handler == nil {
 		o.Handler = n
 	}
-	o.Events = func(e cluster.Event) { n.record(func() { n.events = append(n.events, e) }) }
+	first := o.Events
+	o.Events = func(e cluster.Event) {
+		if first != nil {
+			first(e)
+		}
+		n.record(func() { n.events = append(n.events, e) })
+	}
 	if testing.Verbose() {
 		o.Log = slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", o.NodeName)
 	}

@@ -50,7 +50,8 @@ type Options struct {
 	PingCount int           // default 4
 
 	Handler Handler
-	// Events is told what happens, in order, on one goroutine.
+	// Events is told what happens, in order, on one goroutine. A session begins when it
+	// has returned from a node's coming up, for which it must not wait for that peer.
 	Events func(cluster.Event)
 	// Paused is told when this process finds that it did not run for a while.
 	// It must not block.

@@ -16,12 +16,19 @@ import (
 // that far behind loses the newest ones, which is logged.
 const maxEvents = 4096
 
-// emit has an event delivered.
-func (m *Messenger) emit(e cluster.Event) {
+// emit has an event delivered. What is returned is closed when it has been, or is lost.
+func (m *Messenger) emit(e cluster.Event) (delivered <-chan struct{}) {
 	e.Time = time.Now()
-	if !m.events.postUpTo(maxEvents, func() { m.opt.Events(e) }) {
-		m.complain("", "events are lost: their receiver is too slow", fmt.Errorf("the last one lost is %s", e.Type))
+	done := make(chan struct{})
+	deliver := func() {
+		defer close(done)
+		m.opt.Events(e)
 	}
+	if !m.events.postUpTo(maxEvents, deliver) {
+		m.complain("", "events are lost: their receiver is too slow", fmt.Errorf("the last one lost is %s", e.Type))
+		close(done)
+	}
+	return done
 }
 
 // deliver calls the receiver of events, in order, until ctx ends and all are
@@ -42,11 +49,12 @@ func (m *Messenger) deliver(ctx context.Context) {
 	}
 }
 
-// nodeUp notes a session that came up.
+// nodeUp notes a session that came up. It returns when that was told: nothing that the
+// session brings is told before.
 func (m *Messenger) nodeUp(p *peer, s *Session) {
 	m.note(func(t *cluster.Table) { t.Up(p.id, time.Now(), s.id, s.remote) })
 	m.log.Info("node is up", "node", p.name(), "session", s.id, "incarnation", fmt.Sprintf("%016x", s.remote), "version", s.version)
-	m.emit(cluster.Event{
+	<-m.emit(cluster.Event{
 		Type: cluster.NodeUp, Node: p.name(), ID: p.id, Session: s.id, Incarnation: s.remote,
 		Text: fmt.Sprintf("node %s is up", p.name()),
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/cluster"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -254,4 +255,32 @@ func TestSigningMustBeTheSameOnBothSides(t *testing.T) {
 	if err := b.WaitUp(t.Context(), "alpha"); err == nil || !strings.Contains(err.Error(), "sign") {
 		t.Errorf("the dialer is told %v", err)
 	}
+}
+
+// TestANodesComingUpIsToldBeforeItsSession: whatever a session brings is told after the
+// node's coming up, however long that takes.
+func TestANodesComingUpIsToldBeforeItsSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bed, _ := simBed(t, 2, func(i int, o *Options) {
+			o.Events = func(e cluster.Event) {
+				if e.Type == cluster.NodeUp {
+					time.Sleep(500 * time.Millisecond)
+				}
+			}
+		})
+		for i := range 2 {
+			bed.start(i)
+		}
+		for i, n := range bed.nodes {
+			n.waitUp(1)
+			n.mu.Lock()
+			if len(n.events) == 0 || n.events[0].Type != cluster.NodeUp {
+				t.Errorf("node %d has a session, and was told %v", i, n.events)
+			}
+			n.mu.Unlock()
+		}
+		for _, n := range bed.nodes {
+			n.stop()
+		}
+	})
 }
