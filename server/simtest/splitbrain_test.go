@@ -42,6 +42,13 @@ func (c *Cluster) mustRefuse(t *testing.T) {
 	t.Fatalf("no split brain\n%s", c.Describe())
 }
 
+func (c *Cluster) mustResolve(t *testing.T, n int, discard bool) {
+	t.Helper()
+	if err := c.Nodes[n].Dev.Resolve(timeout(t, time.Minute), discard); err != nil {
+		t.Fatalf("%v\n%s", err, c.Describe())
+	}
+}
+
 func (c *Cluster) first(n int) byte {
 	p := make([]byte, 1)
 	c.Nodes[n].Disk.Peek(p, 4096)
@@ -73,9 +80,7 @@ func TestASplitBrainIsResolvedByHand(t *testing.T) {
 			if discard {
 				at = 0
 			}
-			if err := c.Nodes[at].Dev.Resolve(timeout(t, time.Minute), discard); err != nil {
-				t.Fatalf("%v\n%s", err, c.Describe())
-			}
+			c.mustResolve(t, at, discard)
 			c.until(t, 0, "resynced", is(replication.UpToDate))
 			c.mustSync(t, 1)
 			l.end()
@@ -186,13 +191,10 @@ func TestNothingIsDiscardedForAMixture(t *testing.T) {
 	o.Quorum = replication.QuorumPolicy{}
 	bubble(t, o, func(t *testing.T, c *Cluster) {
 		threeApart(t, c)
-		resolve := func(n int, discard bool) error { return c.Nodes[n].Dev.Resolve(timeout(t, time.Minute), discard) }
 		c.Heal(0, 1)
 		time.Sleep(2 * time.Second)
 		c.Stall(1, 0, wire.Data)
-		if err := resolve(0, true); err != nil {
-			t.Fatalf("%v\n%s", err, c.Describe())
-		}
+		c.mustResolve(t, 0, true)
 		time.Sleep(2 * time.Second)
 		c.Heal(0, 2)
 		time.Sleep(2 * time.Second)
@@ -200,19 +202,15 @@ func TestNothingIsDiscardedForAMixture(t *testing.T) {
 			node    int
 			discard bool
 		}{{0, false}, {2, true}} {
-			if err := resolve(x.node, x.discard); err == nil || !strings.Contains(err.Error(), "mixture") {
+			if err := c.Nodes[x.node].Dev.Resolve(timeout(t, time.Minute), x.discard); err == nil || !strings.Contains(err.Error(), "mixture") {
 				t.Fatalf("n%d, discard=%v: %v\n%s", x.node, x.discard, err, c.Describe())
 			}
 		}
-		if err := resolve(0, true); err != nil {
-			t.Fatalf("what is here may go: %v\n%s", err, c.Describe())
-		}
+		c.mustResolve(t, 0, true)
 		c.Flow(1, 0, wire.Data)
 		c.Heal(1, 2)
 		time.Sleep(2 * time.Second)
-		if err := resolve(1, true); err != nil {
-			t.Fatalf("%v\n%s", err, c.Describe())
-		}
+		c.mustResolve(t, 1, true)
 		for n := range 3 {
 			c.mustSync(t, n)
 		}
@@ -233,9 +231,7 @@ func TestADiscardedDiskHasASourceThatStays(t *testing.T) {
 			c.Heal(n, next(n))
 			time.Sleep(2 * time.Second)
 			c.Stall(next(n), n, wire.Meta) // nothing comes of it yet
-			if err := c.Nodes[n].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
-				t.Fatalf("%v\n%s", err, c.Describe())
-			}
+			c.mustResolve(t, n, true)
 			time.Sleep(2 * time.Second)
 		}
 		for n := range 3 {
@@ -254,10 +250,8 @@ func TestADiscardedDiskHasASourceThatStays(t *testing.T) {
 			time.Sleep(100 * time.Microsecond)
 		}
 		for n := range 3 { // what nobody said is to go may be left of two of them
-			if n := c.Nodes[n]; n.splitFrom() != 0 {
-				if err := n.Dev.Resolve(timeout(t, time.Minute), false); err != nil {
-					t.Fatalf("%v\n%s", err, c.Describe())
-				}
+			if c.Nodes[n].splitFrom() != 0 {
+				c.mustResolve(t, n, false)
 				time.Sleep(time.Minute)
 			}
 		}
@@ -285,9 +279,7 @@ func TestAReplicaGoesOverToAnotherPrimary(t *testing.T) {
 		c.Heal(1, 2)
 		time.Sleep(2 * time.Second)
 		c.Stall(1, 2, wire.Data) // the resync takes its time
-		if err := c.Nodes[2].Dev.Resolve(timeout(t, time.Minute), true); err != nil {
-			t.Fatalf("%v\n%s", err, c.Describe())
-		}
+		c.mustResolve(t, 2, true)
 		for range 20 {
 			c.mustWrite(t, 0, 64<<10, 'c', 8192)
 			time.Sleep(time.Millisecond)
