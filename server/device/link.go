@@ -29,7 +29,11 @@ type handshake struct {
 }
 
 // SessionUp begins the device's part of a new session with a peer.
-func (d *Device) SessionUp(s Session) {
+func (d *Device) SessionUp(s Session) { d.sessionUp(s, nil) }
+
+// sessionUp is that where the peer has said hello before this node had the device. What
+// it answers to our hello must find its own taken.
+func (d *Device) sessionUp(s Session, said *wire.DeviceFacts) {
 	d.mu.Lock()
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
 	if p == nil || d.closing {
@@ -39,6 +43,9 @@ func (d *Device) SessionUp(s Session) {
 	p.session = s
 	p.hs = handshake{begins: p.speaks(wire.FeatureBegan)}
 	p.handle, p.closed = 0, false
+	if said != nil {
+		d.HelloReceived(s, *said)
+	}
 	b := &block.Batch{}
 	d.helloLocked(p, b)
 	d.mu.Unlock()

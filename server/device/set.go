@@ -62,10 +62,11 @@ func (s *Set) Add(d *Device) error {
 		s.groups[name].Join(d)
 	}
 	for id, sess := range s.sessions {
-		d.SessionUp(sess)
 		if f, told := s.strange[id][d.Name()]; told {
-			d.HelloReceived(sess, f)
 			delete(s.strange[id], d.Name())
+			d.sessionUp(sess, &f)
+		} else {
+			d.SessionUp(sess)
 		}
 	}
 	return nil
