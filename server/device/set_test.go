@@ -133,6 +133,53 @@ func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 	})
 }
 
+// prompt is a peer that agrees as soon as our hello has left.
+type prompt struct {
+	*wireTap
+	set  *Set
+	left *wire.DeviceFacts
+}
+
+func (p *prompt) Send(h *wire.Header, payload []byte, body *block.Buf, b *block.Batch) {
+	p.wireTap.Send(h, payload, body, b)
+	if h.Type == wire.DevHello && p.left == nil {
+		p.left = &wire.DeviceFacts{}
+		if err := p.left.Decode(payload); err == nil {
+			b.Touch(p)
+		}
+	}
+}
+
+func (p *prompt) Flush(b *block.Batch) {
+	f := &wire.Frame{Header: wire.Header{Type: wire.DevAgree, Dev: 1, Arg: [3]uint64{1, uint64(p.left.No), uint64(replication.NoDisk)}}}
+	p.set.HandleFrame(p, f, b)
+}
+
+// TestAPeersAnswerFindsItsHelloTaken: a peer had a device before this node, and its hello
+// was kept. It may agree before whoever adds the device here goes on; that counts.
+func TestAPeersAnswerFindsItsHelloTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(slog.New(slog.DiscardHandler))
+		session := &prompt{wireTap: tap(1), set: s}
+		s.SessionUp(session)
+		hello := wire.DeviceFacts{Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Diskless), Primary: wire.NoNode}
+		s.HandleFrame(session, &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: hello.Append(nil)}, &block.Batch{})
+		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Start()
+		defer d.Abandon()
+		if err := s.Add(d); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if p := d.Status().Peers[0]; !p.Connected {
+			t.Errorf("not agreed with a peer that agreed at once: %+v", p)
+		}
+	})
+}
+
 // TestAHelloOfADeviceThatIsGoneIsNotTheLast: a peer had a device while this node
 // had not, closed it, and opens it again once this node has it, too. The second
 // opening's hello counts, though it is its first, and so has the number of the
