@@ -163,13 +163,13 @@ func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 // giveUpLocked tells a source that this node no longer pulls from it.
 func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
 	d.syncPartLocked(p)
-	p.stayLocked().asked, p.stayLocked().stays = false, false
+	p.stay = stay{}
 	p.send(wire.Header{Type: wire.SyncDone, Flags: wire.FlagError}, nil, nil, b)
 }
 
 // targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
 func (d *Device) targetGaveUpLocked(p *peer) {
-	p.stayLocked().relied = false
+	p.stay = stay{}
 	if p.repl == replication.SyncSource {
 		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.PausedSyncS)

@@ -9,9 +9,10 @@ import (
 
 // Whose changes are discarded is decided between two nodes. Where there are more, a
 // policy, or administrators, may have each of three discard its own for the next; if all
-// began at once no disk would be complete any more. So, where the generations in force
-// are no chain, by which of any two disks the same one is behind on every node, a disk
-// becomes a mixture only when its source has said that it stays complete until then.
+// began at once no disk would be complete any more. Where the generations in force are a
+// chain that cannot be: every node takes the same one of two disks for the later. Where
+// they are none, a disk becomes a mixture only when its source has said that it stays
+// complete until then.
 //
 // A disk that another relies on does not pull, and does not ask. One that has asked lets
 // only a node of a lower id rely on it. So nobody waits in a circle: each of those that
