@@ -335,8 +335,8 @@ func precondition(me, peer *Facts) (Decision, bool) {
 }
 
 // twoPrimaries: one that lost quorum acknowledged nothing since, so it yields
-// to one that has it and all that it had acknowledged before. Two that both believe in themselves have diverged
-// whatever their generations say.
+// to one that has it and all that it had acknowledged before. Two that both
+// believe in themselves have diverged whatever their generations say.
 func twoPrimaries(me, peer *Facts) Decision {
 	split := Decision{Action: SplitBrain, Rule: "two-primaries", Why: "both sides are primary"}
 	wins, judged := judge(me, peer)
@@ -605,17 +605,9 @@ func neverInForce(mixture, complete *Facts) bool {
 	return mixture.Gens.Tentative() && !complete.Gens.Tentative() && complete.Disk > Outdated
 }
 
-// against is the other of two sides.
-func (f *Facts) against(peer, side *Facts) *Facts {
-	if side == f {
-		return peer
-	}
-	return f
-}
-
-// isMixture says why nothing is discarded in favour of a disk.
-func (f *Facts) isMixture() string {
-	return fmt.Sprintf("; nothing is discarded for node %d's, which is a mixture until its resync is complete", f.Node)
+// notForMixture says why nothing is discarded for the disk of the side that would stay.
+func notForMixture(winner *Facts) string {
+	return fmt.Sprintf("; nothing is discarded for node %d's, which is a mixture until its resync is complete", winner.Node)
 }
 
 // discard resolves a divergence where an administrator has said whose changes
@@ -624,16 +616,16 @@ func discard(me, peer *Facts, d Decision) Decision {
 	if me.Discard == peer.Discard {
 		return d
 	}
-	loser := peer
+	winner, loser := me, peer
 	if me.Discard {
-		loser = me
+		winner, loser = peer, me
 	}
 	if loser.Role == Primary {
 		d.Why += "; the side whose changes are to be discarded must be secondary first"
 		return d
 	}
-	if winner := me.against(peer, loser); winner.Disk == Inconsistent {
-		d.Why += winner.isMixture()
+	if winner.Disk == Inconsistent {
+		d.Why += notForMixture(winner)
 		return d
 	}
 	return Decision{Action: resync(me, peer, peer.Discard), Rule: ruleDiscard, Why: "an administrator chose to discard one side's changes"}

@@ -37,14 +37,19 @@ func (p SplitPolicy) Resolve(me, peer *Facts, d Decision) Decision {
 		}
 		return d
 	}
-	if winner := me.against(peer, loser); winner.Disk == Inconsistent {
+	winner := me
+	if loser == me {
+		winner = peer
+	}
+	if winner.Disk == Inconsistent {
 		if winner.Role == Primary || loser.Disk == Inconsistent {
-			d.Why += winner.isMixture()
+			d.Why += notForMixture(winner)
 			return d
 		}
-		loser, why = winner, fmt.Sprintf("%s, and node %d's disk is a mixture", why, winner.Node)
+		winner, loser = loser, winner
+		why = fmt.Sprintf("%s, and node %d's disk is a mixture", why, loser.Node)
 	}
-	if winner := me.against(peer, loser); loser.Role != Primary && loser.Primary != NoPrimary && loser.Primary != winner.Node {
+	if loser.Role != Primary && loser.Primary != NoPrimary && loser.Primary != winner.Node {
 		// Else it would be resynced from each of two primaries in turn, for good.
 		d.Why += fmt.Sprintf("; node %d follows node %d, and its changes are discarded with that one's", loser.Node, loser.Primary)
 		return d
