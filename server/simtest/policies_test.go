@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -277,40 +278,48 @@ func (h *history) meet(before int) (split int) {
 		h.c.Rejoin(i)
 	}
 	h.rest()
-	var held *storetest.Image
+	served := false
 	if h.split() != 0 {
 		if h.c.spoken() == before {
 			h.t.Fatalf("nobody has spoken of the split brain\n%s", h.c.Describe())
 		}
-		held = h.resolve()
+		var held *storetest.Image
+		held, served = h.resolve()
+		if held != nil {
+			was = []*storetest.Image{held}
+		}
 	}
 	h.synced()
 	h.settle()
 	h.synced()
 	h.compare()
-	if h.c.spoken() > before {
-		h.mustBeOneOf(held, was)
-		h.adopt()
+	if h.c.spoken() > before && !served {
+		h.mustBeOneOf(was)
+		h.adopt(h.c.Nodes[0].Disk)
 		return 1
 	}
-	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
-		h.t.Fatalf("nobody spoke of a split brain, and %v\n%s", err, h.c.Describe())
+	if served {
+		split = 1
 	}
-	h.adopt()
-	return 0
+	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
+		h.t.Fatalf("a client was served to the end, and %v\n%s", err, h.c.Describe())
+	}
+	h.adopt(h.c.Nodes[0].Disk)
+	return split
 }
 
 // resolve ends a split brain by the word of one of the nodes that are apart, which
 // stays, or of those that it is apart from. It returns what that one held, or nil where
-// others may have decided it.
-func (h *history) resolve() (held *storetest.Image) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+// others may have decided it, or that the one that stays has served a client all the
+// while: then the ledger has what it held, and what it answered.
+func (h *history) resolve() (held *storetest.Image, served bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	stays := -1
 	for range h.c.Nodes { // two whose changes are discarded may be apart, too
 		apart := h.split()
 		if apart == 0 {
-			return held
+			return held, served
 		}
 		ids := slices.DeleteFunc(slices.Collect(apart.All()), func(id int) bool {
 			return h.c.Nodes[id].Dev.Status().Disk == replication.Inconsistent
@@ -321,7 +330,7 @@ func (h *history) resolve() (held *storetest.Image) {
 		if !slices.Contains(ids, stays) {
 			stays = ids[h.rng.IntN(len(ids))]
 		}
-		held = nil
+		held, served = nil, false
 		n := h.c.Nodes[stays]
 		for id := range apart.Without(stays).All() {
 			if err := h.c.Nodes[id].Dev.Demote(ctx); err != nil {
@@ -333,8 +342,12 @@ func (h *history) resolve() (held *storetest.Image) {
 		if from == 0 {
 			continue // one side had nothing to discard, or the policy for one primary fewer has decided
 		}
+		stop := func() {}
 		if h.c.opts.Split == (replication.SplitPolicy{}) {
 			held = n.Disk.Fork()
+			if h.rng.IntN(2) == 0 && n.Dev.Promote(ctx, false) == nil {
+				stop, served = h.serve(n), true
+			}
 		}
 		if h.rng.IntN(2) == 0 {
 			h.discard(ctx, n, false)
@@ -346,9 +359,35 @@ func (h *history) resolve() (held *storetest.Image) {
 			}
 		}
 		h.rest()
+		stop()
 	}
 	h.t.Fatalf("what is resolved stays apart\n%s", h.c.Describe())
-	return nil
+	return nil, false
+}
+
+// serve has a client write through a primary, from now on until it is stopped, and begins
+// the account anew with what that one's disk holds.
+func (h *history) serve(n *Node) (stop func()) {
+	h.adopt(n.Disk)
+	rng, over := rand.New(rand.NewPCG(h.rng.Uint64(), 41)), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(time.Duration(rng.IntN(20)) * time.Millisecond):
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+			h.l.write(ctx, n, int64(rng.IntN(tortureBlocks)))
+			cancel()
+		}
+	})
+	return func() {
+		close(over)
+		wg.Wait()
+		h.t.Logf("%d writes were answered while it was resolved", h.l.writes)
+	}
 }
 
 func (h *history) discard(ctx context.Context, n *Node, own bool) {
@@ -357,12 +396,8 @@ func (h *history) discard(ctx context.Context, n *Node, own bool) {
 	}
 }
 
-// mustBeOneOf: the disks are what one of them was, and that is held where it is known;
-// never some of two.
-func (h *history) mustBeOneOf(held *storetest.Image, was []*storetest.Image) {
-	if held != nil {
-		was = []*storetest.Image{held}
-	}
+// mustBeOneOf: the disks are what one of them was, never some of two.
+func (h *history) mustBeOneOf(was []*storetest.Image) {
 	for _, im := range was {
 		if _, same := im.Equal(h.c.Nodes[0].Disk); same {
 			return
@@ -371,13 +406,13 @@ func (h *history) mustBeOneOf(held *storetest.Image, was []*storetest.Image) {
 	h.t.Fatalf("after a split brain the disks are no side's as it was\n%s", h.c.Describe())
 }
 
-// adopt begins the account anew with what there is.
-func (h *history) adopt() {
+// adopt begins the account anew with what a disk holds.
+func (h *history) adopt(im *storetest.Image) {
 	l := newLedger()
 	l.next = h.l.next
 	for blk := range int64(tortureBlocks) {
 		p := make([]byte, 8)
-		h.c.Nodes[0].Disk.Peek(p, blk*7*4096)
+		im.Peek(p, blk*7*4096)
 		l.acked[blk] = uint64(p[0]) | uint64(p[1])<<8 | uint64(p[2])<<16 | uint64(p[3])<<24
 	}
 	h.l = l
