@@ -272,10 +272,14 @@ func torture(t *testing.T, seed uint64) {
 	}()
 	h := &history{t: t, c: c, rng: rng, l: newLedger(), power: seed%3 == 0, rots: rotting(seed)}
 	h.owner = func(int64) *ledger { return h.l }
+	h.changes = seed%4 == 3 && o.Protocol != replication.ProtocolB && h.rots == nil
 	if *wild {
 		for range 12 {
 			h.rot()
 			h.act()
+			if h.changes {
+				h.change()
+			}
 		}
 		h.heal()
 		return
@@ -324,7 +328,11 @@ type history struct {
 	power bool
 	// rots: blocks go bad, in half of the histories; nil: in the others.
 	rots *rand.Rand
-	lost int // bad blocks that nobody had a good copy of
+	// changes: disks are replaced, and nodes lose and get a disk of the device. Not where
+	// an answer speaks of one disk, or where one good copy is all that there may be.
+	changes bool
+	blank   replication.NodeSet // was replaced, and not seen up to date since
+	lost    int                 // bad blocks that nobody had a good copy of
 	// owner is whose account a block is on.
 	owner func(blk int64) *ledger
 }
@@ -426,6 +434,37 @@ func (h *history) disks() (ns []*Node) {
 
 func (h *history) node() *Node { return h.c.Nodes[h.rng.IntN(len(h.c.Nodes))] }
 
+// change replaces a disk, or changes who has one.
+func (h *history) change() {
+	n := h.node()
+	switch h.rng.IntN(8) {
+	case 0, 1:
+		if n.Disk != nil && h.c.heldBeside(n, -1) {
+			n.Kill()
+			n.EmptyDisk(n.c.opts.Size)
+			h.blank = h.blank.With(n.ID)
+		}
+	case 2:
+		if to, ok := h.c.regrouped(n); !ok || !h.anyBut(to) {
+			return // disks on which nothing is are another device
+		}
+		h.c.regroup(n, h.rng, h.kill, h.begin, func(thirds int) { h.wait(100 * thirds) })
+	}
+}
+
+// anyBut reports whether one of the disks that are not taken out was not replaced, or has
+// been resynced since.
+func (h *history) anyBut(without replication.NodeSet) bool {
+	some := false
+	for _, n := range h.disks() {
+		if n.Dev != nil && n.Dev.Status().Disk == replication.UpToDate {
+			h.blank = h.blank.Without(n.ID)
+		}
+		some = some || !(without | h.blank).Has(n.ID)
+	}
+	return some
+}
+
 // act does one thing to the cluster, and writes through whoever lets it.
 func (h *history) act() {
 	n := h.node()
@@ -439,11 +478,7 @@ func (h *history) act() {
 			h.kill(n)
 		}
 	case 2, 3:
-		if n.Dev == nil {
-			if err := n.Start(); err != nil {
-				h.t.Fatal(err)
-			}
-		}
+		h.begin(n)
 	case 4:
 		h.c.Isolate(n.ID)
 	case 5:
@@ -544,6 +579,12 @@ func (h *history) read(p *Node) {
 
 // heal brings everything back and checks the end.
 func (h *history) heal() {
+	if h.c.without != 0 {
+		for _, n := range h.c.Nodes {
+			h.kill(n)
+		}
+		h.c.without = 0
+	}
 	for _, n := range h.c.Nodes {
 		if n.Dev == nil {
 			if err := n.Start(); err != nil {
