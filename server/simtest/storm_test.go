@@ -60,8 +60,12 @@ func stormy(t *testing.T, seed uint64) {
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
 	s := &storm{history: &history{t: t, c: c, rng: rng, l: newLedger(), rots: rotting(seed)}, zombie: -1, flushes: rng.IntN(3), power: rng.IntN(2) == 0, devs: make([]*device.Device, len(c.Nodes))}
+	s.changes = seed%4 == 3 && s.rots == nil
 	if *strike >= 0 {
 		s.power, s.flushes = true, 0
+	}
+	if *strike >= 15 {
+		s.rots = nil // one good copy is all that there may be
 	}
 	slow := rng.IntN(2) == 0
 	for _, n := range c.Nodes {
@@ -193,6 +197,9 @@ func (s *storm) strike() {
 		n = s.primary()
 	}
 	k := s.rng.IntN(15)
+	if s.changes && s.rng.IntN(2) == 0 {
+		k = 15 + s.rng.IntN(2)
+	}
 	if *strike >= 0 {
 		k = *strike
 	}
@@ -245,6 +252,23 @@ func (s *storm) strike() {
 		s.leave(n)
 	case 14:
 		s.lastStanding()
+	case 15: // and is perhaps lost with its new disk, or the source
+		if !s.c.heldBeside(n, s.zombie) {
+			return
+		}
+		s.stop(n, false)
+		s.wait(600)
+		n.EmptyDisk(n.c.opts.Size)
+		s.start(n)
+		s.wait(120)
+		if s.rng.IntN(2) == 0 {
+			s.stop(s.node(), false) // the only complete disk, perhaps: with its power, what was not flushed would be gone
+		}
+	case 16:
+		s.c.regroup(n, s.rng, func(m *Node) { s.stop(m, false) }, s.start, func(thirds int) { s.wait(100 * thirds) })
+		if s.rng.IntN(2) == 0 {
+			s.stop(s.primary(), false)
+		}
 	default: // survivors that do not see each other
 		if a, b := s.node(), s.node(); a != b {
 			s.c.Cut(a.ID, b.ID)
@@ -323,6 +347,12 @@ func (s *storm) mend() {
 	if z := s.zombie; z >= 0 {
 		s.zombie = -1
 		s.c.Learn(z)
+	}
+	if s.c.without != 0 {
+		for _, n := range s.c.Nodes {
+			s.stop(n, false)
+		}
+		s.c.without = 0
 	}
 	slowly := s.rng.IntN(2) == 0
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
