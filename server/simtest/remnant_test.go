@@ -19,7 +19,7 @@ import (
 // other, and some disks are still detached: where one of those that are not holds
 // all that was acknowledged, and those that are have not most of the votes, somebody can
 // be promoted; and with those attached again all is as it was acknowledged. Half of the
-// histories have a node without a disk. A seed is replayed with -run Remnant -seed SEED
+// histories have a node without a disk; in a quarter disks are replaced, too. A seed is replayed with -run Remnant -seed SEED
 // -seeds 1.
 func TestRemnant(t *testing.T) {
 	for i := range uint64(*seeds) {
@@ -54,6 +54,7 @@ func remnant(t *testing.T, seed uint64) {
 	for i := range stormClients {
 		s.clients = append(s.clients, &stormClient{s: s, id: int64(i), l: newLedger(), rng: rand.New(rand.NewPCG(seed, uint64(500+i)))})
 	}
+	s.changes = seed%4 == 3
 	stop := s.sail()
 	s.wait(200)
 	for range 1 + rng.IntN(3) {
@@ -111,6 +112,9 @@ func (s *storm) part() func() {
 func (s *storm) chip() {
 	n, m := s.node(), s.node()
 	k := s.rng.IntN(5)
+	if s.changes && s.rng.IntN(4) == 0 {
+		k = 5
+	}
 	s.t.Logf("%v: chip %d at %s, %s", time.Now().Format("05.000"), k, n.Name, m.Name)
 	switch {
 	case n.Dev == nil:
@@ -123,6 +127,9 @@ func (s *storm) chip() {
 		s.c.Heal(n.ID, m.ID)
 	case k == 4:
 		s.c.Rejoin(n.ID)
+	case k == 5 && n.Disk != nil && s.c.heldBeside(n, s.zombie):
+		s.stop(n, false)
+		n.EmptyDisk(n.c.opts.Size)
 	}
 }
 
