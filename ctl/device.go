@@ -70,7 +70,8 @@ func (a *app) deviceCreate() *cobra.Command {
 metadata is made, and its disk where there is none. A disk that was there before
 is not used until it is said what it is worth: without a flag it is made blank.
 With --from-existing, what the disk on this node holds becomes the device's data
-and goes to every peer: run it on one node only.`,
+and goes to every peer: run it on one node only, with as many of the others
+running as the device needs for its quorum.`,
 		args: []string{"DEVICE", argDevice},
 		do:   "create device %s", example: "lockstepctl device create r0 --from-existing",
 		flags: func(f *pflag.FlagSet) {

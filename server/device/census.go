@@ -42,7 +42,8 @@ func (d *Device) weighLocked() {
 			lacking++
 		}
 	}
-	few := !mutate.Is(mutate.AnswerAlone) && d.role == replication.Primary && d.quorum.Quorate && d.cfg.Quorum.PassesOver(lacking, d.disks.Len())
+	blank := d.disk != nil && d.gens.Current == replication.DayOne // nothing is answered before the first generation
+	few := !mutate.Is(mutate.AnswerAlone) && !blank && d.role == replication.Primary && d.quorum.Quorate && d.cfg.Quorum.PassesOver(lacking, d.disks.Len())
 	if few == (d.hold&holdFew != 0) {
 		return
 	}

@@ -185,11 +185,12 @@ type Device struct {
 	former       []replication.NodeSet // see regroup.go, as the next two
 	met          bool
 	moved        replication.Gen
-	member       bool   // has had the current data where there was quorum
-	leaving      bool   // is about to stop, and asks to give its vote up
-	detaching    bool   // likewise for its disk
-	claimed      uint32 // the count at which this node asked last for its vote back
-	returning    bool   // asks for its vote back
+	heralding    *heralding // see Create
+	member       bool       // has had the current data where there was quorum
+	leaving      bool       // is about to stop, and asks to give its vote up
+	detaching    bool       // likewise for its disk
+	claimed      uint32     // the count at which this node asked last for its vote back
+	returning    bool       // asks for its vote back
 	poll         poll
 	live         bool // the disk has been up to date while this process held it
 	best         bool // every disk was in reach, and no complete one had newer data
@@ -227,6 +228,7 @@ type Device struct {
 	genOwed    bool            // one was announced and given up
 	genNoted   replication.Gen // as a replica: what the primary announced last, and the number of that change
 	genNotedNo uint64
+	announcer  int   // of that
 	genBy      *peer // the primary, while it counts on this disk for that; nil: it does not, or no longer
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it

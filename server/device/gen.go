@@ -93,6 +93,14 @@ func (d *Device) withDataLocked() (s replication.NodeSet) {
 
 // genConfirmedLocked: a peer has noted a step on stable storage.
 func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Batch) {
+	if step := wire.NewGen; d.heralding != nil {
+		if second {
+			step = wire.GenCommit
+		}
+		if d.heraldedLocked(p, no, step) {
+			return
+		}
+	}
 	if d.genBusy && no == d.genNo && second == d.committing && d.genWait.Has(p.id) {
 		d.genWait = d.genWait.Without(p.id)
 		d.genHas = d.genHas.With(p.id)
@@ -241,7 +249,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 	if !away.Has(d.cfg.Self) {
 		d.forgoLocked(p, &g)
 	}
-	d.genNoted, d.genNotedNo, d.genAway, d.genBy = next, g.No, away, nil
+	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.announcer = next, g.No, away, nil, p.id
 	if away.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")
@@ -375,7 +383,7 @@ func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 	if d.meta == nil && d.disks.Has(d.cfg.Self) || !p.agreed {
 		return
 	}
-	if d.genNotedNo != no {
+	if d.genNotedNo != no || d.announcer != p.id {
 		// Of a contact that is over; or the primary counts on this node though it
 		// came too late to note the generation: it learns so from our facts.
 		b := &block.Batch{}

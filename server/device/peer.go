@@ -262,7 +262,11 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		p.closed = true
 	case wire.NewGen:
 		var g wire.Generation
-		if d.decodedLocked(p, h.Type, g.Decode(payload)) {
+		switch {
+		case !d.decodedLocked(p, h.Type, g.Decode(payload)):
+		case h.Arg[1] == wire.OnlyNote && d.disks.Has(d.cfg.Self):
+			d.hearLocked(p, &g)
+		default:
 			d.genReceivedLocked(p, g, h.Arg[0])
 		}
 	case wire.NewGenAck:

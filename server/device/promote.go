@@ -294,6 +294,10 @@ func (d *Device) voteLocked(p *peer, c wire.Change) (yes, again bool, why string
 		return false, true, fmt.Sprintf("%s sees %s as primary", self, d.nodeName(d.primary))
 	case d.change.tx != 0 && d.cfg.Self < p.id:
 		return false, true, self + " is being promoted itself"
+	case d.heralding != nil:
+		return false, true, "the device is about to begin with what the disk of " + self + " holds"
+	case d.planned.promised != 0 && d.planned.change.Kind == wire.ChangeCreate && d.planned.to != p.id && time.Now().Before(d.planned.until):
+		return false, true, fmt.Sprintf("%s is about to create it", d.nodeName(d.planned.to))
 	case d.change.promised != 0 && d.change.promisedTo != p.id && time.Now().Before(d.change.until):
 		return false, true, fmt.Sprintf("%s is being promoted", d.nodeName(d.change.promisedTo))
 	}

@@ -80,7 +80,7 @@ func (d *Device) witnessGenLocked(p *peer, g wire.Generation) {
 		return
 	}
 	d.gens.Noted = next
-	d.genNoted, d.genNotedNo, d.genAway = next, g.No, replication.NodeSet(g.Away)
+	d.genNoted, d.genNotedNo, d.genAway, d.announcer = next, g.No, replication.NodeSet(g.Away), p.id
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 }
 

@@ -90,6 +90,7 @@ type Node struct {
 
 	slowed *storetest.Image    // the one that DiskDelay is in force on
 	read   replication.NodeSet // without, as it was when the node started
+	blank  bool                // its disk was replaced, and not seen up to date since
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
@@ -131,6 +132,7 @@ func New(o Options) *Cluster {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
 		if !o.Diskless.Has(i) {
 			n.EmptyDisk(o.Size)
+			n.blank = false
 		}
 		for range o.Beside {
 			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
@@ -257,7 +259,7 @@ func (n *Node) Stop(ctx context.Context) error {
 // EmptyDisk gives the node, which is down, a new disk, for each of its devices, and nothing
 // that tells of the one before.
 func (n *Node) EmptyDisk(size int64) {
-	n.Disk, n.Meta = storetest.NewImage(size), storetest.NewImage(0)
+	n.Disk, n.Meta, n.blank = storetest.NewImage(size), storetest.NewImage(0), true
 	for i := range n.More {
 		n.More[i] = &Volume{Disk: storetest.NewImage(size), Meta: storetest.NewImage(0)}
 	}

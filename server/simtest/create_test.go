@@ -115,3 +115,93 @@ func TestADiskOfWhichNothingIsKnownIsTakenInWhole(t *testing.T) {
 		c.mustEqual(t)
 	})
 }
+
+// TestADeviceBeginsWhereAMajorityKnows: a disk that was there before is the device's only
+// once so many have noted it that nobody is promoted elsewhere without it.
+func TestADeviceBeginsWhereAMajorityKnows(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(0)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		data := []byte("before")
+		if _, err := c.Nodes[0].Disk.Disk("hand").WriteAt(data, mib); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		c.Isolate(0)
+		if err := c.Nodes[0].Dev.Create(timeout(t, time.Minute), true); err == nil || !strings.Contains(err.Error(), "1 of 3 disks in reach, 2 needed") {
+			t.Fatalf("alone: %v\n%s", err, c.Describe())
+		}
+		c.Heal(0, 1)
+		c.Cut(1, 2)
+		if err := c.Nodes[0].Dev.Create(timeout(t, time.Minute), true); err != nil {
+			t.Fatalf("with n1: %v\n%s", err, c.Describe())
+		}
+		c.Nodes[0].Kill()
+		c.Heal(1, 2)
+		time.Sleep(10 * time.Second)
+		for n := 1; n < 3; n++ {
+			if err := c.Nodes[n].Dev.Promote(timeout(t, 10*time.Second), false); err == nil {
+				t.Fatalf("n%d was promoted without the device's data\n%s", n, c.Describe())
+			}
+		}
+		c.Heal(0, 2)
+		if err := c.Nodes[0].Start(); err != nil {
+			t.Fatal(err)
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+		got := make([]byte, len(data))
+		if c.Nodes[2].Disk.Peek(got, mib); !bytes.Equal(got, data) {
+			t.Fatalf("the peers hold something else\n%s", c.Describe())
+		}
+	})
+}
+
+// TestADeviceDoesNotBeginBesideAPrimary: the one node that both a primary, of disks on which
+// nothing is, and a disk that was there before are in contact with lets one of them begin.
+func TestADeviceDoesNotBeginBesideAPrimary(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(0)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		time.Sleep(10 * time.Second)
+		c.Cut(0, 1)
+		c.mustPromote(t, 1)
+		time.Sleep(time.Second) // until n2 has heard of it
+		if err := c.Nodes[0].Dev.Create(timeout(t, time.Minute), true); err == nil || !strings.Contains(err.Error(), "sees n1 as primary") {
+			t.Fatalf("created beside a primary: %v\n%s", err, c.Describe())
+		}
+		c.mustWrite(t, 1, 0, 'a', 4096)
+		if err := c.Nodes[0].Dev.Create(timeout(t, time.Minute), true); err == nil {
+			t.Fatalf("created beside what was written\n%s", c.Describe())
+		}
+		c.Heal(0, 1)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestAPrimaryOfBlankDisksIsDemoted, where most of the disks were there before and wait
+// for a word: nothing was written, so nothing has to be on more of them.
+func TestAPrimaryOfBlankDisksIsDemoted(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(1, 2)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		time.Sleep(10 * time.Second)
+		c.mustPromote(t, 0)
+		if err := c.Nodes[0].Dev.Demote(timeout(t, 10*time.Second)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		time.Sleep(time.Second) // until all have heard of it
+		if err := c.Nodes[1].Dev.Create(timeout(t, time.Minute), true); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}

@@ -93,6 +93,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestSequencesThatWentWrong"
 	case mutate.PullUnasked:
 		tests = "TestADiscardedDiskHasASourceThatStays"
+	case mutate.BeginUnheard:
+		tests = "TestADeviceBeginsWhereAMajorityKnows"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

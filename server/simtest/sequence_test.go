@@ -433,10 +433,16 @@ func (p *player) regroup(s step) error {
 }
 
 // regrouped is who has no disk of the device when n's is taken out, or given back. One
-// has to be left.
+// has to be left on which something may be: new disks alone are another device.
 func (c *Cluster) regrouped(n *Node) (without replication.NodeSet, ok bool) {
 	without = c.without ^ replication.Of(n.ID)
-	return without, n.Disk != nil && (without|c.opts.Diskless).Len() < len(c.Nodes)
+	for _, m := range c.Nodes {
+		if m.Dev != nil && !slices.ContainsFunc(m.devs(), func(d *device.Device) bool { return d.Status().Disk != replication.UpToDate }) {
+			m.blank = false
+		}
+		ok = ok || m.Disk != nil && !without.Has(m.ID) && !m.blank
+	}
+	return without, ok && n.Disk != nil
 }
 
 // regroup has all nodes come back with a configuration in which a disk is the device's no

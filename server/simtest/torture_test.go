@@ -331,8 +331,7 @@ type history struct {
 	// changes: disks are replaced, and nodes lose and get a disk of the device. Not where
 	// an answer speaks of one disk, or where one good copy is all that there may be.
 	changes bool
-	blank   replication.NodeSet // was replaced, and not seen up to date since
-	lost    int                 // bad blocks that nobody had a good copy of
+	lost    int // bad blocks that nobody had a good copy of
 	// owner is whose account a block is on.
 	owner func(blk int64) *ledger
 }
@@ -442,27 +441,10 @@ func (h *history) change() {
 		if n.Disk != nil && h.c.heldBeside(n, -1) {
 			n.Kill()
 			n.EmptyDisk(n.c.opts.Size)
-			h.blank = h.blank.With(n.ID)
 		}
 	case 2:
-		if to, ok := h.c.regrouped(n); !ok || !h.anyBut(to) {
-			return // disks on which nothing is are another device
-		}
 		h.c.regroup(n, h.rng, h.kill, h.begin, func(thirds int) { h.wait(100 * thirds) })
 	}
-}
-
-// anyBut reports whether one of the disks that are not taken out was not replaced, or has
-// been resynced since.
-func (h *history) anyBut(without replication.NodeSet) bool {
-	some := false
-	for _, n := range h.disks() {
-		if n.Dev != nil && n.Dev.Status().Disk == replication.UpToDate {
-			h.blank = h.blank.Without(n.ID)
-		}
-		some = some || !(without | h.blank).Has(n.ID)
-	}
-	return some
 }
 
 // act does one thing to the cluster, and writes through whoever lets it.

@@ -91,6 +91,11 @@ type Generation struct {
 	Stream   uint64
 }
 
+// OnlyNote is the second argument of a NewGen which is of no primary: a disk that was
+// there before is about to begin the device. Nobody is behind it before its GenCommit. A
+// node that does not know of this takes it for a primary's, and is behind at once.
+const OnlyNote = 1
+
 // Change is the payload of Prepare, Vote, Commit and Abort: a change that those
 // in reach whom it concerns agree on.
 type Change struct {

@@ -55,6 +55,7 @@ const (
 	ForgetStayed    Fault = "forget-stayed"            // a vote is given back without those that held one before the disks have changed
 	AnnounceOld     Fault = "announce-old"             // what a primary's disk bore before the primary has it back passes for announced
 	PullUnasked     Fault = "pull-unasked"             // a disk becomes a mixture without a word from its source that it stays complete
+	BeginUnheard    Fault = "begin-unheard"            // a disk that was there before begins the device, and nobody is told
 	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
 )
 
@@ -66,6 +67,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, DeafToRoll,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, DeafToRoll,
 	}
 }
