@@ -33,10 +33,9 @@ func TestCreateStorm(t *testing.T) {
 // creator is one such history.
 type creator struct {
 	*history
-	before func(id int, blk int64) uint64 // what a disk held
-	said   map[uint64]bool                // what the device may have begun with: 0: blank, else 1 and the id of the node whose disk was taken in
-	done   uint64                         // what it certainly has, of those; 0: that is not known
-	used   bool                           // something was answered
+	said map[uint64]bool // what the device may have begun with: 0: blank, else 1 and the id of the node whose disk was taken in
+	done uint64          // what it certainly has, of those; 0: that is not known
+	used bool            // something was answered
 }
 
 const wasThere = 1 << 32 // a block of node id held id<<32 before
@@ -54,6 +53,10 @@ func createStorm(t *testing.T, seed uint64) {
 	}
 	if o.Existing == 0 {
 		o.Existing = replication.Of(rng.IntN(o.Nodes))
+	}
+	if seed%3 == 0 {
+		o.Diskless = o.Diskless.With(o.Nodes)
+		o.Nodes++
 	}
 	x := &creator{history: &history{t: t, c: New(o), rng: rng, l: newLedger()}, said: map[uint64]bool{}}
 	x.owner = func(int64) *ledger { return x.l }
@@ -101,7 +104,7 @@ func (x *creator) step() {
 // create says what a disk is worth.
 func (x *creator) create(n *Node, patience time.Duration) error {
 	existing, word := x.rng.IntN(2) == 0, uint64(0)
-	if existing {
+	if existing && n.Disk != nil {
 		p := make([]byte, 8)
 		n.Disk.Peek(p, 0)
 		word = binary.LittleEndian.Uint64(p)
@@ -111,6 +114,9 @@ func (x *creator) create(n *Node, patience time.Duration) error {
 	err := n.Dev.Create(ctx, existing)
 	x.t.Logf("%s created, existing %v: %v", n.Name, existing, err)
 	x.said[word] = true
+	if err == nil && n.Disk == nil {
+		x.t.Fatalf("%s has no disk, and was created", n.Name)
+	}
 	if err == nil && existing {
 		if x.done != 0 || x.used {
 			x.t.Fatalf("%s was created, and there was a device before\n%s", n.Name, x.c.Describe())
