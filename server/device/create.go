@@ -121,11 +121,14 @@ func (d *Device) herald(ctx context.Context, h *heralding, step wire.Type) error
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
-	if h.no == 0 {
+	to := d.notersLocked()
+	if step == wire.NewGen {
 		d.genNo++
 		h.no = d.genNo
+	} else {
+		to &= h.has // who has come since does not know what it is about
 	}
-	h.step, h.wait, h.has = step, d.notersLocked(), 0
+	h.step, h.wait, h.has = step, to, 0
 	d.heralding = h
 	head, payload := wire.Header{Type: step, Arg: [3]uint64{h.no, uint64(replication.Of(d.cfg.Self))}}, []byte(nil)
 	if step == wire.NewGen {
@@ -133,7 +136,7 @@ func (d *Device) herald(ctx context.Context, h *heralding, step wire.Type) error
 		g := wire.Generation{No: h.no, New: uint64(h.gen), Away: uint32(d.disks.Without(d.cfg.Self))}
 		payload = g.Append(nil)
 	}
-	for id := range h.wait.All() {
+	for id := range to.All() {
 		d.peers[id].send(head, payload, nil, b)
 	}
 	d.mu.Unlock()
@@ -156,22 +159,27 @@ func (d *Device) heralded(ctx context.Context, h *heralding) error {
 	ctx, cancel := context.WithTimeout(ctx, voteTimeout)
 	defer cancel()
 	var v replication.Verdict
-	if err := d.wait(ctx, func() bool {
+	closing := false
+	err := d.wait(ctx, func() bool {
 		seen := allNodes
 		if h.no != 0 {
 			h.wait &= d.notersLocked()
 			seen = h.has
 		}
 		v = d.cfg.Quorum.Quorum(d.tallyAsLocked(replication.UpToDate, seen))
-		return v.Quorate && h.wait == 0 || d.closing
-	}); err == nil && v.Quorate {
+		closing = d.closing
+		return v.Quorate && h.wait == 0 || closing
+	})
+	switch {
+	case closing:
+		return d.refuse("create", errClosing.Error(), "", false)
+	case err == nil:
 		return nil
 	}
-	const do = "start or reconnect the other nodes, and try again"
 	if h.step == wire.GenCommit {
 		return d.refuse("create", "this disk is the device's, but not all have noted it that have to: "+v.Why, "start or reconnect the other nodes before somebody is promoted among them", false)
 	}
-	return d.refuse("create", "those who have to know that the device begins with what this disk holds are not in reach: "+v.Why, do, true)
+	return d.refuse("create", "those who have to know that the device begins with what this disk holds are not in reach: "+v.Why, "start or reconnect the other nodes, and try again", true)
 }
 
 // heraldedLocked: a peer has noted a step on stable storage.
