@@ -77,7 +77,7 @@ func (d *Device) save() error {
 func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
 	members, origin, votes, self, newcomer, member := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer, d.member
-	former, moved := d.former, d.moved
+	former, moved, pulling := d.former, d.moved, d.pullingLocked()
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)
@@ -90,8 +90,8 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 		}
 		if dstat.HasData() {
 			set(store.Consistent, dstat != replication.Inconsistent)
-			if dstat != replication.Consistent { // which is to know nothing new
-				set(store.WasUpToDate, dstat == replication.UpToDate)
+			if dstat != replication.Consistent || !pulling { // else what there was, until that is over
+				set(store.WasUpToDate, dstat >= replication.Consistent)
 			}
 		}
 		set(store.PrimaryInd, role == replication.Primary)
