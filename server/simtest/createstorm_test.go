@@ -20,7 +20,8 @@ import (
 // through whoever is promoted, and nodes and links are lost meanwhile. In the end the
 // disks are equal, what was answered is there, and the rest is what was said of one disk,
 // never some of two. Nothing that was there before is taken without a word. Without
-// quorum two may begin, which is a split brain. A seed is replayed with -run CreateStorm -seed SEED -seeds 1.
+// quorum two may begin, which is a split brain. A seed is replayed with -run CreateStorm
+// -seed SEED -seeds 1.
 func TestCreateStorm(t *testing.T) {
 	for i := range uint64(*seeds) {
 		seed := *first + i
@@ -33,12 +34,12 @@ func TestCreateStorm(t *testing.T) {
 // creator is one such history.
 type creator struct {
 	*history
-	said map[uint64]bool // what the device may have begun with: 0: blank, else 1 and the id of the node whose disk was taken in
+	said map[uint64]bool // what an administrator has said that it begins with: 0: blank, else see wasThere
 	done uint64          // what it certainly has, of those; 0: that is not known
 	used bool            // something was answered
 }
 
-const wasThere = 1 << 32 // a block of node id held id<<32 before
+const wasThere = 1 << 32 // times the id of the node and one: what the blocks of its disk held before
 
 func createStorm(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 43))
