@@ -118,3 +118,72 @@ func (d *Device) handlerChangedLocked() {
 	}
 	d.fencesLocked()
 }
+
+// unfencedRefusalLocked: where there is a fence-peer handler, and quorum does not speak
+// for those in reach, a disk out of reach may be a primary's. As with DRBD a disk that
+// cannot tell is promoted only when the handler has fenced the others.
+func (d *Device) unfencedRefusalLocked() *RefusedError {
+	if d.opts.Fence == nil || len(d.cfg.FencePeer) == 0 || d.orderedLocked() && d.quorum.Quorate || d.disk != nil && d.dstat < replication.Consistent {
+		return nil
+	}
+	var away []*peer
+	for _, p := range d.peers {
+		if p != nil && !p.diskless && !p.agreed && p.session == nil && !p.fenced && !d.votes.Given(p.id) {
+			away = append(away, p)
+		}
+	}
+	if len(away) == 0 {
+		return nil
+	}
+	err := d.refuse("promote", away[0].name+" is out of reach, and not fenced", "start or reconnect it, or see what the fence-peer handler says of it: lockstepctl events", true)
+	err.fence = func(ctx context.Context) {
+		for _, p := range away {
+			d.fenceBefore(ctx, p)
+		}
+	}
+	return err
+}
+
+// fenceBefore has the handler fence a peer before this node is promoted.
+func (d *Device) fenceBefore(ctx context.Context, p *peer) {
+	d.mu.Lock()
+	handler := d.cfg.FencePeer
+	d.eventLocked("fence", p, "the handler is to fence %s before this node is promoted", p.name)
+	d.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
+	status, err := d.opts.Fence(ctx, handler, p.name)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closing:
+		return
+	case p.session != nil:
+		// It is back; what it has is known better.
+	case err != nil:
+		d.eventLocked("fence", p, "the fence-peer handler for %s failed: %v", p.name, err)
+	case status == fencedInconsistent || status == fencedOutdated || status == fencedStonith:
+		p.fenced = true
+		d.eventLocked("fence", p, "%s is fenced: exit status %d", p.name, status)
+	case status == fencedPrimary:
+		d.eventLocked("fence", p, "%s cannot be fenced: it is primary", p.name)
+		if d.dstat > replication.Outdated {
+			d.setDiskLocked(replication.Outdated, p.name+" is primary, by the word of the fence-peer handler")
+			d.saveLocked(nil)
+		}
+	default: // that it cannot be reached is no news
+		d.eventLocked("fence", p, "%s is not fenced: exit status %d", p.name, status)
+	}
+	b := &block.Batch{}
+	d.evaluateLocked(b)
+	d.work.do(b.Finish)
+}
+
+// forgetFencedLocked: who was fenced for this stint as primary may be anything in the next.
+func (d *Device) forgetFencedLocked() {
+	for _, p := range d.peers {
+		if p != nil {
+			p.fenced = false
+		}
+	}
+}

@@ -19,6 +19,8 @@ type RefusedError struct {
 	Why   string
 	Do    string
 	Again bool
+
+	fence func(context.Context) // has those fenced that are in the way; nil: nobody is
 }
 
 func (e *RefusedError) Error() string {
@@ -48,13 +50,21 @@ const voteTimeout = 5 * time.Second
 
 // Promote makes this node the device's primary, by the agreement of all that
 // are in reach. force promotes without quorum and from a disk that is not
-// known to be current; what others wrote meanwhile may be lost.
+// known to be current; what others wrote meanwhile may be lost. Where peers that may have
+// gone on are in the way, and out of reach, the fence-peer handler is asked once to fence
+// them.
 func (d *Device) Promote(ctx context.Context, force bool) error {
+	fenced := false
 	for {
 		err := d.promoteOnce(ctx, force)
 		refused, ok := errors.AsType[*RefusedError](err)
 		if err == nil || !ok || !refused.Again {
 			return err
+		}
+		if refused.fence != nil && !fenced {
+			fenced = true
+			refused.fence(ctx)
+			continue
 		}
 		d.mu.Lock()
 		w := d.watch
@@ -115,6 +125,9 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	}
 	if force {
 		return nil
+	}
+	if refused := d.unfencedRefusalLocked(); refused != nil {
+		return refused
 	}
 	if !d.quorum.Quorate {
 		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
@@ -449,6 +462,7 @@ func (d *Device) becomeSecondaryLocked(b *block.Batch) {
 	d.recent.reset()
 	d.newEpochLocked()
 	d.mendsPartLocked(b)
+	d.forgetFencedLocked()
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
 }

@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 	"time"
 
@@ -96,5 +97,52 @@ func TestFencePeerChangesWhileItRuns(t *testing.T) {
 				c.mustEqual(t)
 			})
 		})
+	}
+}
+
+// TestFencingBeforeAPromotion goes through what the handler can say when a node is to be
+// promoted that cannot tell whether its peer, out of its reach, has gone on. Where
+// there is a quorum one that has left in order is known not to, and nobody is asked.
+func TestFencingBeforeAPromotion(t *testing.T) {
+	for _, quorum := range []replication.QuorumPolicy{{}, majority()} {
+		for status, promoted := range map[int]bool{0: false, 1: false, 3: true, 4: true, 5: false, 6: false, 7: true} {
+			t.Run(fmt.Sprintf("%v: %d", quorum, status), func(t *testing.T) {
+				asked := 0
+				o := three()
+				o.Nodes, o.Quorum = 2, quorum
+				o.Fence = func(node int, peer string) int { asked++; return status }
+				bubble(t, o, func(t *testing.T, c *Cluster) {
+					c.settle(t)
+					c.Nodes[0].Kill()
+					if err := c.Nodes[1].Dev.Promote(timeout(t, 10*time.Second), false); (err == nil) != promoted || asked != 1 {
+						t.Fatalf("asked %d times: %v\n%s", asked, err, c.Describe())
+					}
+					if promoted {
+						c.mustWrite(t, 1, 0, 'a', 4096)
+					}
+					if err := c.Nodes[0].Start(); err != nil {
+						t.Fatal(err)
+					}
+					for n := range c.Nodes {
+						c.mustSync(t, n)
+					}
+					c.mustPromote(t, 1)
+					if err := c.Nodes[1].Dev.Demote(timeout(t, 10*time.Second)); err != nil {
+						t.Fatal(err)
+					}
+					if quorum.Kind == replication.QuorumOff {
+						return // nobody counts the votes of those who leave
+					}
+					asked = 0
+					if err := c.Nodes[0].Stop(timeout(t, 10*time.Second)); err != nil {
+						t.Fatal(err)
+					}
+					c.mustPromote(t, 1)
+					if asked != 0 {
+						t.Errorf("the handler was asked about a node that has left in order\n%s", c.Describe())
+					}
+				})
+			})
+		}
 	}
 }

@@ -273,6 +273,9 @@ func torture(t *testing.T, seed uint64) {
 	h := &history{t: t, c: c, rng: rng, l: newLedger(), power: seed%3 == 0, rots: rotting(seed)}
 	h.owner = func(int64) *ledger { return h.l }
 	h.changes = seed%4 == 3 && o.Protocol != replication.ProtocolB && h.rots == nil
+	if h.changes {
+		h.synced() // what never met is two devices
+	}
 	if *wild {
 		for range 12 {
 			h.rot()
