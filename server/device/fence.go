@@ -3,6 +3,7 @@ package device
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -30,8 +31,15 @@ func (d *Device) fenceLocked(p *peer) {
 		return
 	}
 	d.hold |= holdFence
-	if p.fencing {
-		return // it answers for this loss too
+	d.askHandlerLocked(p)
+}
+
+// askHandlerLocked has the handler fence a peer. It may take longer than whoever wants it
+// waits: what comes of it stands until the peer is back, or this node is demoted.
+func (d *Device) askHandlerLocked(p *peer) {
+	handler := d.cfg.FencePeer
+	if p.fencing || d.closing {
+		return // it answers for this, too
 	}
 	p.fencing, p.unfenced = true, false
 	d.eventLocked("fence", p, "the handler is to fence %s", p.name)
@@ -63,7 +71,8 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 	case status == fencedStonith:
 		word, outdated = "it was shot", true
 	case status == fencedUnreachable:
-		word, outdated = "it cannot be reached", d.dstat == replication.UpToDate
+		word = "it cannot be reached"
+		outdated = d.role == replication.Primary && d.dstat == replication.UpToDate // else that is no news
 	case status == fencedPrimary:
 		word = "it is primary"
 	}
@@ -82,13 +91,20 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 		}
 	case known:
 		p.fenced = outdated
-		d.eventLocked("fence", p, "%s is fenced: %s", p.name, word)
+		fenced := "is fenced"
+		if !outdated {
+			fenced = "is not fenced"
+		}
+		d.eventLocked("fence", p, "%s %s: %s", p.name, fenced, word)
+	case d.role != replication.Primary:
+		d.eventLocked("fence", p, "the fence-peer handler for %s failed: %s", p.name, word)
 	default:
 		p.unfenced = true
 		d.eventLocked("fence", p, "the fence-peer handler for %s failed, so requests wait until %s is back: %s", p.name, p.name, word)
 	}
 	d.fencesLocked()
 	d.evaluateLocked(b)
+	d.touchLocked()
 }
 
 // fencesLocked lets go on what no fencing holds up any more.
@@ -135,48 +151,20 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 	if len(away) == 0 {
 		return nil
 	}
-	err := d.refuse("promote", away[0].name+" is out of reach, and not fenced", "start or reconnect it, or see what the fence-peer handler says of it: lockstepctl events", true)
+	why := away[0].name + " is out of reach, and not fenced"
+	if away[0].fencing {
+		why = away[0].name + " is out of reach, and the fence-peer handler is at work on it"
+	}
+	err := d.refuse("promote", why, "start or reconnect it, or see what the fence-peer handler says of it: lockstepctl events", true)
 	err.fence = func(ctx context.Context) {
+		d.mu.Lock()
 		for _, p := range away {
-			d.fenceBefore(ctx, p)
+			d.askHandlerLocked(p)
 		}
+		d.mu.Unlock()
+		_ = d.wait(ctx, func() bool { return !slices.ContainsFunc(away, func(p *peer) bool { return p.fencing }) || d.closing })
 	}
 	return err
-}
-
-// fenceBefore has the handler fence a peer before this node is promoted.
-func (d *Device) fenceBefore(ctx context.Context, p *peer) {
-	d.mu.Lock()
-	handler := d.cfg.FencePeer
-	d.eventLocked("fence", p, "the handler is to fence %s before this node is promoted", p.name)
-	d.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
-	defer cancel()
-	status, err := d.opts.Fence(ctx, handler, p.name)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case d.closing:
-		return
-	case p.session != nil:
-		// It is back; what it has is known better.
-	case err != nil:
-		d.eventLocked("fence", p, "the fence-peer handler for %s failed: %v", p.name, err)
-	case status == fencedInconsistent || status == fencedOutdated || status == fencedStonith:
-		p.fenced = true
-		d.eventLocked("fence", p, "%s is fenced: exit status %d", p.name, status)
-	case status == fencedPrimary:
-		d.eventLocked("fence", p, "%s cannot be fenced: it is primary", p.name)
-		if d.dstat > replication.Outdated {
-			d.setDiskLocked(replication.Outdated, p.name+" is primary, by the word of the fence-peer handler")
-			d.saveLocked(nil)
-		}
-	default: // that it cannot be reached is no news
-		d.eventLocked("fence", p, "%s is not fenced: exit status %d", p.name, status)
-	}
-	b := &block.Batch{}
-	d.evaluateLocked(b)
-	d.work.do(b.Finish)
 }
 
 // forgetFencedLocked: who was fenced for this stint as primary may be anything in the next.

@@ -3,6 +3,7 @@ package simtest
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -145,4 +146,26 @@ func TestFencingBeforeAPromotion(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestAHandlerMayTakeLongerThanAPromotion: what it has come to stands for the next.
+func TestAHandlerMayTakeLongerThanAPromotion(t *testing.T) {
+	asked := 0
+	o := three()
+	o.Nodes, o.Quorum = 2, replication.QuorumPolicy{}
+	o.Fence = func(int, string) int { asked++; time.Sleep(time.Minute); return 7 }
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.Nodes[0].Kill()
+		for range 2 {
+			if err := c.Nodes[1].Dev.Promote(timeout(t, 5*time.Second), false); err == nil || !strings.Contains(err.Error(), "handler is at work") {
+				t.Fatalf("%v\n%s", err, c.Describe())
+			}
+		}
+		time.Sleep(time.Minute)
+		c.mustPromote(t, 1)
+		if asked != 1 {
+			t.Errorf("the handler was asked %d times", asked)
+		}
+	})
 }
