@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -23,12 +21,7 @@ import (
 // quorum two may begin, which is a split brain. A seed is replayed with -run CreateStorm
 // -seed SEED -seeds 1.
 func TestCreateStorm(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { createStorm(t, seed) })
-		})
-	}
+	histories(t, *seeds, createStorm)
 }
 
 // creator is one such history.
@@ -36,7 +29,6 @@ type creator struct {
 	*history
 	said map[uint64]bool // what an administrator has said that it begins with: 0: blank, else see wasThere
 	done uint64          // what it certainly has, of those; 0: that is not known
-	used bool            // something was answered
 }
 
 const wasThere = 1 << 32 // times the id of the node and one: what the blocks of its disk held before
@@ -131,26 +123,15 @@ func (x *creator) create(n *Node, patience time.Duration) error {
 }
 
 // begun reports whether the device certainly has begun.
-func (x *creator) begun() bool { return x.done != 0 || x.used }
+func (x *creator) begun() bool { return x.done != 0 || x.l.writes > 0 }
 
-// use promotes a node, and writes.
+// use writes through a node, and demotes it.
 func (x *creator) use(n *Node) {
-	if n.Dev == nil {
+	if !x.writeThrough(n) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	err := n.Dev.Promote(ctx, false)
-	x.t.Logf("%s promoted: %v", n.Name, err)
-	if err != nil {
-		return
-	}
-	for range x.rng.IntN(8) {
-		wctx, wcancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
-		x.l.write(wctx, n, int64(x.rng.IntN(tortureBlocks)))
-		wcancel()
-		x.used = x.used || x.l.writes > 0
-	}
 	_ = n.Dev.Demote(ctx)
 }
 

@@ -1,15 +1,10 @@
 package simtest
 
 import (
-	"context"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/lockstepd/lockstep/server/replication"
 )
 
 // TestFenceStorm: random histories of two nodes, which lose quorum with either of them, in
@@ -18,12 +13,7 @@ import (
 // are in sync again. There is no split brain then, and nothing that was answered is lost. A
 // seed is replayed with -run FenceStorm -seed SEED -seeds 1.
 func TestFenceStorm(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { fenceStorm(t, seed) })
-		})
-	}
+	histories(t, *seeds, fenceStorm)
 }
 
 // arbiter is what handlers ask. It is in everybody's reach.
@@ -101,17 +91,5 @@ func (h *history) actFenced() {
 		h.leave(n)
 	}
 	h.wait([]int{3, 30, 3000}[h.rng.IntN(3)])
-	if n = h.node(); n.Dev == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	if err := n.Dev.Promote(ctx, false); err != nil && n.Dev.Status().Role != replication.Primary {
-		return
-	}
-	for range h.rng.IntN(8) {
-		wctx, wcancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
-		h.l.write(wctx, n, int64(h.rng.IntN(tortureBlocks)))
-		wcancel()
-	}
+	h.writeThrough(h.node())
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -23,12 +22,7 @@ import (
 // whoever becomes primary does so with all devices, and what they then hold is
 // a prefix of what the client wrote, of at least what was acknowledged. A seed is replayed with -run GroupIsAPrefix -seed SEED -seeds 1.
 func TestGroupIsAPrefix(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { prefixes(t, seed) })
-		})
-	}
+	histories(t, *seeds, prefixes)
 }
 
 // series is writes to the devices of a group in turn, each to a block of its own.

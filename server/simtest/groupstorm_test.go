@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -25,12 +24,7 @@ import (
 // that are detached or fail, all while another fault has not been mended. A seed
 // is replayed with -run GroupStorm -seed SEED -seeds 1.
 func TestGroupStorm(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { groupStorm(t, seed) })
-		})
-	}
+	histories(t, *seeds, groupStorm)
 }
 
 // groupStormer is one history. The faults are the test's own doing; clients run
@@ -264,12 +258,7 @@ func (s *groupStormer) mend() {
 	}
 	clear(s.faulty)
 	s.learn()
-	if s.c.without != 0 {
-		for _, m := range s.c.Nodes {
-			s.kill(m)
-		}
-		s.c.without = 0
-	}
+	s.c.giveBack(s.kill)
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
 		s.start(s.c.Nodes[i])
 		s.c.Rejoin(i)

@@ -2,12 +2,10 @@ package simtest
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/device"
@@ -20,12 +18,7 @@ import (
 // under -wild, in every other history. A seed is replayed with -run Policies -seed
 // SEED -seeds 1.
 func TestPolicies(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { policies(t, seed) })
-		})
-	}
+	histories(t, *seeds, policies)
 }
 
 func policies(t *testing.T, seed uint64) {
@@ -78,12 +71,7 @@ func (c *Cluster) killAll() {
 // seed is replayed with -run QuorumOff -seed SEED -seeds 1.
 func TestQuorumOff(t *testing.T) {
 	split := 0
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { split += goApart(t, seed) })
-		})
-	}
+	histories(t, *seeds, func(t *testing.T, seed uint64) { split += goApart(t, seed) })
 	t.Logf("%d split brains", split)
 	if *seeds >= 12 && split == 0 {
 		t.Error("there was no split brain")
@@ -152,19 +140,26 @@ func (h *history) actApart() {
 			n.EmptyDisk(n.Disk.Size())
 		}
 	}
-	if n = h.node(); n.Dev == nil {
-		return
+	h.writeThrough(h.node())
+}
+
+// writeThrough promotes a node and, if it lets that, writes a little. It reports whether
+// the node is primary.
+func (h *history) writeThrough(n *Node) bool {
+	if n.Dev == nil {
+		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	if n.Dev.Promote(ctx, false) != nil {
-		return
+		return false
 	}
 	for range h.rng.IntN(8) {
 		wctx, wcancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		h.l.write(wctx, n, int64(h.rng.IntN(tortureBlocks)))
 		wcancel()
 	}
+	return true
 }
 
 // begin starts a node that has a disk of the device.
@@ -260,10 +255,7 @@ func (h *history) rest() {
 // holds the disks to what they held before. Of a split brain somebody has spoken
 // since there were so many events of that.
 func (h *history) meet(before int) (split int) {
-	if h.c.without != 0 {
-		h.c.killAll()
-		h.c.without = 0
-	}
+	h.c.giveBack((*Node).Kill)
 	var was []*storetest.Image
 	for _, n := range h.c.Nodes {
 		if n.Dev != nil {

@@ -2,11 +2,9 @@ package simtest
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -19,15 +17,10 @@ import (
 // other, and some disks are still detached: where one of those that are not holds
 // all that was acknowledged, and those that are have not most of the votes, somebody can
 // be promoted; and with those attached again all is as it was acknowledged. Half of the
-// histories have a node without a disk; in a quarter disks are replaced, too. A seed is replayed with -run Remnant -seed SEED
-// -seeds 1.
+// histories have a node without a disk; in a quarter disks are replaced, too. A seed is
+// replayed with -run Remnant -seed SEED -seeds 1.
 func TestRemnant(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { remnant(t, seed) })
-		})
-	}
+	histories(t, *seeds, remnant)
 }
 
 func remnant(t *testing.T, seed uint64) {

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -23,12 +22,7 @@ import (
 // answered is there, and what was never written is zero. A seed is replayed with
 // -run ResizeStorm -seed SEED -seeds 1.
 func TestResizeStorm(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { resizeStorm(t, seed) })
-		})
-	}
+	histories(t, *seeds, resizeStorm)
 }
 
 // growing is one history.

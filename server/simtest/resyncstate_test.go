@@ -11,7 +11,8 @@ import (
 // TestAResyncedDiskIsAsGoodAsItsSource: a replica is resynced from another, of which
 // nobody could tell whether it is current, and both stop. When all are back it does not
 // take itself for outdated: it would have the others, the primary's disk with them, take
-// themselves for that, and nobody would be resynced from anybody.
+// themselves for that, and nobody would be resynced from anybody; beside a fourth that is
+// apart from them nobody could tell that there is nothing newer.
 func TestAResyncedDiskIsAsGoodAsItsSource(t *testing.T) {
 	o := three()
 	o.Nodes, o.Quorum = 4, replication.QuorumPolicy{}

@@ -445,6 +445,18 @@ func (c *Cluster) regrouped(n *Node) (without replication.NodeSet, ok bool) {
 	return without, ok && n.Disk != nil
 }
 
+// giveBack ends all nodes where the configuration has taken disks out, which it has again
+// when they are begun.
+func (c *Cluster) giveBack(end func(*Node)) {
+	if c.without == 0 {
+		return
+	}
+	for _, n := range c.Nodes {
+		end(n)
+	}
+	c.without = 0
+}
+
 // regroup has all nodes come back with a configuration in which a disk is the device's no
 // longer, or again: together, or one by one, with pauses of so many thirds.
 func (c *Cluster) regroup(n *Node, rng *rand.Rand, end, begin func(*Node), wait func(thirds int)) {

@@ -2,11 +2,9 @@ package simtest
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -19,12 +17,7 @@ import (
 // Metadata takes its time, so that crashes fall between a change and the
 // generation that it belongs to.
 func TestNothingIsMergedSilently(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { apart(t, seed) })
-		})
-	}
+	histories(t, *seeds, apart)
 }
 
 func apart(t *testing.T, seed uint64) {

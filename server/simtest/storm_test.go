@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -27,12 +26,7 @@ import (
 // everything healed and compared. A seed is replayed with -run Storm -seed SEED
 // -seeds 1.
 func TestStorm(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { stormy(t, seed) })
-		})
-	}
+	histories(t, *seeds, stormy)
 }
 
 const stormClients = 3
@@ -348,12 +342,7 @@ func (s *storm) mend() {
 		s.zombie = -1
 		s.c.Learn(z)
 	}
-	if s.c.without != 0 {
-		for _, n := range s.c.Nodes {
-			s.stop(n, false)
-		}
-		s.c.without = 0
-	}
+	s.c.giveBack(func(n *Node) { s.stop(n, false) })
 	slowly := s.rng.IntN(2) == 0
 	for _, i := range s.rng.Perm(len(s.c.Nodes)) {
 		n := s.c.Nodes[i]

@@ -2,11 +2,9 @@ package simtest
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -27,12 +25,7 @@ import (
 // there is one for twelve of the others. A seed is replayed with -run Tempest -seed
 // SEED -seeds 1.
 func TestTempest(t *testing.T) {
-	for i := range uint64(*seeds+11) / 12 {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { tempestuous(t, seed) })
-		})
-	}
+	histories(t, (*seeds+11)/12, tempestuous)
 }
 
 // tempest is one history. Faults are the test's own doing; clients run beside it.
@@ -235,12 +228,7 @@ func (s *tempest) mend() {
 	if s.zombie >= 0 {
 		s.learn()
 	}
-	if s.c.without != 0 {
-		for _, m := range s.c.Nodes {
-			s.stop(m, false)
-		}
-		s.c.without = 0
-	}
+	s.c.giveBack(func(n *Node) { s.stop(n, false) })
 	for _, do := range s.rng.Perm(2) {
 		if do == 0 {
 			for i := range s.c.Nodes {

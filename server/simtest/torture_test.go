@@ -26,6 +26,16 @@ var (
 	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
+// histories runs so many of them, from the first seed on, each in a time of its own.
+func histories(t *testing.T, n int, history func(t *testing.T, seed uint64)) {
+	for i := range uint64(n) {
+		seed := *first + i
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { history(t, seed) })
+		})
+	}
+}
+
 // ledger is what a client was told, block by block.
 type ledger struct {
 	next   uint64
@@ -221,12 +231,7 @@ func disksOf(seed uint64, drawn int) int {
 // clients were told. A seed is replayed with -run Torture -seed SEED -seeds 1;
 // -wild lets faults pile up.
 func TestTorture(t *testing.T) {
-	for i := range uint64(*seeds) {
-		seed := *first + i
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { torture(t, seed) })
-		})
-	}
+	histories(t, *seeds, torture)
 }
 
 // TestTorturesThatWentWrong are histories that once went wrong in a good part of their
@@ -564,12 +569,7 @@ func (h *history) read(p *Node) {
 
 // heal brings everything back and checks the end.
 func (h *history) heal() {
-	if h.c.without != 0 {
-		for _, n := range h.c.Nodes {
-			h.kill(n)
-		}
-		h.c.without = 0
-	}
+	h.c.giveBack(h.kill)
 	for _, n := range h.c.Nodes {
 		if n.Dev == nil {
 			if err := n.Start(); err != nil {
