@@ -106,6 +106,21 @@ func handle(d *Device, s Session, f *wire.Frame) {
 	synctest.Wait()
 }
 
+// added starts a device of two nodes without disks, and adds it to a set.
+func added(t *testing.T, s *Set) *Device {
+	t.Helper()
+	d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Start()
+	if err := s.Add(d); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	return d
+}
+
 // TestAHelloOfADeviceToComeIsKept: a peer has a device before this node; the
 // peer's hello counts when this node has it, too.
 func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
@@ -115,16 +130,8 @@ func TestAHelloOfADeviceToComeIsKept(t *testing.T) {
 		hello := wire.DeviceFacts{Name: "r0", No: 1, Handle: 9, Disk: 1, Primary: wire.NoNode}
 		f := &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: hello.Append(nil)}
 		s.HandleFrame(session, f, &block.Batch{})
-		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Start()
+		d := added(t, s)
 		defer d.Abandon()
-		if err := s.Add(d); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
 		session.mu.Lock()
 		defer session.mu.Unlock()
 		if session.sent[wire.DevHello] != 1 || session.sent[wire.DevAgree] != 1 {
@@ -164,16 +171,8 @@ func TestAPeersAnswerFindsItsHelloTaken(t *testing.T) {
 		s.SessionUp(session)
 		hello := wire.DeviceFacts{Name: "r0", No: 1, Handle: 9, Role: uint8(replication.Secondary), Disk: uint8(replication.Diskless), Primary: wire.NoNode}
 		s.HandleFrame(session, &wire.Frame{Header: wire.Header{Type: wire.DevHello}, Payload: hello.Append(nil)}, &block.Batch{})
-		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Start()
+		d := added(t, s)
 		defer d.Abandon()
-		if err := s.Add(d); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
 		if p := d.Status().Peers[0]; !p.Connected {
 			t.Errorf("not agreed with a peer that agreed at once: %+v", p)
 		}
@@ -202,16 +201,8 @@ func TestAHelloOfADeviceThatIsGoneIsNotTheLast(t *testing.T) {
 			}
 		}
 		hello(9, 3)
-		d, err := New(Options{Config: Config{Name: "r0", Handle: 1, Size: 1 << 20, Nodes: []Node{{ID: 0, Name: "a", Diskless: true}, {ID: 1, Name: "b", Diskless: true}}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.Start()
+		d := added(t, s)
 		defer d.Abandon()
-		if err := s.Add(d); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
 		agreedWith(9, 3)
 		hello(12, 1)
 		agreedWith(12, 1)
