@@ -482,16 +482,8 @@ func (d *Device) objectionLocked(p *peer, c *wire.Change) string {
 		return fmt.Sprintf("the disk of %s is %v", self, d.dstat)
 	case c.Kind == wire.ChangeResize && (int64(c.Arg) <= d.cfg.Size || c.Arg%block.Unit != 0 || c.Arg > store.MaxSize):
 		return fmt.Sprintf("%s has it with %d bytes", self, d.cfg.Size)
-	case c.Kind == wire.ChangeCreate && d.gens.HasPast():
-		return fmt.Sprintf("%s has its data", self)
-	case c.Kind == wire.ChangeCreate && d.beganLocked():
-		return fmt.Sprintf("%s knows that others have its data", self)
-	case c.Kind == wire.ChangeCreate && d.role == replication.Primary:
-		return self + " is primary"
-	case c.Kind == wire.ChangeCreate && d.primary >= 0:
-		return fmt.Sprintf("%s sees %s as primary", self, d.nodeName(d.primary))
-	case c.Kind == wire.ChangeCreate && (d.change.tx != 0 || d.change.promised != 0 && time.Now().Before(d.change.until)):
-		return "somebody is being promoted"
+	case c.Kind == wire.ChangeCreate && d.objectionToBeginLocked() != "":
+		return d.objectionToBeginLocked()
 	case c.Kind == wire.ChangeDiscard && d.role == replication.Primary:
 		return fmt.Sprintf("%s is primary: run \"lockstepctl device demote %s\" there first", self, d.opts.Name)
 	case c.Kind == wire.ChangeDiscard && !d.splitFromLocked().Has(p.id):

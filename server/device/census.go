@@ -30,17 +30,6 @@ func (d *Device) censusLocked() {
 	d.weighLocked()
 }
 
-// unbegunLocked reports whether nothing was ever written, as far as is known in reach:
-// before the first generation is in force nothing is.
-func (d *Device) unbegunLocked() bool {
-	for _, p := range d.peers {
-		if p != nil && p.agreed && p.hs.theirs.Gens.HasPast() {
-			return false
-		}
-	}
-	return !d.gens.HasPast() && !d.gens.Seen.After(replication.DayOne)
-}
-
 // weighLocked holds answers while as many disks as quorum takes are not sent the
 // changes, although they are in reach, or could be: when the disks that are sent
 // them are gone for good, the rest would be a majority that lacks what was answered.

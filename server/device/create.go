@@ -28,15 +28,18 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 		return err
 	}
 	defer d.end()
-	if err := d.mayCreate(); err != nil {
+	d.mu.Lock()
+	err := d.mayCreateLocked()
+	h := heralding{alone: !existing || !d.orderedLocked() || mutate.Is(mutate.BeginUnheard)}
+	d.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	h := heralding{alone: !existing || !d.ordered() || mutate.Is(mutate.BeginUnheard)}
 	if err := d.heralded(ctx, &h); err != nil {
 		return err
 	}
 	d.mu.Lock()
-	err := d.mayCreateLocked()
+	err = d.mayCreateLocked() // much may have come into reach meanwhile
 	var ask replication.NodeSet
 	for _, p := range d.peers {
 		if p != nil && p.session != nil && p.handle != 0 {
@@ -101,121 +104,6 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 	return cmp.Or(err, unknown)
 }
 
-// heralding is how a disk that is taken in makes known what it begins. It is the protocol
-// of startGenLocked, of one who is no primary: those in contact note the generation, the
-// disk takes it over, they note that it is in force. Until that they are as current as
-// they were, lest a word that is never kept leaves all behind.
-type heralding struct {
-	alone     bool // nobody has to know
-	gen       replication.Gen
-	no        uint64 // of the acknowledgements; 0: none are awaited
-	step      wire.Type
-	wait, has replication.NodeSet
-}
-
-// herald has those in contact note one of the two steps, and returns when as many as
-// quorum takes have.
-func (d *Device) herald(ctx context.Context, h *heralding, step wire.Type) error {
-	if h.alone {
-		return nil
-	}
-	b := &block.Batch{}
-	d.mu.Lock()
-	to := d.notersLocked()
-	if step == wire.NewGen {
-		d.genNo++
-		h.no = d.genNo
-	} else {
-		to &= h.has // who has come since does not know what it is about
-	}
-	h.step, h.wait, h.has = step, to, 0
-	d.heralding = h
-	head, payload := wire.Header{Type: step, Arg: [3]uint64{h.no, uint64(replication.Of(d.cfg.Self))}}, []byte(nil)
-	if step == wire.NewGen {
-		head.Arg = [3]uint64{d.beginsLocked(), wire.OnlyNote}
-		g := wire.Generation{No: h.no, New: uint64(h.gen), Away: uint32(d.disks.Without(d.cfg.Self))}
-		payload = g.Append(nil)
-	}
-	for id := range to.All() {
-		d.peers[id].send(head, payload, nil, b)
-	}
-	d.mu.Unlock()
-	b.Finish()
-	defer func() {
-		d.mu.Lock()
-		d.heralding = nil
-		d.mu.Unlock()
-	}()
-	return d.heralded(ctx, h)
-}
-
-// heralded waits until those that have noted the step are as many as quorum takes with
-// this node, and those that are still to are gone. Before the first step it waits until
-// there are as many in contact.
-func (d *Device) heralded(ctx context.Context, h *heralding) error {
-	if h.alone {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, voteTimeout)
-	defer cancel()
-	var v replication.Verdict
-	closing := false
-	err := d.wait(ctx, func() bool {
-		seen := allNodes
-		if h.no != 0 {
-			h.wait &= d.notersLocked()
-			seen = h.has
-		}
-		v = d.cfg.Quorum.Quorum(d.tallyAsLocked(replication.UpToDate, seen))
-		closing = d.closing
-		return v.Quorate && h.wait == 0 || closing
-	})
-	switch {
-	case closing:
-		return d.refuse("create", errClosing.Error(), "", false)
-	case err == nil:
-		return nil
-	}
-	if h.step == wire.GenCommit {
-		return d.refuse("create", "this disk is the device's, but not all have noted it that have to: "+v.Why, "start or reconnect the other nodes before somebody is promoted among them", false)
-	}
-	return d.refuse("create", "those who have to know that the device begins with what this disk holds are not in reach: "+v.Why, "start or reconnect the other nodes, and try again", true)
-}
-
-// heraldedLocked: a peer has noted a step on stable storage.
-func (d *Device) heraldedLocked(p *peer, no uint64, step wire.Type) bool {
-	h := d.heralding
-	if h == nil || no != h.no {
-		return false
-	}
-	if step == h.step {
-		h.wait, h.has = h.wait.Without(p.id), h.has.With(p.id)
-		d.touchLocked()
-	}
-	return true
-}
-
-// hearLocked notes a generation that a disk is about to begin the device with.
-func (d *Device) hearLocked(p *peer, g *wire.Generation) {
-	next := replication.Gen(g.New)
-	switch {
-	case d.meta == nil || !p.agreed:
-		return
-	case d.beganLocked() || d.role == replication.Primary || d.primary >= 0 || !d.gens.MayNote(next):
-		d.objectLocked(p, g, "the device has begun, or is about to, or another was noted")
-		return
-	}
-	d.gens.Noted = next
-	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.announcer = next, g.No, replication.NodeSet(g.Away), nil, p.id
-	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
-}
-
-func (d *Device) mayCreate() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mayCreateLocked()
-}
-
 func (d *Device) mayCreateLocked() error {
 	const what = "create"
 	switch {
@@ -234,17 +122,6 @@ func (d *Device) mayCreateLocked() error {
 		}
 	}
 	return nil
-}
-
-func (d *Device) ordered() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.orderedLocked()
-}
-
-// beganLocked reports whether the device is known to have begun, wherever its data is.
-func (d *Device) beganLocked() bool {
-	return d.gens.HasPast() || d.orderedLocked() && d.gens.Seen.After(replication.DayOne)
 }
 
 // markAll marks everything as out of sync with every node of set, durably.

@@ -26,13 +26,15 @@ const fenceTimeout = 2 * time.Minute
 // primary. Until it has answered nothing that the peer missed is answered: the
 // peer could be promoted and not know of it.
 func (d *Device) fenceLocked(p *peer) {
-	handler := d.cfg.FencePeer
-	if d.opts.Fence == nil || len(handler) == 0 || d.closing {
+	if !d.fencesPeersLocked() || d.closing {
 		return
 	}
 	d.hold |= holdFence
 	d.askHandlerLocked(p)
 }
+
+// fencesPeersLocked reports whether there is a handler.
+func (d *Device) fencesPeersLocked() bool { return d.opts.Fence != nil && len(d.cfg.FencePeer) > 0 }
 
 // askHandlerLocked has the handler fence a peer. It may take longer than whoever wants it
 // waits: what comes of it stands until the peer is back, or this node is demoted.
@@ -139,7 +141,7 @@ func (d *Device) handlerChangedLocked() {
 // for those in reach, a disk out of reach may be a primary's. As with DRBD a disk that
 // cannot tell is promoted only when the handler has fenced the others.
 func (d *Device) unfencedRefusalLocked() *RefusedError {
-	if d.opts.Fence == nil || len(d.cfg.FencePeer) == 0 || d.orderedLocked() && d.quorum.Quorate || d.disk != nil && d.dstat < replication.Consistent {
+	if !d.fencesPeersLocked() || d.orderedLocked() && d.quorum.Quorate || d.disk != nil && d.dstat < replication.Consistent {
 		return nil
 	}
 	var away []*peer
