@@ -111,8 +111,9 @@ type Device struct {
 	AfterSB1Pri string
 	AfterSB2Pri string
 	// FencePeer is the argv of the fence-peer handler, by DRBD's contract: a
-	// primary that loses a peer in sync runs it, and answers no write that the peer
-	// missed before it ended. Exit status 3 (the peer's disk is inconsistent), 4
+	// primary that loses a peer which could be promoted, and not know of it, runs it, and
+	// suspends I/O until it ended: one in sync and, where no quorum decides, one that has
+	// not noted on its disk that it is behind. Exit status 3 (the peer's disk is inconsistent), 4
 	// (outdated) and 7 (shot) let it go on with the peer counted as outdated, 5
 	// (unreachable) where this disk is current; with 6 (the peer is primary) it
 	// gives the role up; after any other, requests wait for the peer. A node that is to

@@ -115,6 +115,8 @@ func suspendedBy(st *device.Status) string {
 		return "that of " + st.Stalled + ", of the same group, is"
 	case st.InDoubt:
 		return "too few peers are certain to take this node for alive"
+	case len(st.Unfenced) > 0:
+		return strings.Join(st.Unfenced, ", ") + ": lost, and not fenced yet"
 	case st.Few:
 		return "too few disks get what is written, until their resync has begun"
 	case st.Disk != replication.UpToDate:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -125,6 +126,9 @@ func (d *Device) detach(ctx context.Context) error {
 			return d.refuse("detach", "what was written could not be made durable: "+err.Error(), "", true)
 		}
 	}
+	if err := d.noteBehind(); err != nil {
+		return d.refuse("detach", "its metadata could not be written: "+err.Error(), "", true)
+	}
 	b := &block.Batch{}
 	d.mu.Lock()
 	_, err := d.mayDetachLocked()
@@ -135,6 +139,7 @@ func (d *Device) detach(ctx context.Context) error {
 		err = d.quorumWithoutLocked()
 	}
 	if err != nil {
+		d.saveLocked(nil)
 		d.mu.Unlock()
 		return err
 	}
@@ -147,6 +152,9 @@ func (d *Device) detach(ctx context.Context) error {
 		}
 	}
 	note := d.superblockLocked()
+	if whole := note; d.detachNotedLocked() {
+		note = func(sb *store.Superblock) { whole(sb); behind(sb) }
+	}
 	left := d.dropDiskLocked(false)
 	d.disklessLocked("detached by an administrator", b)
 	done := d.putAwayLocked(left, note, primary || complete)
@@ -162,6 +170,28 @@ func (d *Device) detach(ctx context.Context) error {
 	}
 	return nil
 }
+
+// noteBehind has a disk that is about to be detached know that the others go on without
+// it, before they do.
+func (d *Device) noteBehind() error {
+	d.mu.Lock()
+	meta, noted := d.meta, d.detachNotedLocked()
+	d.mu.Unlock()
+	if !noted || meta == nil {
+		return nil
+	}
+	return meta.Update(behind)
+}
+
+// detachNotedLocked reports whether a disk has to know that it was detached. Where
+// generations in force are a chain it learns when it is back what it has missed. Elsewhere
+// it could be promoted before.
+func (d *Device) detachNotedLocked() bool {
+	return !d.orderedLocked() && !mutate.Is(mutate.DetachUnnoted)
+}
+
+// behind notes that a disk is not current.
+func behind(sb *store.Superblock) { sb.Flags &^= store.WasUpToDate }
 
 // putAwayLocked closes a detached disk when nothing is under way on it, which
 // Close waits for. With clean nothing but its bitmaps is needed to tell what it

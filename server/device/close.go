@@ -153,8 +153,9 @@ func (d *Device) closeStore(clean bool) error {
 	return errors.Join(errs...)
 }
 
-// errHeld: a primary without quorum can finish nothing, and waits in vain.
-var errHeld = errors.New("without quorum nothing can be finished")
+// errHeld: a primary without quorum, or with a lost peer that is not fenced, can finish
+// nothing, and waits in vain.
+var errHeld = errors.New("without quorum, or with a lost peer that is not fenced, nothing can be finished")
 
 // quiesce waits until no change is in flight here and makes what was done
 // durable everywhere in reach.
@@ -163,7 +164,7 @@ func (d *Device) quiesce(ctx context.Context) error {
 		d.mu.Lock()
 		idle := len(d.ranges.ops) == 0
 		primary := d.role == replication.Primary
-		held := primary && d.hold&holdCopies != 0
+		held := primary && d.hold&(holdCopies|holdFence) != 0
 		w := d.watch
 		d.mu.Unlock()
 		if held {

@@ -547,6 +547,7 @@ func (d *Device) ticker(ctx context.Context) {
 			d.tickVerifyLocked(now, b)
 			d.tickChangeLocked(now)
 			d.tickHealsLocked(now, b)
+			d.tickFencesLocked(now, b)
 			if d.hold&holdLease != 0 {
 				d.evaluateLocked(b)
 			}

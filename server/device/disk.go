@@ -168,7 +168,7 @@ func (d *Device) failed(left leaving) {
 	d.mu.Unlock()
 	// What is known of it is written as far as that is possible.
 	err := left.meta.Update(func(sb *store.Superblock) {
-		sb.Flags &^= store.WasUpToDate
+		behind(sb)
 		if resigns = resigns && len(sb.Ext) >= extWhole; resigns {
 			putVotes(sb, &votes, d.cfg.Self)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 )
 
@@ -19,18 +20,69 @@ const (
 	fencedStonith      = 7 // the peer was shot
 )
 
-// fenceTimeout is how long the handler may take.
-const fenceTimeout = 2 * time.Minute
+const (
+	fenceTimeout     = 2 * time.Minute // for the handler
+	handshakeTimeout = 5 * time.Second // after which a peer in contact is fenced like one that is not
+)
 
-// fenceLocked has the handler fence a peer that was in sync and is lost by this
-// primary. Until it has answered nothing that the peer missed is answered: the
-// peer could be promoted and not know of it.
-func (d *Device) fenceLocked(p *peer) {
-	if !d.fencesPeersLocked() || d.closing {
-		return
+// fencesLocked has the handler fence those that a primary has lost, and that could be
+// promoted and not know of it. Until it has answered nothing is answered that they have
+// not confirmed, and nothing is read. While a handshake is under way, that is waited for.
+func (d *Device) fencesLocked() {
+	d.hold &^= holdFence
+	for _, p := range d.peers {
+		if p == nil {
+			continue
+		}
+		if !d.strayedLocked(p) {
+			p.strayed = time.Time{}
+			continue
+		}
+		d.hold |= holdFence
+		if p.strayed.IsZero() {
+			p.strayed = time.Now()
+		}
+		if !p.unfenced && (!p.shakingLocked() || !p.contested.IsZero() || time.Since(p.strayed) > handshakeTimeout) {
+			d.askHandlerLocked(p)
+		}
 	}
-	d.hold |= holdFence
-	d.askHandlerLocked(p)
+}
+
+// shakingLocked reports whether a handshake with a peer may be under way.
+func (p *peer) shakingLocked() bool {
+	return p.session != nil && !p.agreed && p.refused == "" && !p.closed
+}
+
+// strayedLocked reports whether a peer is to be fenced. Who stops, and has nothing to
+// answer any more, needs nobody fenced.
+func (d *Device) strayedLocked(p *peer) bool {
+	return d.role == replication.Primary && d.fencesPeersLocked() && (!d.closing || d.window.floor != d.window.head) &&
+		!p.diskless && !p.agreed && !p.fenced && !p.spared && !d.votes.Given(p.id)
+}
+
+// strayedNamesLocked names those whose fencing is waited for.
+func (d *Device) strayedNamesLocked() (names []string) {
+	for _, p := range d.peers {
+		if p != nil && d.strayedLocked(p) {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+// spareLostLocked, as a peer is lost: where generations in force are a chain, one that was
+// not in sync is outvoted, or quorum is lost without it. Elsewhere only its own durable
+// word will do that it is behind; see concludeLocked, genConfirmedLocked.
+func (d *Device) spareLostLocked(p *peer) {
+	if d.orderedLocked() || mutate.Is(mutate.FenceInSync) {
+		p.spared = p.repl != replication.Established || p.disk != replication.UpToDate
+	}
+}
+
+// unnotedLocked reports whether a disk in reach is not sent changes, and has not noted
+// that it is behind: out of reach it could be promoted, and not know of it.
+func (d *Device) unnotedLocked(p *peer) bool {
+	return !d.orderedLocked() && d.fencesPeersLocked() && p.agreed && p.disk.HasData() && !p.spared && !d.receives.Has(p.id)
 }
 
 // fencesPeersLocked reports whether there is a handler.
@@ -74,7 +126,7 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 		word, outdated = "it was shot", true
 	case status == fencedUnreachable:
 		word = "it cannot be reached"
-		outdated = d.role == replication.Primary && d.dstat == replication.UpToDate // else that is no news
+		outdated = d.role == replication.Primary && (d.dstat == replication.UpToDate || d.remoteDataLocked()) // else that is no news
 	case status == fencedPrimary:
 		word = "it is primary"
 	}
@@ -92,7 +144,7 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 			d.saveLocked(nil)
 		}
 	case known:
-		p.fenced = outdated
+		p.fenced, p.unfenced = outdated, !outdated && d.role == replication.Primary
 		fenced := "is fenced"
 		if !outdated {
 			fenced = "is not fenced"
@@ -104,37 +156,64 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 		p.unfenced = true
 		d.eventLocked("fence", p, "the fence-peer handler for %s failed, so requests wait until %s is back: %s", p.name, p.name, word)
 	}
-	d.fencesLocked()
+	if !p.contested.IsZero() {
+		d.helloLocked(p, b) // it is decided
+	}
 	d.evaluateLocked(b)
 	d.touchLocked()
 }
 
-// fencesLocked lets go on what no fencing holds up any more.
-func (d *Device) fencesLocked() {
+// contestedLocked reports whether what would be a split brain with a peer may be but the
+// end of a fencing: of two primaries one is about to learn that it is none, and has
+// answered nothing that the other lacks. Those that follow it may see that, too.
+func (d *Device) contestedLocked(p *peer) bool {
+	if !d.fencesPeersLocked() {
+		return false
+	}
+	if p.contested.IsZero() {
+		p.contested = time.Now()
+	}
+	d.fencesLocked() // now the handler is asked, if it is to be
+	return p.fencing || time.Since(p.contested) < handshakeTimeout
+}
+
+// tickFencesLocked looks again at what the clock decides.
+func (d *Device) tickFencesLocked(now time.Time, b *block.Batch) {
 	for _, p := range d.peers {
-		if p != nil && (p.fencing || p.unfenced) {
-			return
+		if p != nil && !p.fencing && !p.contested.IsZero() && now.Sub(p.contested) >= handshakeTimeout {
+			d.decideLocked(p, b)
+			p.contested = time.Time{}
 		}
 	}
-	d.hold &^= holdFence
+	if d.hold&holdFence != 0 {
+		d.evaluateLocked(b)
+	}
 }
 
 // unfenceLocked: the peer is in contact again, and speaks for itself.
 func (d *Device) unfenceLocked(p *peer) {
-	p.fenced, p.unfenced = false, false
-	d.fencesLocked()
+	p.fenced, p.unfenced, p.spared, p.contested = false, false, false, time.Time{}
 }
 
-// handlerChangedLocked: peers that the handler before failed to fence are the
-// new one's, or nobody's if there is none any more.
-func (d *Device) handlerChangedLocked() {
+// beginFencingLocked: those that are away as a node becomes primary are fenced, or quorum
+// or an administrator says that it may be that without them.
+func (d *Device) beginFencingLocked() {
 	for _, p := range d.peers {
-		if p != nil && p.unfenced {
-			p.unfenced = false
-			d.fenceLocked(p)
+		if p != nil {
+			p.spared, p.unfenced = !p.agreed, false
 		}
 	}
-	d.fencesLocked()
+}
+
+// handlerChangedLocked: peers that the handler before failed to fence are the new one's.
+// Where there was none, whoever is lost has been let go.
+func (d *Device) handlerChangedLocked(had bool) {
+	for _, p := range d.peers {
+		if p != nil {
+			p.unfenced = false
+			p.spared = p.spared || !had && !p.agreed
+		}
+	}
 }
 
 // unfencedRefusalLocked: where there is a fence-peer handler, and quorum does not speak
@@ -146,7 +225,7 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 	}
 	var away []*peer
 	for _, p := range d.peers {
-		if p != nil && !p.diskless && !p.agreed && p.session == nil && !p.fenced && !d.votes.Given(p.id) {
+		if p != nil && !p.diskless && !p.agreed && !p.shakingLocked() && !p.fenced && !d.votes.Given(p.id) {
 			away = append(away, p)
 		}
 	}

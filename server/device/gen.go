@@ -106,6 +106,8 @@ func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Ba
 		d.genHas = d.genHas.With(p.id)
 		if d.receives.Has(p.id) {
 			p.confirmed = d.genNew
+		} else if d.genAway.Has(p.id) {
+			p.spared = true
 		}
 		d.genSettleLocked(b)
 	}

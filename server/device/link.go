@@ -248,6 +248,9 @@ func (d *Device) decideLocked(p *peer, b *block.Batch) {
 		dec = replication.Decision{Action: replication.Refuse, Rule: "configuration",
 			Why: "the two nodes' configurations of this device differ in what must agree (size, nodes, protocol, quorum)"}
 	}
+	if dec.Action == replication.SplitBrain && d.contestedLocked(p) {
+		return
+	}
 	changed := dec.Action != p.decision.Action || dec.Rule != p.decision.Rule
 	p.decision = dec
 	p.refused = ""
@@ -416,13 +419,15 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	case dec.Action == replication.InSync:
 		d.enterInSyncLocked(p)
 	case dec.Sync() && dec.Source():
+		p.spared = !dec.Even && !dec.Chosen() && !p.hs.theirs.Discard // it has noted that it is behind, see prepareAgreementLocked
 		d.enterSourceLocked(p, dec)
 	case dec.Sync():
 		d.setReplLocked(p, replication.PausedSyncT)
 		p.sync = syncState{full: dec.Full()}
 	default:
 		d.setReplLocked(p, replication.Established)
-		if dec.Action == replication.PeerOutdated && p.disk > replication.Outdated {
+		p.spared = dec.Action == replication.PeerOutdated // likewise
+		if p.spared && p.disk > replication.Outdated {
 			p.disk = replication.Outdated
 		}
 	}

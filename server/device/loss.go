@@ -17,9 +17,6 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 	}
 	was := p.agreed
 	if was {
-		if d.role == replication.Primary && !p.diskless && p.repl == replication.Established && p.disk == replication.UpToDate {
-			d.fenceLocked(p)
-		}
 		d.partLocked(p, reason, b)
 	}
 	p.hs.sent, p.hs.got, p.hs.peerNo = false, false, 0
@@ -41,7 +38,9 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	// Whichever of the two is to be resynced: a complete disk that took part bears the
 	// present generation.
 	complete := p.disk >= replication.Consistent
+	d.spareLostLocked(p)
 	p.agreed, p.inSync, p.early = false, false, nil
+	d.fencesLocked() // before anything that the peer has missed is answered
 	d.endVerifyLocked(p, reason)
 	d.pollPartedLocked(p)
 	d.voteVoidLocked(p)

@@ -156,6 +156,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 		d.forceRegroupLocked()
 	}
 	d.setRoleLocked(replication.Primary)
+	d.beginFencingLocked()
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint = randomID(), false
 	d.logStream = 0 // from now on this disk has what nobody else has
@@ -223,6 +224,9 @@ func (d *Device) needsGenLocked() bool {
 		}
 	}
 	for _, p := range d.peers {
+		if p != nil && d.unnotedLocked(p) {
+			return true
+		}
 		if p != nil && p.diskless && !p.agreed && !d.genStint {
 			return true // it may take itself for primary still, and learns by this that it is not
 		}
@@ -516,6 +520,7 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	d.gate = gateShut
 	d.readable.Store(nil)
 	d.held = nil
+	d.forgetFencedLocked()
 	if !mutate.Is(mutate.FlushAfterYield) {
 		d.flush.dropLocked(d, b)
 	}

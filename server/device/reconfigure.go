@@ -63,7 +63,7 @@ func (d *Device) Reconfigure(to Config) error {
 		}
 	}
 	if !slices.Equal(now.FencePeer, to.FencePeer) {
-		d.handlerChangedLocked()
+		d.handlerChangedLocked(len(now.FencePeer) > 0)
 	}
 	d.eventLocked("device", nil, "reconfigured: %s", strings.Join(what, ", "))
 	if now.Fingerprint != to.Fingerprint {

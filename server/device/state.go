@@ -25,6 +25,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.acquaintLocked()
 	d.receiversChangedLocked(b)
 	d.weighLocked()
+	d.fencesLocked()
 	if d.role == replication.Primary && !d.needGen {
 		d.needGen = d.needsGenLocked()
 		d.genAgain = d.genAgain || d.needGen && d.genBusy && d.committing
@@ -203,6 +204,7 @@ func (d *Device) receiversChangedLocked(b *block.Batch) {
 			continue
 		}
 		d.receives = d.receives.With(p.id)
+		p.spared = p.spared && p.repl == replication.SyncSource // which has it stay a mixture
 		p.missed = false
 		d.rolls++
 		d.floorSent = 0 // it has not heard it
@@ -293,7 +295,7 @@ func (d *Device) gateLocked() {
 	switch {
 	case d.role != replication.Primary || d.closing:
 		g = gateShut
-	case d.frozen > 0 || d.genEagerLocked() && d.quorum.Quorate:
+	case d.frozen > 0 || d.genEagerLocked() && d.quorum.Quorate, d.hold&holdFence != 0:
 		g = gateSuspend
 	case d.quorum.Quorate && data:
 	case d.cfg.OnNoQuorum == FailIO && !d.settlingLocked():

@@ -24,8 +24,9 @@ type Status struct {
 	Voteless    bool     // it left in order, and has not got its vote back
 	Stayed      []string // then: who has a vote and is not in reach
 	Suspended   bool
-	Few         bool // suspended because too few disks are sent changes
-	InDoubt     bool // suspended because too few peers are certain to take this node for alive
+	Few         bool     // suspended because too few disks are sent changes
+	Unfenced    []string // suspended until these are fenced, or back
+	InDoubt     bool     // suspended because too few peers are certain to take this node for alive
 	Open        int
 	Peers       []PeerStatus
 	Gens        replication.Gens
@@ -83,8 +84,8 @@ func (d *Device) Status() Status {
 	defer d.mu.Unlock()
 	st := Status{
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
-		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdCopies|holdLease) != 0),
-		InDoubt:   d.hold&holdLease != 0, Few: d.hold&holdFew != 0,
+		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdCopies|holdLease|holdFence) != 0),
+		InDoubt:   d.hold&holdLease != 0, Few: d.hold&holdFew != 0, Unfenced: d.strayedNamesLocked(),
 		Open: d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
@@ -309,6 +310,9 @@ func (d *Device) Why() Why {
 	if st.Few {
 		w.Because = append(w.Because, "answers wait: as many disks as make quorum do not get what is written, since their resync has not begun; without the others it would be lost")
 		w.Next = append(w.Next, "those resyncs begin by themselves (lockstepctl device why, on their nodes, tells what they wait for); another node that comes back ends it, too")
+	}
+	if len(st.Unfenced) > 0 {
+		w.Next = append(w.Next, "start or reconnect "+strings.Join(st.Unfenced, ", ")+", or correct fence_peer in the configuration: after a lockstepctl config reload the new handler is asked")
 	}
 	if st.Group != "" {
 		w.Because = append(w.Because, fmt.Sprintf("of group %q: it is promoted, demoted and suspended together with the group's other devices", st.Group))

@@ -25,7 +25,7 @@ const (
 	holdGeneration                        // the generation that tells what a lost peer missed is not durable yet
 	holdLease                             // the peers that make quorum may have given this node up
 	holdDisk                              // what this disk lacks is not noted yet
-	holdFence                             // a lost peer is not fenced yet
+	holdFence                             // a lost peer is not fenced yet; see fence.go
 	holdFew                               // too few disks are sent changes; see weighLocked
 
 	holdCopies = holdNoQuorum | holdFew // only other disks can end it

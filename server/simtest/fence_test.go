@@ -2,14 +2,17 @@ package simtest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // TestFencing goes through what the handler can say when a primary of two nodes
@@ -168,4 +171,162 @@ func TestAHandlerMayTakeLongerThanAPromotion(t *testing.T) {
 			t.Errorf("the handler was asked %d times", asked)
 		}
 	})
+}
+
+// TestFencingWhoWasNotInSync: where no quorum decides, a lost peer could be promoted
+// unless it has noted that it is behind. Until the handler has answered nothing is
+// written or read.
+func TestFencingWhoWasNotInSync(t *testing.T) {
+	detach := func(t *testing.T, c *Cluster) {
+		if err := c.Nodes[1].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach := func(c *Cluster) {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = c.Nodes[1].Dev.Attach(ctx)
+	}
+	for name, tc := range map[string]struct {
+		lose  func(t *testing.T, c *Cluster)
+		asked bool
+	}{
+		"its disk is detached": {func(t *testing.T, c *Cluster) {
+			detach(t, c)
+			c.mustWrite(t, 0, 0, 'b', 4096)
+			c.Isolate(1)
+		}, true},
+		"a handshake is under way": {func(t *testing.T, c *Cluster) {
+			detach(t, c)
+			go attach(c)
+			for c.Nodes[0].Dev.Status().Peers[0].Connected {
+				time.Sleep(100 * time.Microsecond)
+			}
+			c.Isolate(1)
+		}, true},
+		"a handshake does not end": {func(t *testing.T, c *Cluster) {
+			detach(t, c)
+			c.Stall(0, 1, wire.Meta)
+			go attach(c)
+			time.Sleep(6 * time.Second)
+		}, true},
+		"it is being resynced": {func(t *testing.T, c *Cluster) {
+			detach(t, c)
+			for off := int64(0); off < 4*mib; off += mib {
+				c.mustWrite(t, 0, off, 'b', mib)
+			}
+			go attach(c)
+			for c.Nodes[0].Dev.Status().Peers[0].Repl != replication.SyncSource {
+				time.Sleep(100 * time.Microsecond)
+			}
+			c.Isolate(1)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			o := three()
+			o.Nodes, o.Quorum, o.Delay = 2, replication.QuorumPolicy{}, 2*time.Millisecond
+			o.Fence = func(int, string) int { asked.Add(1); time.Sleep(30 * time.Second); return 4 }
+			bubble(t, o, func(t *testing.T, c *Cluster) {
+				c.settle(t)
+				c.mustPromote(t, 0)
+				c.mustWrite(t, 0, 0, 'a', 8192)
+				tc.lose(t, c)
+				for _, op := range []block.Op{block.Write, block.Read} {
+					err := c.Nodes[0].Do(timeout(t, time.Second), op, 0, 0, make([]byte, 4096), 0)
+					if (err == nil) == tc.asked || asked.Load() > 0 != tc.asked {
+						t.Fatalf("%v: %v, the handler was asked %d times\n%s", op, err, asked.Load(), c.Describe())
+					}
+				}
+				if got := c.Nodes[0].Dev.Status(); got.Suspended != tc.asked || len(got.Unfenced) > 0 != tc.asked {
+					t.Errorf("suspended %v, unfenced %v", got.Suspended, got.Unfenced)
+				}
+				time.Sleep(time.Minute)
+				c.mustWrite(t, 0, 0, 'c', 8192)
+				c.Flow(0, 1, wire.Meta)
+				c.Rejoin(1)
+				if c.Nodes[1].Dev.Status().Detached {
+					if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for n := range c.Nodes {
+					c.mustSync(t, n)
+				}
+				c.settle(t)
+				c.mustEqual(t)
+			})
+		})
+	}
+}
+
+// TestADetachedDiskIsNotPromotedByTheHandlersWord: the others have gone on without it.
+func TestADetachedDiskIsNotPromotedByTheHandlersWord(t *testing.T) {
+	o := three()
+	o.Nodes, o.Quorum = 2, replication.QuorumPolicy{}
+	o.Fence = func(node int, _ string) int { return 4 }
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		if err := c.Nodes[1].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Nodes[0].Kill()
+		_ = c.Nodes[1].Dev.Attach(timeout(t, time.Second))
+		if err := c.Nodes[1].Dev.Promote(timeout(t, 10*time.Second), false); err == nil {
+			t.Fatalf("a disk was promoted that lacks what was answered\n%s", c.Describe())
+		}
+		c.mustStart(t, 0)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+	})
+}
+
+// TestTwoPrimariesUntilTheHandlerAnswers: who is about to hear from the handler that
+// another is primary has answered nothing, and is in no split brain. If the handler fails
+// there is one.
+func TestTwoPrimariesUntilTheHandlerAnswers(t *testing.T) {
+	for status, split := range map[int]bool{6: false, 1: true} {
+		for _, slow := range []time.Duration{time.Second, 20 * time.Second} {
+			t.Run(fmt.Sprintf("%d after %v", status, slow), func(t *testing.T) {
+				o := three()
+				o.Nodes, o.Quorum = 2, replication.QuorumPolicy{}
+				o.Fence = func(node int, _ string) int {
+					if node == 1 {
+						return 4
+					}
+					time.Sleep(slow)
+					return status
+				}
+				bubble(t, o, func(t *testing.T, c *Cluster) {
+					c.settle(t)
+					c.mustPromote(t, 0)
+					c.mustWrite(t, 0, 0, 'a', 4096)
+					c.Isolate(1)
+					if err := c.Nodes[0].Do(timeout(t, 100*time.Millisecond), block.Write, 0, 0, make([]byte, 4096), 0); err != ErrUnanswered {
+						t.Fatal(err)
+					}
+					c.mustPromote(t, 1)
+					c.mustWrite(t, 1, 0, 'b', 4096)
+					c.Rejoin(1)
+					time.Sleep(slow + 10*time.Second)
+					if got := c.Nodes[0].told("split-brain", ""); got > 0 != split {
+						t.Errorf("%d split brains\n%s", got, c.Describe())
+					}
+					if split {
+						return
+					}
+					for n := range c.Nodes {
+						c.mustSync(t, n)
+					}
+					c.mustWrite(t, 1, 0, 'c', 4096)
+					c.settle(t)
+					c.mustEqual(t)
+				})
+			})
+		}
+	}
 }

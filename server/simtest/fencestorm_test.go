@@ -5,10 +5,13 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/lockstepd/lockstep/server/replication"
 )
 
-// TestFenceStorm: random histories of two nodes, which lose quorum with either of them, in
-// which a fence-peer handler arbitrates as a cluster manager's does:
+// TestFenceStorm: random histories of two nodes, which lose quorum with either of them, and
+// of two or three without quorum, in which a fence-peer handler arbitrates as a cluster
+// manager's does:
 // who asks first may go on, and who asks later is told that the other does, until all disks
 // are in sync again. There is no split brain then, and nothing that was answered is lost. A
 // seed is replayed with -run FenceStorm -seed SEED -seeds 1.
@@ -46,8 +49,13 @@ func (a *arbiter) lift() {
 func fenceStorm(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 47))
 	a := &arbiter{who: -1, slow: time.Duration(rng.IntN(3)) * 20 * time.Millisecond}
+	nodes := 2 + rng.IntN(2)
+	quorum := majority()
+	if nodes == 3 || rng.IntN(2) == 0 {
+		quorum = replication.QuorumPolicy{}
+	}
 	o := Options{
-		Nodes: 2, Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
+		Nodes: nodes, Size: 4 * mib, Quorum: quorum, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), Fence: a.fence,
 	}
 	h := policyHistory(t, rng, o)
@@ -61,6 +69,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 			h.begin(n)
 			h.c.Rejoin(i)
 		}
+		h.attach()
 		h.synced()
 		h.settle()
 		h.synced()
@@ -78,7 +87,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 // actFenced does one thing to the two nodes, and writes through one that lets it.
 func (h *history) actFenced() {
 	n := h.node()
-	switch h.rng.IntN(6) {
+	switch h.rng.IntN(8) {
 	case 0:
 		n.Kill()
 	case 1:
@@ -89,6 +98,14 @@ func (h *history) actFenced() {
 		h.c.Rejoin(n.ID)
 	case 4:
 		h.leave(n)
+	case 5:
+		if n.Dev != nil {
+			_ = n.Dev.Detach(timeout(h.t, 10*time.Second))
+		}
+	case 6:
+		if n.Dev != nil {
+			_ = n.Dev.Attach(timeout(h.t, 10*time.Second))
+		}
 	}
 	h.wait([]int{3, 30, 3000}[h.rng.IntN(3)])
 	h.writeThrough(h.node())

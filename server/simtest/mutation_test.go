@@ -97,6 +97,10 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario45AFailedChangeIsGivenUp" // few random histories hit the moment
 	case mutate.BeginUnheard:
 		tests = "TestADeviceBeginsWhereAMajorityKnows"
+	case mutate.FenceInSync:
+		tests = "TestFencingWhoWasNotInSync"
+	case mutate.DetachUnnoted:
+		tests = "TestADetachedDiskIsNotPromotedByTheHandlersWord"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
 	case mutate.EndUnreached:

@@ -76,12 +76,12 @@ func (h *history) whole() bool {
 	return true
 }
 
-// attach gives back the disks that were given up: a block was bad while no other
-// copy could be had.
+// attach gives back the disks that were detached, or given up: a block was bad while no
+// other copy could be had.
 func (h *history) attach() {
 	for _, n := range h.disks() {
 		for range 20 {
-			if h.rots == nil || !n.Dev.Status().Detached {
+			if !n.Dev.Status().Detached {
 				break
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -582,7 +582,9 @@ func (h *history) heal() {
 			h.c.Heal(i, j)
 		}
 	}
-	h.attach()
+	if h.rots != nil {
+		h.attach()
+	}
 	h.rewrite()
 	h.synced()
 	h.settle()
