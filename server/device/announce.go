@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -96,6 +97,10 @@ func (d *Device) stateReceivedLocked(p *peer, st wire.DeviceState, b *block.Batc
 	// These two are ordered by the data link and come with it.
 	st.Receives, st.InSync = p.state.Receives, p.state.InSync
 	p.state, p.heard = st, true
+	if d.movedOnLocked(p) {
+		d.helloLocked(p, b)
+		return
+	}
 	p.given, p.newcomer = st.Flags&wire.DevFlagVoteless != 0, st.Flags&wire.DevFlagNewcomer != 0
 	p.former, p.met, p.regrouped = st.Flags&wire.DevFlagFormer != 0, st.Flags&wire.DevFlagMet != 0, st.Flags&wire.DevFlagRegrouped != 0
 	d.peerRoleLocked(p, replication.Role(st.Role), b)
@@ -143,15 +148,83 @@ func (d *Device) peerRoleLocked(p *peer, r replication.Role, b *block.Batch) {
 }
 
 // outdoneLocked reports whether somebody in contact knows of a generation in force
-// that is after the one that a peer's disk is in.
+// that is after the one that a peer's disk is in; or, where those are no chain, whether
+// that is another one than this primary serves.
 func (d *Device) outdoneLocked(p *peer) bool {
+	if !d.orderedLocked() {
+		return d.apartLocked(p) && !mutate.Is(mutate.ServeApart)
+	}
 	in := p.bears()
 	for _, q := range d.peers {
-		if q != nil && q.agreed && d.orderedLocked() && !q.hs.mine.Foreign(&q.hs.theirs) && q.hs.theirs.Gens.Seen.After(in) {
+		if q != nil && q.agreed && !q.hs.mine.Foreign(&q.hs.theirs) && q.hs.theirs.Gens.Seen.After(in) {
 			return true
 		}
 	}
 	return false
+}
+
+// apartLocked reports whether a peer's disk is in another generation than those that this
+// primary, which has none itself, began with, or has been in since. The disks may be out
+// of contact with each other, so that nobody else sees it.
+func (d *Device) apartLocked(p *peer) bool {
+	served, in := d.servedLocked(), p.inGen()
+	switch {
+	case served == replication.NoGen, in == served, in == d.genNew:
+		return false
+	case p.confirmed == served && served.After(in):
+		return false // its word of that is on the way
+	}
+	return in != p.hs.theirs.Gens.Current || !within(&p.hs.theirs.Gens, served)
+}
+
+// within reports whether a disk is in a generation, or has noted one that was to follow it
+// and, as far as it knows, is not in force: nothing was answered in that.
+func within(gens *replication.Gens, g replication.Gen) bool {
+	return gens.Current == g || gens.Tentative() && gens.Base == g
+}
+
+// movedOnLocked reports whether a disk in reach has come to be in a generation that this
+// primary, which has none itself, does not know: it was resynced from one that went on
+// elsewhere. What that means the peer's facts tell.
+func (d *Device) movedOnLocked(p *peer) bool {
+	return d.role == replication.Primary && d.disk == nil && !d.orderedLocked() && replication.DiskState(p.state.Disk).HasData() &&
+		replication.Gen(p.state.Current) != p.hs.theirs.Gens.Current && d.apartLocked(p)
+}
+
+// servedLocked is the generation that this primary, which has no disk, serves.
+func (d *Device) servedLocked() replication.Gen {
+	if d.genStint {
+		return d.gens.Current
+	}
+	return d.served
+}
+
+// inGen is the generation that a peer's disk is in by its last word.
+func (p *peer) inGen() replication.Gen {
+	if p.heard {
+		return replication.Gen(p.state.Current)
+	}
+	return p.hs.theirs.Gens.Current
+}
+
+// disagreeLocked names two peers in reach whose disks both pass for current, and are in
+// different generations. Who has no disk itself, and no quorum that decides, cannot tell
+// which is. It also returns the newest that a disk in reach is in.
+func (d *Device) disagreeLocked() (a, b *peer, newest replication.Gen) {
+	for _, p := range d.peers {
+		if p == nil || p.diskless || !p.agreed || p.disk != replication.UpToDate {
+			continue
+		}
+		in := p.inGen()
+		if a != nil && in != a.inGen() {
+			b = p
+		}
+		if a == nil {
+			a = p
+		}
+		newest = max(newest, in)
+	}
+	return a, b, newest
 }
 
 // creditLocked is what a primary takes a peer's disk for. One that fails what is

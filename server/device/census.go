@@ -38,7 +38,7 @@ func (d *Device) censusLocked() {
 func (d *Device) weighLocked() {
 	lacking := 0
 	for id := range (d.disks &^ d.sendReceivesLocked()).All() {
-		if p := d.peers[id]; !d.votes.Given(id) && (p == nil || p.agreed || !p.fenced) {
+		if p := d.peers[id]; !d.votes.Given(id) && (p == nil || p.agreed || !p.fence.done) {
 			lacking++
 		}
 	}
@@ -141,7 +141,7 @@ func (d *Device) countPeerLocked(p *peer, seen bool, c *replication.Census) {
 		c.TiebreakersPresent++
 	case p.diskless:
 		c.TiebreakersMissing++
-	case p.fenced && !p.agreed || d.votes.Given(p.id) && (!p.agreed || !seen && p.given):
+	case p.fence.done && !p.agreed || d.votes.Given(p.id) && (!p.agreed || !seen && p.given):
 		c.Outdated++
 	case !seen:
 		c.Unknown++

@@ -212,13 +212,14 @@ type Device struct {
 	parked     []*block.Request // admitted when the gate opens
 	hold       holdReason       // why finished changes are not answered yet
 	held       []*op
-	stranded   []*op  // changes that no disk with the current data would get
-	applied    uint64 // changes that reached the disk
-	synced     uint64 // of those, how many had when it was last synced for the sake of the next primary
-	genStint   bool   // this node has begun a generation since it became primary
-	needGen    bool   // the next change must start a new generation
-	genBusy    bool   // a new generation is being made durable
-	genAgain   bool   // another is wanted after it
+	stranded   []*op           // changes that no disk with the current data would get
+	applied    uint64          // changes that reached the disk
+	synced     uint64          // of those, how many had when it was last synced for the sake of the next primary
+	genStint   bool            // this node has begun a generation since it became primary
+	served     replication.Gen // in which the disks were when it did
+	needGen    bool            // the next change must start a new generation
+	genBusy    bool            // a new generation is being made durable
+	genAgain   bool            // another is wanted after it
 	genNo      uint64
 	genOld     replication.Gen // what it follows
 	genNew     replication.Gen // what is being announced

@@ -22,29 +22,50 @@ const (
 
 const (
 	fenceTimeout     = 2 * time.Minute // for the handler
+	fenceRetry       = time.Minute     // after which a handler that failed is asked again
 	handshakeTimeout = 5 * time.Second // after which a peer in contact is fenced like one that is not
 )
+
+// fencing is what a primary knows of a peer that may have to be fenced.
+type fencing struct {
+	busy    bool      // the handler is at work
+	done    bool      // by its word the peer's disk is outdated
+	failed  bool      // it has failed,
+	ended   time.Time // then
+	strayed time.Time // since when the peer is to be fenced; zero: it is not
+	// spared: the peer need not be fenced. By its own durable word it is behind, or quorum
+	// or an administrator says so.
+	spared bool
+	// contested is since when it seems that both sides were written; zero: it does not.
+	contested time.Time
+}
 
 // fencesLocked has the handler fence those that a primary has lost, and that could be
 // promoted and not know of it. Until it has answered nothing is answered that they have
 // not confirmed, and nothing is read. While a handshake is under way, that is waited for.
 func (d *Device) fencesLocked() {
+	held := d.hold&holdFence != 0
 	d.hold &^= holdFence
 	for _, p := range d.peers {
 		if p == nil {
 			continue
 		}
 		if !d.strayedLocked(p) {
-			p.strayed = time.Time{}
+			p.fence.strayed = time.Time{}
 			continue
 		}
 		d.hold |= holdFence
-		if p.strayed.IsZero() {
-			p.strayed = time.Now()
+		if p.fence.strayed.IsZero() {
+			p.fence.strayed = time.Now()
 		}
-		if !p.unfenced && (!p.shakingLocked() || !p.contested.IsZero() || time.Since(p.strayed) > handshakeTimeout) {
+		waits := p.fence.failed && time.Since(p.fence.ended) < fenceRetry ||
+			p.shakingLocked() && p.fence.contested.IsZero() && time.Since(p.fence.strayed) < handshakeTimeout
+		if !waits {
 			d.askHandlerLocked(p)
 		}
+	}
+	if held && d.hold&holdFence == 0 && d.genBusy {
+		d.work.do(d.settleGen)
 	}
 }
 
@@ -57,7 +78,7 @@ func (p *peer) shakingLocked() bool {
 // answer any more, needs nobody fenced.
 func (d *Device) strayedLocked(p *peer) bool {
 	return d.role == replication.Primary && d.fencesPeersLocked() && (!d.closing || d.window.floor != d.window.head) &&
-		!p.diskless && !p.agreed && !p.fenced && !p.spared && !d.votes.Given(p.id)
+		!p.diskless && !p.agreed && !p.fence.done && !p.fence.spared && !d.votes.Given(p.id)
 }
 
 // strayedNamesLocked names those whose fencing is waited for.
@@ -75,14 +96,14 @@ func (d *Device) strayedNamesLocked() (names []string) {
 // word will do that it is behind; see concludeLocked, genConfirmedLocked.
 func (d *Device) spareLostLocked(p *peer) {
 	if d.orderedLocked() || mutate.Is(mutate.FenceInSync) {
-		p.spared = p.repl != replication.Established || p.disk != replication.UpToDate
+		p.fence.spared = p.repl != replication.Established || p.disk != replication.UpToDate
 	}
 }
 
 // unnotedLocked reports whether a disk in reach is not sent changes, and has not noted
 // that it is behind: out of reach it could be promoted, and not know of it.
 func (d *Device) unnotedLocked(p *peer) bool {
-	return !d.orderedLocked() && d.fencesPeersLocked() && p.agreed && p.disk.HasData() && !p.spared && !d.receives.Has(p.id)
+	return !d.orderedLocked() && d.fencesPeersLocked() && p.agreed && p.disk.HasData() && !p.fence.spared && !d.receives.Has(p.id)
 }
 
 // fencesPeersLocked reports whether there is a handler.
@@ -92,10 +113,10 @@ func (d *Device) fencesPeersLocked() bool { return d.opts.Fence != nil && len(d.
 // waits: what comes of it stands until the peer is back, or this node is demoted.
 func (d *Device) askHandlerLocked(p *peer) {
 	handler := d.cfg.FencePeer
-	if p.fencing || d.closing {
+	if p.fence.busy || d.closing {
 		return // it answers for this, too
 	}
-	p.fencing, p.unfenced = true, false
+	p.fence.busy, p.fence.failed = true, false
 	d.eventLocked("fence", p, "the handler is to fence %s", p.name)
 	d.done.Go(func() {
 		ctx, cancel := context.WithTimeout(d.ctx, fenceTimeout)
@@ -113,7 +134,7 @@ func (d *Device) askHandlerLocked(p *peer) {
 
 // fencedLocked takes the handler's word.
 func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
-	p.fencing = false
+	p.fence.busy, p.fence.ended = false, time.Now()
 	word, outdated := fmt.Sprintf("exit status %d means nothing", status), false
 	switch {
 	case err != nil:
@@ -144,7 +165,7 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 			d.saveLocked(nil)
 		}
 	case known:
-		p.fenced, p.unfenced = outdated, !outdated && d.role == replication.Primary
+		p.fence.done, p.fence.failed = outdated, !outdated && d.role == replication.Primary
 		fenced := "is fenced"
 		if !outdated {
 			fenced = "is not fenced"
@@ -153,10 +174,10 @@ func (d *Device) fencedLocked(p *peer, status int, err error, b *block.Batch) {
 	case d.role != replication.Primary:
 		d.eventLocked("fence", p, "the fence-peer handler for %s failed: %s", p.name, word)
 	default:
-		p.unfenced = true
-		d.eventLocked("fence", p, "the fence-peer handler for %s failed, so requests wait until %s is back: %s", p.name, p.name, word)
+		p.fence.failed = true
+		d.eventLocked("fence", p, "the fence-peer handler for %s failed, so requests wait until %s is back, or it succeeds: %s", p.name, p.name, word)
 	}
-	if !p.contested.IsZero() {
+	if !p.fence.contested.IsZero() {
 		d.helloLocked(p, b) // it is decided
 	}
 	d.evaluateLocked(b)
@@ -170,19 +191,19 @@ func (d *Device) contestedLocked(p *peer) bool {
 	if !d.fencesPeersLocked() {
 		return false
 	}
-	if p.contested.IsZero() {
-		p.contested = time.Now()
+	if p.fence.contested.IsZero() {
+		p.fence.contested = time.Now()
 	}
 	d.fencesLocked() // now the handler is asked, if it is to be
-	return p.fencing || time.Since(p.contested) < handshakeTimeout
+	return p.fence.busy || time.Since(p.fence.contested) < handshakeTimeout
 }
 
 // tickFencesLocked looks again at what the clock decides.
 func (d *Device) tickFencesLocked(now time.Time, b *block.Batch) {
 	for _, p := range d.peers {
-		if p != nil && !p.fencing && !p.contested.IsZero() && now.Sub(p.contested) >= handshakeTimeout {
+		if p != nil && !p.fence.busy && !p.fence.contested.IsZero() && now.Sub(p.fence.contested) >= handshakeTimeout {
 			d.decideLocked(p, b)
-			p.contested = time.Time{}
+			p.fence.contested = time.Time{}
 		}
 	}
 	if d.hold&holdFence != 0 {
@@ -192,7 +213,7 @@ func (d *Device) tickFencesLocked(now time.Time, b *block.Batch) {
 
 // unfenceLocked: the peer is in contact again, and speaks for itself.
 func (d *Device) unfenceLocked(p *peer) {
-	p.fenced, p.unfenced, p.spared, p.contested = false, false, false, time.Time{}
+	p.fence = fencing{busy: p.fence.busy}
 }
 
 // beginFencingLocked: those that are away as a node becomes primary are fenced, or quorum
@@ -200,7 +221,7 @@ func (d *Device) unfenceLocked(p *peer) {
 func (d *Device) beginFencingLocked() {
 	for _, p := range d.peers {
 		if p != nil {
-			p.spared, p.unfenced = !p.agreed, false
+			p.fence.spared, p.fence.failed = !p.agreed, false
 		}
 	}
 }
@@ -210,8 +231,8 @@ func (d *Device) beginFencingLocked() {
 func (d *Device) handlerChangedLocked(had bool) {
 	for _, p := range d.peers {
 		if p != nil {
-			p.unfenced = false
-			p.spared = p.spared || !had && !p.agreed
+			p.fence.failed = false
+			p.fence.spared = p.fence.spared || !had && !p.agreed
 		}
 	}
 }
@@ -225,7 +246,7 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 	}
 	var away []*peer
 	for _, p := range d.peers {
-		if p != nil && !p.diskless && !p.agreed && !p.shakingLocked() && !p.fenced && !d.votes.Given(p.id) {
+		if p != nil && !p.diskless && !p.agreed && !p.shakingLocked() && !p.fence.done && !d.votes.Given(p.id) {
 			away = append(away, p)
 		}
 	}
@@ -233,7 +254,7 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 		return nil
 	}
 	why := away[0].name + " is out of reach, and not fenced"
-	if away[0].fencing {
+	if away[0].fence.busy {
 		why = away[0].name + " is out of reach, and the fence-peer handler is at work on it"
 	}
 	err := d.refuse("promote", why, "start or reconnect it, or see what the fence-peer handler says of it: lockstepctl events", true)
@@ -243,7 +264,9 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 			d.askHandlerLocked(p)
 		}
 		d.mu.Unlock()
-		_ = d.wait(ctx, func() bool { return !slices.ContainsFunc(away, func(p *peer) bool { return p.fencing }) || d.closing })
+		_ = d.wait(ctx, func() bool {
+			return !slices.ContainsFunc(away, func(p *peer) bool { return p.fence.busy }) || d.closing
+		})
 	}
 	return err
 }
@@ -252,7 +275,7 @@ func (d *Device) unfencedRefusalLocked() *RefusedError {
 func (d *Device) forgetFencedLocked() {
 	for _, p := range d.peers {
 		if p != nil {
-			p.fenced = false
+			p.fence.done = false
 		}
 	}
 }

@@ -25,7 +25,7 @@ func (d *Device) startGenLocked() {
 		d.genAgain = true
 		return
 	}
-	if !d.quorum.Quorate || d.role != replication.Primary {
+	if !d.leadsLocked() {
 		return // never by a minority; evaluateLocked comes back to it
 	}
 	if !d.borneLocked(d.receives) {
@@ -59,6 +59,12 @@ func (d *Device) startGenLocked() {
 		d.mu.Unlock()
 		nb.Finish()
 	})
+}
+
+// leadsLocked reports whether this primary may begin a generation: it has quorum, and
+// nobody of whom it does not know whether he was promoted.
+func (d *Device) leadsLocked() bool {
+	return d.role == replication.Primary && d.quorum.Quorate && d.hold&holdFence == 0
 }
 
 // nextGenLocked is a generation after all that anybody in reach has noted.
@@ -107,7 +113,7 @@ func (d *Device) genConfirmedLocked(p *peer, no uint64, second bool, b *block.Ba
 		if d.receives.Has(p.id) {
 			p.confirmed = d.genNew
 		} else if d.genAway.Has(p.id) {
-			p.spared = true
+			p.fence.spared = true
 		}
 		d.genSettleLocked(b)
 	}
@@ -125,6 +131,8 @@ func (d *Device) genSettleLocked(b *block.Batch) {
 	switch {
 	case d.role != replication.Primary:
 		d.genBusy, d.committing = false, false
+	case d.quorum.Quorate && d.hold&holdFence != 0:
+		return // fencesLocked comes back to it
 	case !d.quorum.Quorate, !d.committing && !d.borneLocked(d.receives&d.genHas):
 		// Abandoned; it never came into force.
 		d.genBusy, d.committing = false, false
@@ -235,7 +243,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 	if d.meta == nil || !p.agreed {
 		return
 	}
-	if base := d.gens.Base; p.diskless && base != replication.NoGen && base != replication.DayOne {
+	if base := d.gens.Base; (p.diskless || !p.disk.HasData()) && base != replication.NoGen && base != replication.DayOne {
 		origin = replication.NoOrigin // this disk knows better what its data began as
 	}
 	next := replication.Gen(g.New)
@@ -328,8 +336,8 @@ func (d *Device) comeFromLocked(p *peer, g *wire.Generation, gens replication.Ge
 // written, of the first that receives, and stands by it: the others may not have met
 // each other yet.
 func (d *Device) beginsLocked() uint64 {
-	if d.origin != replication.NoOrigin {
-		return d.origin
+	if d.origin != replication.NoOrigin && (d.disk != nil || d.gens.HasPast()) {
+		return d.origin // else that is a disk's which was detached before anything was written
 	}
 	for id := range d.receives.All() {
 		theirs := &d.peers[id].hs.theirs

@@ -201,8 +201,14 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 
 // overtakenLocked reports whether a generation has come into force that this
 // primary without a disk, which lost quorum, knows nothing of: another was
-// primary meanwhile.
+// primary meanwhile. Where there is no quorum that tells, it is one that comes from the
+// generation that this primary serves: without the peer that is in it nothing was answered
+// in this one.
 func (d *Device) overtakenLocked(theirs *replication.Facts) bool {
+	if !d.orderedLocked() {
+		served := d.servedLocked()
+		return d.role == replication.Primary && theirs.Disk.HasData() && served != replication.NoGen && !within(&theirs.Gens, served) && theirs.Gens.Knows(served)
+	}
 	g := theirs.Gens.Seen
 	return !mutate.Is(mutate.ZombieDiskless) && d.role == replication.Primary && !d.quorum.Quorate && theirs.Ordered && theirs.Disk.HasData() && g.After(d.gens.Seen) && g != d.genNew
 }
@@ -354,7 +360,13 @@ func (d *Device) backedLocked(p *peer) bool {
 		return false
 	}
 	q := d.peers[d.primary]
-	return q != nil && q.agreed && q.repl == replication.Established && q.disk == replication.UpToDate
+	if q == nil || !q.agreed || q.repl != replication.Established {
+		return false
+	}
+	if !q.disk.HasData() {
+		return replication.NodeSet(q.state.Receives & q.state.InSync).Has(d.cfg.Self)
+	}
+	return q.disk == replication.UpToDate
 }
 
 func (d *Device) agreeLocked(p *peer, b *block.Batch) {
@@ -419,16 +431,20 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	case dec.Action == replication.InSync:
 		d.enterInSyncLocked(p)
 	case dec.Sync() && dec.Source():
-		p.spared = !dec.Even && !dec.Chosen() && !p.hs.theirs.Discard // it has noted that it is behind, see prepareAgreementLocked
+		p.fence.spared = !dec.Even && !dec.Chosen() && !p.hs.theirs.Discard // it has noted that it is behind, see prepareAgreementLocked
 		d.enterSourceLocked(p, dec)
 	case dec.Sync():
 		d.setReplLocked(p, replication.PausedSyncT)
 		p.sync = syncState{full: dec.Full()}
 	default:
 		d.setReplLocked(p, replication.Established)
-		p.spared = dec.Action == replication.PeerOutdated // likewise
-		if p.spared && p.disk > replication.Outdated {
+		p.fence.spared = dec.Action == replication.PeerOutdated // likewise
+		if p.fence.spared && p.disk > replication.Outdated {
 			p.disk = replication.Outdated
+		}
+		if d.dstat == replication.Outdated && d.servesAsLocked(p) {
+			d.setDiskLocked(replication.UpToDate, "it is what "+p.name+" serves")
+			d.saveLocked(nil)
 		}
 	}
 	d.log.Info("agreed", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "peer_disk", p.disk.String())
@@ -439,6 +455,17 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	for _, f := range early {
 		f(b)
 	}
+}
+
+// servesAsLocked reports whether this disk is in the very generation that a peer serves,
+// which is primary and has no disk, and whose changes it followed last. That peer has
+// answered nothing without this disk, or it would be in another; and where it has lost
+// others it answers nothing before the fence-peer handler lets it. Where generations in
+// force are a chain that is known without it.
+func (d *Device) servesAsLocked(p *peer) bool {
+	mine, theirs := &p.hs.mine, &p.hs.theirs
+	return !d.orderedLocked() && d.fencesPeersLocked() && theirs.Role == replication.Primary && !theirs.Disk.HasData() &&
+		theirs.Stream != 0 && theirs.Stream == mine.Stream && theirs.Gens.Current == d.gens.Current
 }
 
 // enterInSyncLocked: nothing differs; whoever knows that the data is current

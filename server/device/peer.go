@@ -51,21 +51,16 @@ type peer struct {
 	ending    bool              // it has all of ours, and may not have heard yet that its resync is over
 	// early are frames on the data link of an agreement that we stand by and of whose
 	// other half we have not heard yet: the two links are not ordered against each other.
-	early     []func(*block.Batch)
-	fencing   bool      // the handler is at work
-	fenced    bool      // by the handler's word its disk is outdated
-	unfenced  bool      // the handler failed
-	contested time.Time // since when it seems that both were written, though one of the two was fenced; zero: never
-	strayed   time.Time // since when it is to be fenced; zero: it is not
-	spared    bool      // a primary need not have it fenced: see fence.go
-	asking    *asking   // for its facts
-	verify    verifyState
-	verified  *Verified      // the outcome of the last verify led here
-	found     []block.Extent // that verifies found to differ, since the last resync
-	hold      bool           // we pause the resync with it
-	held      bool           // it pauses the resync with us
-	unread    time.Time      // when, as our source, it last could not read a piece
-	closed    bool           // the peer closed the device: its next hello is a new one's
+	early    []func(*block.Batch)
+	fence    fencing
+	asking   *asking // for its facts
+	verify   verifyState
+	verified *Verified      // the outcome of the last verify led here
+	found    []block.Extent // that verifies found to differ, since the last resync
+	hold     bool           // we pause the resync with it
+	held     bool           // it pauses the resync with us
+	unread   time.Time      // when, as our source, it last could not read a piece
+	closed   bool           // the peer closed the device: its next hello is a new one's
 
 	confirmed replication.Gen // of ours, the last that it has noted as one that takes part
 	steady    bool            // diskless: in contact since there was quorum without tiebreakers

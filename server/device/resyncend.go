@@ -45,7 +45,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		f := wireFacts(&facts)
 		f.Name, f.No, f.Handle, f.Whole = d.opts.Name, p.hs.no, d.opts.Handle, p.speaks(wire.FeatureVotes)
 		p.sync, p.found = syncState{}, nil
-		p.inSync, p.ending, p.spared = true, true, false
+		p.inSync, p.ending, p.fence.spared = true, true, false
 		d.crashed = false
 		p.send(wire.Header{Type: wire.SyncDone}, f.Append(nil), nil, b)
 		d.setReplLocked(p, replication.Established)
@@ -169,7 +169,7 @@ func (d *Device) giveUpLocked(p *peer, b *block.Batch) {
 
 // targetGaveUpLocked: the target pulls from somebody else, or lacks nothing.
 func (d *Device) targetGaveUpLocked(p *peer) {
-	p.stay, p.spared = stay{}, false
+	p.stay, p.fence.spared = stay{}, false
 	if p.repl == replication.SyncSource {
 		d.syncPartLocked(p)
 		d.setReplLocked(p, replication.PausedSyncS)

@@ -33,7 +33,7 @@ func (d *Device) evaluateLocked(b *block.Batch) {
 	d.gateLocked()
 	d.renewLeasesLocked()
 	d.announceLocked(b)
-	if (d.hold&holdGeneration != 0 || d.genOwed || d.genEagerLocked()) && !d.genBusy && d.quorum.Quorate && d.role == replication.Primary {
+	if (d.hold&holdGeneration != 0 || d.genOwed || d.genEagerLocked()) && !d.genBusy && d.leadsLocked() {
 		d.startGenLocked()
 	}
 	d.landStrandedLocked(b)
@@ -97,7 +97,7 @@ func (d *Device) upgradeLocked() {
 		d.setDiskLocked(replication.UpToDate, "mutated")
 		return
 	}
-	if d.passedLocked() && !d.best {
+	if d.passedLocked() && !d.best || d.outrunLocked() {
 		return // another that is in sync with this one may not have heard yet
 	}
 	for _, p := range d.peers {
@@ -133,6 +133,24 @@ func (d *Device) upgradeLocked() {
 	}
 	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
 	d.saveLocked(nil)
+}
+
+// outrunLocked reports whether a peer in contact has newer data than this disk, by what
+// the two have told each other last. Where generations in force are a chain passedLocked
+// tells that.
+func (d *Device) outrunLocked() bool {
+	if d.orderedLocked() {
+		return false
+	}
+	for _, p := range d.peers {
+		if p == nil || p.session == nil || p.agreed && p.repl == replication.Established {
+			continue
+		}
+		if dec := p.decision; dec.Sync() && !dec.Source() && !dec.Even {
+			return true
+		}
+	}
+	return false
 }
 
 // abreastLocked reports whether a peer is, by its last announcement, in the
@@ -204,7 +222,7 @@ func (d *Device) receiversChangedLocked(b *block.Batch) {
 			continue
 		}
 		d.receives = d.receives.With(p.id)
-		p.spared = p.spared && p.repl == replication.SyncSource // which has it stay a mixture
+		p.fence.spared = p.fence.spared && p.repl == replication.SyncSource // which has it stay a mixture
 		p.missed = false
 		d.rolls++
 		d.floorSent = 0 // it has not heard it

@@ -137,12 +137,12 @@ func (d *Device) peerStatusLocked(p *peer) PeerStatus {
 		Refused: p.refused, Decision: p.decision, Since: p.since, Gen: d.gens.Bitmap[p.id],
 	}
 	switch {
-	case p.fencing:
+	case p.fence.busy:
 		ps.Fencing = "the fence-peer handler is at work, and requests wait for it"
-	case p.fenced:
+	case p.fence.done:
 		ps.Fencing = "it is fenced, and counts as outdated"
-	case p.unfenced:
-		ps.Fencing = "the fence-peer handler has failed, and requests wait until it is back"
+	case p.fence.failed:
+		ps.Fencing = "the fence-peer handler has failed, and is asked again every minute; until then, or until the node is back, requests wait"
 	}
 	switch {
 	case p.hold:

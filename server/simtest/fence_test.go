@@ -330,3 +330,33 @@ func TestTwoPrimariesUntilTheHandlerAnswers(t *testing.T) {
 		}
 	}
 }
+
+// TestADiskIsNotOutdatedByThePrimaryThatItServes: told by the handler that its peer is
+// primary, it is what that primary, which has no disk, has.
+func TestADiskIsNotOutdatedByThePrimaryThatItServes(t *testing.T) {
+	o := three()
+	o.Nodes, o.Quorum = 2, replication.QuorumPolicy{}
+	o.Fence = func(node int, _ string) int { return []int{4, 6}[node] }
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Isolate(1)
+		if err := c.Nodes[1].Dev.Promote(timeout(t, time.Second), false); err == nil {
+			t.Fatal("promoted beside a primary")
+		}
+		c.Rejoin(1)
+		c.mustWrite(t, 0, 4096, 'b', 4096)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.settle(t)
+		c.mustEqual(t)
+	})
+}

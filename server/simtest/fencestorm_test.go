@@ -21,16 +21,23 @@ func TestFenceStorm(t *testing.T) {
 
 // arbiter is what handlers ask. It is in everybody's reach.
 type arbiter struct {
-	slow time.Duration
+	slow  time.Duration
+	fails bool // a quarter of the time
 
-	mu  sync.Mutex // guards who
-	who int        // may be primary; -1: whoever asks first
+	mu    sync.Mutex // guards what is below
+	who   int        // may be primary; -1: whoever asks first
+	asked int
+	// mended: it does not fail, for the time being.
+	mended bool
 }
 
 func (a *arbiter) fence(node int, _ string) (status int) {
 	time.Sleep(a.slow)
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.asked++; a.fails && !a.mended && a.asked%4 == 3 {
+		return 1
+	}
 	if a.who < 0 {
 		a.who = node
 	}
@@ -40,24 +47,39 @@ func (a *arbiter) fence(node int, _ string) (status int) {
 	return 6
 }
 
+func (a *arbiter) mend() {
+	a.mu.Lock()
+	a.mended = true
+	a.mu.Unlock()
+}
+
+// lift lets anybody ask first again.
 func (a *arbiter) lift() {
 	a.mu.Lock()
-	a.who = -1
+	a.who, a.mended = -1, false
 	a.mu.Unlock()
 }
 
 func fenceStorm(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 47))
 	a := &arbiter{who: -1, slow: time.Duration(rng.IntN(3)) * 20 * time.Millisecond}
-	nodes := 2 + rng.IntN(2)
-	quorum := majority()
-	if nodes == 3 || rng.IntN(2) == 0 {
-		quorum = replication.QuorumPolicy{}
+	nodes := 2 + rng.IntN(3)
+	quorum := replication.QuorumPolicy{}
+	switch {
+	case nodes == 2 && rng.IntN(2) == 0:
+		quorum = majority()
+	case nodes == 4 && rng.IntN(2) == 0:
+		quorum = replication.QuorumPolicy{Kind: replication.QuorumCount, N: 1 + rng.IntN(2)}
 	}
 	o := Options{
 		Nodes: nodes, Size: 4 * mib, Quorum: quorum, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
 		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), Fence: a.fence,
 	}
+	if quorum.Kind == replication.QuorumOff && rng.IntN(3) == 0 {
+		o.Diskless = o.Diskless.With(o.Nodes)
+		o.Nodes++
+	}
+	a.fails = rng.IntN(3) == 0
 	h := policyHistory(t, rng, o)
 	defer h.c.killAll()
 	h.synced()
@@ -65,6 +87,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 		for range 5 {
 			h.actFenced()
 		}
+		a.mend()
 		for i, n := range h.c.Nodes {
 			h.begin(n)
 			h.c.Rejoin(i)
@@ -74,7 +97,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 		h.settle()
 		h.synced()
 		h.compare()
-		if h.c.spoken() > 0 {
+		if !a.fails && h.c.spoken() > 0 { // a handler that fails leaves two primaries for a minute
 			t.Fatalf("a split brain\n%s", h.c.Describe())
 		}
 		if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
@@ -99,7 +122,9 @@ func (h *history) actFenced() {
 	case 4:
 		h.leave(n)
 	case 5:
-		if n.Dev != nil {
+		// One that is outdated may be so by a handler that takes the client of a diskless
+		// node for the peer's: what it says of them is not to be built upon.
+		if n.Dev != nil && n.Dev.Status().Disk == replication.UpToDate {
 			_ = n.Dev.Detach(timeout(h.t, 10*time.Second))
 		}
 	case 6:
@@ -108,5 +133,7 @@ func (h *history) actFenced() {
 		}
 	}
 	h.wait([]int{3, 30, 3000}[h.rng.IntN(3)])
-	h.writeThrough(h.node())
+	if n = h.node(); h.writeThrough(n) && h.rng.IntN(4) == 0 {
+		_ = n.Dev.Demote(timeout(h.t, 5*time.Second))
+	}
 }

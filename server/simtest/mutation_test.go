@@ -99,6 +99,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestADeviceBeginsWhereAMajorityKnows"
 	case mutate.FenceInSync:
 		tests = "TestFencingWhoWasNotInSync"
+	case mutate.ServeApart:
+		tests = "TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes"
 	case mutate.DetachUnnoted:
 		tests = "TestADetachedDiskIsNotPromotedByTheHandlersWord"
 	case mutate.Unwitnessed:

@@ -99,6 +99,10 @@ func goApart(t *testing.T, seed uint64) (split int) {
 			Two:  pick("disconnect", "call-pri-lost-after-sb", "violently-as0p"),
 		}
 	}
+	if seed%4 == 1 { // a client without a disk
+		o.Diskless = replication.Of(o.Nodes)
+		o.Nodes++
+	}
 	h := policyHistory(t, rng, o)
 	defer h.c.killAll()
 	h.synced() // what never met is two devices
@@ -135,7 +139,7 @@ func (h *history) actApart() {
 	case 6:
 		h.c.regroup(n, h.rng, (*Node).Kill, h.begin, func(thirds int) { h.wait(50 * thirds) })
 	case 7:
-		if h.followed(n) {
+		if n.Disk != nil && h.followed(n) {
 			n.Kill()
 			n.EmptyDisk(n.Disk.Size())
 		}
@@ -259,12 +263,13 @@ func (h *history) meet(before int) (split int) {
 	var was []*storetest.Image
 	for _, n := range h.c.Nodes {
 		if n.Dev != nil {
-			if st := n.Dev.Status(); st.Suspended || st.InHand > 0 || st.InFlight > 0 {
-				n.Kill() // what waits for quorum would be made when it is there
+			if st := n.Dev.Status(); n.Disk == nil || st.Suspended || st.InHand > 0 || st.InFlight > 0 {
+				n.Kill() // what waits for quorum would be made when it is there; and a client alone has nothing to resolve
 			}
 		}
-		h.begin(n)
-		was = append(was, n.Disk.Fork())
+		if h.begin(n); n.Disk != nil {
+			was = append(was, n.Disk.Fork())
+		}
 	}
 	for i := range h.c.Nodes {
 		h.c.Rejoin(i)

@@ -32,3 +32,33 @@ func TestScenario32ANewDeviceThatADisklessNodeBegins(t *testing.T) {
 		})
 	}
 }
+
+// TestScenario32ADiskThatWasDetachedBeforeAnythingWasWritten: its node is primary without
+// it later, and the origin that it met the others by is not theirs any more.
+func TestScenario32ADiskThatWasDetachedBeforeAnythingWasWritten(t *testing.T) {
+	for seed := range uint64(40) { // which origin is older is drawn, and who hears of it first
+		o := three()
+		o.Nodes, o.Diskless, o.Quorum = 4, replication.Of(3), replication.QuorumPolicy{}
+		o.Seed, o.Delay = seed, 3*time.Millisecond
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			for c.Nodes[1].Dev.Detach(timeout(t, time.Minute)) != nil {
+				time.Sleep(100 * time.Microsecond)
+			}
+			c.mustPromote(t, 3)
+			c.mustWrite(t, 3, 0, 'a', 4096)
+			c.mustDemote(t, 3)
+			time.Sleep(time.Second)
+			c.Isolate(0)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 1, 4096, 'b', 4096)
+			c.Rejoin(0)
+			if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			c.mustEqual(t)
+		})
+	}
+}

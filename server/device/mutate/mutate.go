@@ -57,6 +57,7 @@ const (
 	PullUnasked     Fault = "pull-unasked"             // a disk becomes a mixture without a word from its source that it stays complete
 	BeginUnheard    Fault = "begin-unheard"            // a disk that was there before begins the device, and nobody is told
 	FenceInSync     Fault = "fence-in-sync"            // who is lost and was not in sync is not fenced
+	ServeApart      Fault = "serve-apart"              // a primary without a disk, and without quorum, takes any disk for what it serves
 	DetachUnnoted   Fault = "detach-unnoted"           // a disk that is detached does not know that the others go on
 	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
 )
@@ -69,6 +70,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, DeafToRoll,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll,
 	}
 }

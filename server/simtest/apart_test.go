@@ -1,0 +1,161 @@
+package simtest
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/replication"
+)
+
+// TestADisklessNodeIsNotPromotedOnDisksThatAreApart: it is in contact with disks that are
+// not in contact with each other, one of which has gone on. Where no quorum says which is
+// current, a generation of its own would make the two pass for equal.
+func TestADisklessNodeIsNotPromotedOnDisksThatAreApart(t *testing.T) {
+	o := three()
+	o.Nodes, o.Diskless, o.Quorum = 4, replication.Of(3), replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.Cut(2, 0)
+		c.Cut(2, 1)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.mustDemote(t, 2)
+		time.Sleep(time.Second)
+		if err := c.Nodes[3].Dev.Promote(timeout(t, 10*time.Second), false); err == nil {
+			t.Errorf("promoted, though the disks in reach differ\n%s", c.Describe())
+		}
+		c.Heal(2, 0)
+		c.Heal(2, 1)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustPromote(t, 3)
+		c.mustWrite(t, 3, 4096, 'b', 4096)
+		c.settle(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'a')
+	})
+}
+
+// TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes: it was away, and has missed
+// what was answered before this primary's time.
+func TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes(t *testing.T) {
+	o := three()
+	o.Nodes, o.Diskless, o.Quorum = 4, replication.Of(3), replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.Isolate(0)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.mustDemote(t, 2)
+		time.Sleep(time.Second)
+		c.mustPromote(t, 3)
+		c.Heal(0, 3) // and not with the other disks
+		time.Sleep(time.Second)
+		for range 4 {
+			c.mustRead(t, 3, 0, bytes.Repeat([]byte{'a'}, 4096))
+		}
+		c.mustWrite(t, 3, 4096, 'b', 4096)
+		c.Rejoin(0)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.settle(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'a')
+	})
+}
+
+// TestADisklessPrimaryYieldsToWhoWentOn from what it served, by the word of a handler that
+// has not told this node.
+func TestADisklessPrimaryYieldsToWhoWentOn(t *testing.T) {
+	o := three()
+	o.Nodes, o.Diskless, o.Quorum = 4, replication.Of(3), replication.QuorumPolicy{}
+	o.Fence = func(node int, _ string) int {
+		if node == 3 {
+			return 1
+		}
+		return 4
+	}
+	for _, tc := range []struct {
+		all   bool // it loses every disk
+		third bool // it hears of it by a disk that it has not lost
+	}{{}, {all: true}, {third: true}} {
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.settle(t)
+			c.mustPromote(t, 3)
+			c.mustWrite(t, 3, 0, 'a', 4096)
+			gone := []int{0}
+			if tc.all {
+				gone = []int{0, 1, 2} // it has no data left
+			}
+			for _, n := range gone {
+				for m := range c.Nodes {
+					if m == 3 || !tc.all && m != n {
+						c.Cut(n, m)
+					}
+				}
+			}
+			if err := c.Nodes[3].Do(timeout(t, time.Second), block.Write, 0, 4096, bytes.Repeat([]byte{'x'}, 4096), 0); err != ErrUnanswered {
+				t.Fatal(err)
+			}
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'b', 4096)
+			c.mustDemote(t, 0)
+			if tc.third {
+				c.Heal(0, 2)
+				time.Sleep(3 * time.Second)
+				if got := c.Nodes[3].Dev.Status().Role; got == replication.Primary {
+					t.Errorf("it is still primary\n%s", c.Describe())
+				}
+			}
+			for a := range c.Nodes {
+				for b := range a {
+					c.Heal(a, b)
+				}
+			}
+			for n := range c.Nodes {
+				c.mustSync(t, n)
+			}
+			if got := c.Nodes[3].Dev.Status().Role; got == replication.Primary {
+				t.Errorf("it is still primary\n%s", c.Describe())
+			}
+			c.settle(t)
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 0, 'b')
+			if s := c.splits(); len(s) > 0 {
+				t.Errorf("split brains: %v", s)
+			}
+		})
+	}
+}
+
+// TestADiskThatIsBehindIsNotCurrentByAnothersWord who has not heard of it.
+func TestADiskThatIsBehindIsNotCurrentByAnothersWord(t *testing.T) {
+	o := three()
+	o.Nodes, o.Quorum = 4, replication.QuorumPolicy{Kind: replication.QuorumCount, N: 1}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.Isolate(2)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.Heal(2, 3) // which sees all, and 2 none of the others
+		time.Sleep(10 * time.Second)
+		if got := c.Nodes[2].Dev.Status().Peers[2]; got.Disk != replication.UpToDate || got.Repl != replication.Established {
+			t.Fatalf("%v, %v\n%s", got.Disk, got.Repl, c.Describe())
+		}
+		if n := c.Nodes[3].told("disk", ""); n > 20 {
+			t.Errorf("the disk of n3 has changed its state %d times", n)
+		}
+		c.mustWrite(t, 2, 4096, 'b', 4096)
+		c.Rejoin(2)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.settle(t)
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'a')
+	})
+}
