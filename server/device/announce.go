@@ -207,22 +207,23 @@ func (p *peer) inGen() replication.Gen {
 	return p.hs.theirs.Gens.Current
 }
 
-// disagreeLocked names two peers in reach whose disks both pass for current, and are in
-// different generations. Who has no disk itself, and no quorum that decides, cannot tell
-// which is. It also returns the newest that a disk in reach is in.
+// disagreeLocked names two peers in reach whose disks are in different generations, and
+// neither of which is known to be behind. Who has no disk itself, and no quorum that
+// decides, cannot tell which is current. It also returns the newest generation that a disk
+// in reach is in which passes for current.
 func (d *Device) disagreeLocked() (a, b *peer, newest replication.Gen) {
 	for _, p := range d.peers {
-		if p == nil || p.diskless || !p.agreed || p.disk != replication.UpToDate {
+		if p != nil && !p.diskless && p.agreed && p.disk == replication.UpToDate && p.inGen() >= newest {
+			a, newest = p, p.inGen()
+		}
+	}
+	for _, p := range d.peers {
+		if a == nil || p == nil || p.diskless || !p.agreed || p.disk < replication.Consistent || p.inGen() == newest {
 			continue
 		}
-		in := p.inGen()
-		if a != nil && in != a.inGen() {
+		if p.disk == replication.UpToDate || !a.hs.theirs.Gens.Knows(p.inGen()) {
 			b = p
 		}
-		if a == nil {
-			a = p
-		}
-		newest = max(newest, in)
 	}
 	return a, b, newest
 }

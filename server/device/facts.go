@@ -10,7 +10,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 	f := replication.Facts{
 		Node: d.cfg.Self, Role: d.role, Disk: d.dstat, Size: d.cfg.Size, Gens: d.gens,
 		Crashed: d.crashed, Live: d.live, Following: d.followingLocked(), Best: d.best, Stream: d.stream, Received: d.received,
-		Quorate: d.quorum.Quorate, Discard: d.discard.Has(p.id),
+		Quorate: d.quorum.Quorate && !d.barrenLocked(), Discard: d.discard.Has(p.id),
 		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
 		Former: len(d.former) > 0, Met: d.met, Regrouped: d.movedLocked(),
 	}
@@ -27,11 +27,20 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 	if d.role == replication.Primary {
 		f.Received = d.window.head
 	}
+	if d.role == replication.Primary && d.disk == nil && !d.orderedLocked() {
+		f.Gens.Current = d.servedLocked() // not what a disk of its own was in that it had
+	}
 	if d.meta != nil {
 		d.forgetBeyondLocked(p.id)
 		f.Dirty = d.meta.Bitmap(p.id).Count()
 	}
 	return f
+}
+
+// barrenLocked reports whether this primary has no data to serve: no disk, nor one in
+// reach. Where no quorum decides between it and another primary, that does.
+func (d *Device) barrenLocked() bool {
+	return d.role == replication.Primary && d.disk == nil && !d.orderedLocked() && !d.remoteDataLocked()
 }
 
 // toldLocked reports whether what a peer was told last leads to the decision that

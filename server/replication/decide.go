@@ -27,7 +27,8 @@ type Facts struct {
 	Received uint64
 	// Discard: an administrator wants this node's changes thrown away.
 	Discard bool
-	// Quorate: this node had quorum when it spoke.
+	// Quorate: this node had quorum when it spoke, and, as a primary without a disk, data
+	// to serve.
 	Quorate bool
 	// Primary is whom this node believes to be primary; NoPrimary: nobody.
 	Primary int

@@ -39,6 +39,32 @@ func TestADisklessNodeIsNotPromotedOnDisksThatAreApart(t *testing.T) {
 	})
 }
 
+// TestADisklessNodeIsNotPromotedBesideADiskThatMayBeNewer, of which that one itself does
+// not know yet whether it is current.
+func TestADisklessNodeIsNotPromotedBesideADiskThatMayBeNewer(t *testing.T) {
+	o := three()
+	o.Diskless, o.Quorum = replication.Of(2), replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.Isolate(0)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Nodes[0].Kill()
+		c.Heal(0, 2) // and not with the other disk
+		c.mustStart(t, 0)
+		time.Sleep(time.Second)
+		if err := c.Nodes[2].Dev.Promote(timeout(t, 10*time.Second), false); err == nil {
+			t.Errorf("promoted on a disk that lacks what was answered\n%s", c.Describe())
+		}
+		c.Rejoin(0)
+		for n := range c.Nodes {
+			c.mustSync(t, n)
+		}
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'a')
+	})
+}
+
 // TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes: it was away, and has missed
 // what was answered before this primary's time.
 func TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes(t *testing.T) {
@@ -81,8 +107,9 @@ func TestADisklessPrimaryYieldsToWhoWentOn(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		all   bool // it loses every disk
+		idle  bool // nothing is written meanwhile
 		third bool // it hears of it by a disk that it has not lost
-	}{{}, {all: true}, {third: true}} {
+	}{{}, {all: true}, {all: true, idle: true}, {third: true}} {
 		bubble(t, o, func(t *testing.T, c *Cluster) {
 			c.settle(t)
 			c.mustPromote(t, 3)
@@ -102,8 +129,10 @@ func TestADisklessPrimaryYieldsToWhoWentOn(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.mustPromote(t, 0)
-			c.mustWrite(t, 0, 0, 'b', 4096)
-			c.mustDemote(t, 0)
+			if !tc.idle {
+				c.mustWrite(t, 0, 0, 'b', 4096)
+				c.mustDemote(t, 0)
+			}
 			if tc.third {
 				c.Heal(0, 2)
 				time.Sleep(3 * time.Second)
@@ -124,7 +153,9 @@ func TestADisklessPrimaryYieldsToWhoWentOn(t *testing.T) {
 			}
 			c.settle(t)
 			c.mustEqual(t)
-			c.mustHoldDisks(t, 0, 'b')
+			if !tc.idle {
+				c.mustHoldDisks(t, 0, 'b')
+			}
 			if s := c.splits(); len(s) > 0 {
 				t.Errorf("split brains: %v", s)
 			}
