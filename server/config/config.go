@@ -116,7 +116,7 @@ type Device struct {
 	// not noted on its disk that it is behind. Exit status 3 (the peer's disk is inconsistent), 4
 	// (outdated) and 7 (shot) let it go on with the peer counted as outdated, 5
 	// (unreachable) where this disk is current; with 6 (the peer is primary) it
-	// gives the role up; after any other, requests wait for the peer. A node that is to
+	// gives the role up; after any other, requests wait for the peer, and it runs again every minute. A node that is to
 	// be promoted while a peer is out of reach, and no quorum says that it may, runs it
 	// first: 3, 4 and 7 let it be promoted. Empty is none.
 	FencePeer []string

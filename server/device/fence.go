@@ -21,9 +21,8 @@ const (
 )
 
 const (
-	fenceTimeout     = 2 * time.Minute // for the handler
-	fenceRetry       = time.Minute     // after which a handler that failed is asked again
-	handshakeTimeout = 5 * time.Second // after which a peer in contact is fenced like one that is not
+	fenceTimeout = 2 * time.Minute // for the handler
+	fenceRetry   = time.Minute     // after which a handler that failed is asked again
 )
 
 // fencing is what a primary knows of a peer that may have to be fenced.
@@ -67,11 +66,6 @@ func (d *Device) fencesLocked() {
 	if held && d.hold&holdFence == 0 && d.genBusy {
 		d.work.do(d.settleGen)
 	}
-}
-
-// shakingLocked reports whether a handshake with a peer may be under way.
-func (p *peer) shakingLocked() bool {
-	return p.session != nil && !p.agreed && p.refused == "" && !p.closed
 }
 
 // strayedLocked reports whether a peer is to be fenced. Who stops, and has nothing to

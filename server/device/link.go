@@ -40,7 +40,7 @@ func (d *Device) sessionUp(s Session, said *wire.DeviceFacts) {
 		d.mu.Unlock()
 		return
 	}
-	p.session = s
+	p.session, p.up = s, time.Now()
 	p.hs = handshake{begins: p.speaks(wire.FeatureBegan)}
 	p.handle, p.closed = 0, false
 	if said != nil {
@@ -70,6 +70,16 @@ func (d *Device) SessionDown(s Session, reason string) {
 	}
 	d.mu.Unlock()
 	b.Finish()
+}
+
+// handshakeTimeout is how long a peer in contact is waited for like one that is about to
+// tell what it has.
+const handshakeTimeout = 5 * time.Second
+
+// shakingLocked reports whether a handshake with a peer may be under way. A peer in
+// contact that has closed the device, or has not said hello for a while, does not have it.
+func (p *peer) shakingLocked() bool {
+	return p.session != nil && !p.agreed && p.refused == "" && !p.closed && (p.hs.peerNo != 0 || time.Since(p.up) < handshakeTimeout)
 }
 
 // helloLocked sends our present facts to a peer; whatever was agreed on is

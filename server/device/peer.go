@@ -16,7 +16,8 @@ type peer struct {
 	name     string
 	diskless bool // configured without a disk
 
-	session Session // nil: no contact
+	session Session   // nil: no contact
+	up      time.Time // when that began
 	// out is the header of the frame being sent. Here it costs no memory a frame.
 	out    wire.Header
 	handle uint32 // of the device at the peer; 0: it has not said hello

@@ -115,7 +115,7 @@ func (d *Device) mayPromoteLocked(force bool) error {
 			return d.refuse("promote", fmt.Sprintf("peer %s is primary", p.name),
 				fmt.Sprintf("run \"lockstepctl device demote %s\" on %s", d.opts.Name, p.name), false)
 		}
-		if p.session != nil && !p.agreed && p.refused == "" {
+		if p.shakingLocked() {
 			return d.refuse("promote", "the handshake with "+p.name+" is under way", "", true)
 		}
 	}

@@ -118,7 +118,7 @@ func (d *Device) upgradeLocked() {
 		return
 	}
 	for _, p := range d.peers {
-		if p != nil && p.session != nil && !p.agreed && p.refused == "" && (!p.diskless || d.halvableLocked()) {
+		if p != nil && p.shakingLocked() && (!p.diskless || d.halvableLocked()) {
 			return // it is about to tell
 		}
 		if p == nil || p.diskless {
