@@ -302,6 +302,7 @@ func TestAPassiveNodeSeesTheEndOfItsPeer(t *testing.T) {
 		b := bed.start(1)
 		a.waitUp(1)
 		b.waitUp(1)
+		synctest.Wait() // a write that comes upon the closed connection would tell of a cut
 		start := time.Now()
 		crash(b)
 		a.waitLog("up 1", "down connection-closed")
