@@ -2,10 +2,13 @@ package device
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -119,6 +122,26 @@ func added(t *testing.T, s *Set) *Device {
 	}
 	synctest.Wait()
 	return d
+}
+
+// TestAPeerThatDoesNotOpenTheDeviceIsWaitedForForAWhile: its node is in contact, and its
+// disk may not be there.
+func TestAPeerThatDoesNotOpenTheDeviceIsWaitedForForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSet(slog.New(slog.DiscardHandler))
+		s.SessionUp(tap(1))
+		d := added(t, s)
+		defer d.Abandon()
+		for _, waits := range []bool{true, false} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			err := d.Promote(ctx, false)
+			cancel()
+			if err == nil || strings.Contains(err.Error(), "handshake") != waits {
+				t.Errorf("%v", err)
+			}
+			time.Sleep(handshakeTimeout)
+		}
+	})
 }
 
 // TestAHelloOfADeviceToComeIsKept: a peer has a device before this node; the

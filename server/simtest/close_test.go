@@ -284,28 +284,3 @@ func TestAPeerThatClosedTheDeviceIsNoHandshake(t *testing.T) {
 		c.mustWrite(t, 0, 0, 'a', 4096)
 	})
 }
-
-// TestAPeerThatDoesNotOpenTheDeviceIsWaitedForForAWhile: as when its disk is not there.
-func TestAPeerThatDoesNotOpenTheDeviceIsWaitedForForAWhile(t *testing.T) {
-	o := three()
-	o.Delay = 3 * time.Millisecond
-	bubble(t, o, func(t *testing.T, c *Cluster) {
-		c.settle(t)
-		c.Nodes[2].Kill()
-		c.mustStart(t, 2)
-		for n := range 2 {
-			c.Stall(2, n, wire.Meta) // it says no hello
-		}
-		if err := c.Nodes[0].Dev.Promote(timeout(t, time.Second), false); err == nil {
-			t.Fatal("promoted in the midst of what may be a handshake")
-		}
-		c.mustPromote(t, 0)
-		c.mustWrite(t, 0, 0, 'a', 4096)
-		for n := range 2 {
-			c.Flow(2, n, wire.Meta)
-		}
-		c.mustAllSync(t)
-		c.settle(t)
-		c.mustEqual(t)
-	})
-}
