@@ -341,7 +341,8 @@ func (d *Device) lacksHeldLocked() {
 // planState is a change other than a promotion that peers are asked for, and
 // one that we said yes to. The device's mutex guards it.
 type planState struct {
-	tx       uint64
+	tx       uint64 // of our own plan; 0: none
+	own      wire.Change
 	wait     replication.NodeSet
 	yes      replication.NodeSet
 	no       string
@@ -372,7 +373,7 @@ func (d *Device) plan(ctx context.Context, c wire.Change, ask replication.NodeSe
 		return nil, d.refuse(what, name+" is about to "+what+" it, or has", "try again in a moment", true)
 	}
 	c.Tx, c.Node = randomID(), uint8(d.cfg.Self)
-	d.planned.tx, d.planned.wait, d.planned.yes, d.planned.no = c.Tx, ask, 0, ""
+	d.planned.tx, d.planned.wait, d.planned.yes, d.planned.no, d.planned.own = c.Tx, ask, 0, "", c
 	d.sendPlanLocked(wire.Prepare, c, ask, b)
 	d.mu.Unlock()
 	b.Finish()
@@ -418,6 +419,14 @@ func (d *Device) plan(ctx context.Context, c wire.Change, ask replication.NodeSe
 		commit(false)
 	}
 	return commit, err
+}
+
+// askAgainLocked asks a peer anew that has come to another agreement before it answered: in
+// the midst of its handshake it did not hear. To make room is asked once.
+func (d *Device) askAgainLocked(p *peer, b *block.Batch) {
+	if pl := &d.planned; pl.tx != 0 && pl.wait.Has(p.id) && pl.own.Kind != wire.ChangeResize {
+		d.sendPlanLocked(wire.Prepare, pl.own, p.bit(), b)
+	}
 }
 
 func (d *Device) sendPlanLocked(t wire.Type, c wire.Change, to replication.NodeSet, b *block.Batch) {

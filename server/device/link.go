@@ -460,6 +460,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 	d.log.Info("agreed", "peer", p.name, "action", dec.Action.String(), "rule", dec.Rule, "peer_disk", p.disk.String())
 	d.evaluateLocked(b)
 	d.chooseSourceLocked(b)
+	d.askAgainLocked(p, b)
 	early := p.early
 	p.early = nil
 	for _, f := range early {
