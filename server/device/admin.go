@@ -139,7 +139,7 @@ func (d *Device) detach(ctx context.Context) error {
 		err = d.quorumWithoutLocked()
 	}
 	if err != nil {
-		d.saveLocked(nil)
+		d.saveLocked(nil) // it is not behind
 		d.mu.Unlock()
 		return err
 	}

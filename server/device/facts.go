@@ -27,7 +27,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 	if d.role == replication.Primary {
 		f.Received = d.window.head
 	}
-	if d.role == replication.Primary && d.disk == nil && !d.orderedLocked() {
+	if d.unguidedLocked() {
 		f.Gens.Current = d.servedLocked() // not what a disk of its own was in that it had
 	}
 	if d.meta != nil {
@@ -35,12 +35,6 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		f.Dirty = d.meta.Bitmap(p.id).Count()
 	}
 	return f
-}
-
-// barrenLocked reports whether this primary has no data to serve: no disk, nor one in
-// reach. Where no quorum decides between it and another primary, that does.
-func (d *Device) barrenLocked() bool {
-	return d.role == replication.Primary && d.disk == nil && !d.orderedLocked() && !d.remoteDataLocked()
 }
 
 // toldLocked reports whether what a peer was told last leads to the decision that

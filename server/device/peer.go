@@ -257,7 +257,7 @@ func (d *Device) controlFrameLocked(p *peer, h *wire.Header, payload []byte, b *
 		}
 	case wire.DevClosed:
 		d.eventLocked("disk", p, "%s no longer serves the device: %s", p.name, payload)
-		p.closed = true
+		p.closed = true // and no handshake is waited for
 		d.contactLostLocked(p, "the peer closed the device: "+string(payload), b)
 	case wire.NewGen:
 		var g wire.Generation

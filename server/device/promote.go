@@ -132,7 +132,7 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	if !d.quorum.Quorate {
 		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
 	}
-	if a, b, _ := d.disagreeLocked(); b != nil && d.disk == nil && !d.orderedLocked() {
+	if a, b := d.disagreeLocked(); b != nil && d.disk == nil && !d.orderedLocked() {
 		return d.refuse("promote", fmt.Sprintf("the disks of %s and %s differ, and this node has none to tell which is current", a.name, b.name),
 			"connect the two with each other; lockstepctl device why, on them, tells what is in the way", true)
 	}
@@ -164,7 +164,10 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
 	d.stream, d.genStint, d.served = randomID(), false, d.gens.Current
 	if d.disk == nil {
-		_, _, d.served = d.disagreeLocked()
+		d.served = replication.NoGen
+		if p := d.newestLocked(); p != nil {
+			d.served = p.inGen()
+		}
 	}
 	d.logStream = 0 // from now on this disk has what nobody else has
 	d.began, d.discard, d.conceded = time.Now().UnixNano(), 0, 0

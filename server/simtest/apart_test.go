@@ -28,9 +28,7 @@ func TestADisklessNodeIsNotPromotedOnDisksThatAreApart(t *testing.T) {
 		}
 		c.Heal(2, 0)
 		c.Heal(2, 1)
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.mustPromote(t, 3)
 		c.mustWrite(t, 3, 4096, 'b', 4096)
 		c.settle(t)
@@ -57,9 +55,7 @@ func TestADisklessNodeIsNotPromotedBesideADiskThatMayBeNewer(t *testing.T) {
 			t.Errorf("promoted on a disk that lacks what was answered\n%s", c.Describe())
 		}
 		c.Rejoin(0)
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.mustEqual(t)
 		c.mustHoldDisks(t, 0, 'a')
 	})
@@ -85,9 +81,7 @@ func TestADiskThatComesIsNotTakenForWhatADisklessPrimaryServes(t *testing.T) {
 		}
 		c.mustWrite(t, 3, 4096, 'b', 4096)
 		c.Rejoin(0)
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.settle(t)
 		c.mustEqual(t)
 		c.mustHoldDisks(t, 0, 'a')
@@ -145,9 +139,7 @@ func TestADisklessPrimaryYieldsToWhoWentOn(t *testing.T) {
 					c.Heal(a, b)
 				}
 			}
-			for n := range c.Nodes {
-				c.mustSync(t, n)
-			}
+			c.mustAllSync(t)
 			if got := c.Nodes[3].Dev.Status().Role; got == replication.Primary {
 				t.Errorf("it is still primary\n%s", c.Describe())
 			}
@@ -182,9 +174,7 @@ func TestADiskThatIsBehindIsNotCurrentByAnothersWord(t *testing.T) {
 		}
 		c.mustWrite(t, 2, 4096, 'b', 4096)
 		c.Rejoin(2)
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.settle(t)
 		c.mustEqual(t)
 		c.mustHold(t, 0, 'a')

@@ -52,9 +52,7 @@ func TestFencing(t *testing.T) {
 			if err := c.Nodes[1].Start(); err != nil {
 				t.Fatal(err)
 			}
-			for n := range c.Nodes {
-				c.mustSync(t, n)
-			}
+			c.mustAllSync(t)
 			if tc.stays {
 				c.mustWrite(t, 0, 8192, 'c', 4096)
 			}
@@ -127,9 +125,7 @@ func TestFencingBeforeAPromotion(t *testing.T) {
 					if err := c.Nodes[0].Start(); err != nil {
 						t.Fatal(err)
 					}
-					for n := range c.Nodes {
-						c.mustSync(t, n)
-					}
+					c.mustAllSync(t)
 					c.mustPromote(t, 1)
 					if err := c.Nodes[1].Dev.Demote(timeout(t, 10*time.Second)); err != nil {
 						t.Fatal(err)
@@ -250,9 +246,7 @@ func TestFencingWhoWasNotInSync(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				for n := range c.Nodes {
-					c.mustSync(t, n)
-				}
+				c.mustAllSync(t)
 				c.settle(t)
 				c.mustEqual(t)
 			})
@@ -278,9 +272,7 @@ func TestADetachedDiskIsNotPromotedByTheHandlersWord(t *testing.T) {
 			t.Fatalf("a disk was promoted that lacks what was answered\n%s", c.Describe())
 		}
 		c.mustStart(t, 0)
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.mustEqual(t)
 	})
 }
@@ -319,9 +311,7 @@ func TestTwoPrimariesUntilTheHandlerAnswers(t *testing.T) {
 					if split {
 						return
 					}
-					for n := range c.Nodes {
-						c.mustSync(t, n)
-					}
+					c.mustAllSync(t)
 					c.mustWrite(t, 1, 0, 'c', 4096)
 					c.settle(t)
 					c.mustEqual(t)
@@ -353,9 +343,7 @@ func TestADiskIsNotOutdatedByThePrimaryThatItServes(t *testing.T) {
 		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
-		for n := range c.Nodes {
-			c.mustSync(t, n)
-		}
+		c.mustAllSync(t)
 		c.settle(t)
 		c.mustEqual(t)
 	})

@@ -25,9 +25,7 @@ func TestScenario32ANewDeviceThatADisklessNodeBegins(t *testing.T) {
 			c.Heal(0, 3)
 			c.Heal(0, 2)
 			c.Heal(2, 3)
-			for n := range c.Nodes {
-				c.mustSync(t, n)
-			}
+			c.mustAllSync(t)
 			c.mustEqual(t)
 		})
 	}
@@ -55,9 +53,7 @@ func TestScenario32ADiskThatWasDetachedBeforeAnythingWasWritten(t *testing.T) {
 			if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
 				t.Fatal(err)
 			}
-			for n := range c.Nodes {
-				c.mustSync(t, n)
-			}
+			c.mustAllSync(t)
 			c.mustEqual(t)
 		})
 	}

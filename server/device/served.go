@@ -1,0 +1,102 @@
+package device
+
+import "github.com/lockstepd/lockstep/server/replication"
+
+// A primary without a disk serves what others have. Where generations in force are a chain
+// the peers' words tell which of their disks are current. Elsewhere two disks that are out of
+// contact with each other may both pass for that, and a generation of this primary's would
+// make them pass for equal. So it serves one generation: that which all disks in reach were
+// in when it was promoted, and then its own.
+
+// unguidedLocked reports whether this node is such a primary, and has nothing but the
+// generations that disks are in to tell which are current.
+func (d *Device) unguidedLocked() bool {
+	return d.role == replication.Primary && d.disk == nil && !d.orderedLocked()
+}
+
+// apartLocked reports whether a peer's disk is in another generation than those that this
+// primary, which has none itself, began with, or has been in since. The disks may be out
+// of contact with each other, so that nobody else sees it.
+func (d *Device) apartLocked(p *peer) bool {
+	served, in := d.servedLocked(), p.inGen()
+	switch {
+	case served == replication.NoGen, in == served, in == d.genNew:
+		return false
+	case p.confirmed == served && served.After(in):
+		return false // its word of that is on the way
+	}
+	return in != p.hs.theirs.Gens.Current || !within(&p.hs.theirs.Gens, served)
+}
+
+// within reports whether a disk is in a generation, or has noted one that was to follow it
+// and, as far as it knows, is not in force: nothing was answered in that.
+func within(gens *replication.Gens, g replication.Gen) bool {
+	return gens.Current == g || gens.Tentative() && gens.Base == g
+}
+
+// movedOnLocked reports whether a disk in reach has come to be in a generation that this
+// primary, which has none itself, does not know: it was resynced from one that went on
+// elsewhere. What that means the peer's facts tell.
+func (d *Device) movedOnLocked(p *peer) bool {
+	return d.unguidedLocked() && replication.DiskState(p.state.Disk).HasData() && replication.Gen(p.state.Current) != p.hs.theirs.Gens.Current && d.apartLocked(p)
+}
+
+// servedLocked is the generation that this primary, which has no disk, serves.
+func (d *Device) servedLocked() replication.Gen {
+	if d.genStint {
+		return d.gens.Current
+	}
+	return d.served
+}
+
+// inGen is the generation that a peer's disk is in by its last word.
+func (p *peer) inGen() replication.Gen {
+	if p.heard {
+		return replication.Gen(p.state.Current)
+	}
+	return p.hs.theirs.Gens.Current
+}
+
+// newestLocked is the peer in reach whose disk passes for current and is in the newest
+// generation; nil: there is none.
+func (d *Device) newestLocked() (newest *peer) {
+	for _, p := range d.peers {
+		if p != nil && !p.diskless && p.agreed && p.disk == replication.UpToDate && (newest == nil || p.inGen() > newest.inGen()) {
+			newest = p
+		}
+	}
+	return newest
+}
+
+// disagreeLocked names two peers in reach whose disks are in different generations, and
+// neither of which is known to be behind.
+func (d *Device) disagreeLocked() (a, b *peer) {
+	if a = d.newestLocked(); a == nil {
+		return nil, nil
+	}
+	for _, p := range d.peers {
+		if p == nil || p.diskless || !p.agreed || p.disk < replication.Consistent || p.inGen() == a.inGen() {
+			continue
+		}
+		if p.disk == replication.UpToDate || !a.hs.theirs.Gens.Knows(p.inGen()) {
+			return a, p
+		}
+	}
+	return a, nil
+}
+
+// barrenLocked reports whether this primary has no data to serve: no disk, nor one in
+// reach. Where no quorum decides between it and another primary, that does.
+func (d *Device) barrenLocked() bool {
+	return d.unguidedLocked() && !d.remoteDataLocked()
+}
+
+// servesAsLocked reports whether this disk is in the very generation that a peer serves
+// which is primary and has no disk. That peer has answered nothing without this disk, or it
+// would be in another; and where it has lost others it answers nothing before the fence-peer
+// handler lets it. Where generations in force are a chain that is known without it.
+func (d *Device) servesAsLocked(p *peer) bool {
+	theirs := &p.hs.theirs
+	return !d.orderedLocked() && d.fencesPeersLocked() && theirs.Role == replication.Primary && !theirs.Disk.HasData() &&
+		theirs.Gens.Current == d.gens.Current && theirs.Gens.Current != replication.NoGen
+}
