@@ -39,7 +39,7 @@ func (a *app) deviceCommands() *cobra.Command {
 		a.devicePromote(),
 		a.deviceVerb("demote", "demote %s", "give up the primary role", "Makes the device secondary on this node. Refused while clients have it open for writing."),
 		a.deviceVerb("attach", "attach the disk of %s", "attach the local disk", "Attaches the device's disk on this node again, and resyncs what it missed."),
-		a.deviceVerb("detach", "detach the disk of %s", "detach the local disk", "Detaches the device's disk on this node. Reads and writes go to the peers' disks meanwhile. It is refused where no peer in reach has current data, or where the disks that are left would be no quorum."),
+		a.deviceVerb("detach", "detach the disk of %s", "detach the local disk", "Detaches the device's disk on this node. Reads and writes go to the peers' disks meanwhile. It is refused where no peer in reach has current data, or where the disks that are left would be no quorum. Where the quorum is off, or of half the nodes, the disk is outdated until it was in sync again."),
 		a.deviceVerify(),
 		a.deviceResync(),
 		a.deviceInvalidate(),

@@ -127,7 +127,7 @@ func (o out) device(d *device.Status) {
 	o.gauge("lockstep_device_size_bytes", "The device's size.", float64(d.Size), dev)
 	o.gauge("lockstep_device_primary", "Whether this node is the device's primary.", yes(d.Role == replication.Primary), dev)
 	o.gauge("lockstep_device_quorum", "Whether the device has quorum.", yes(d.Quorum.Quorate), dev)
-	o.gauge("lockstep_device_suspended", "Whether requests wait for quorum.", yes(d.Suspended), dev)
+	o.gauge("lockstep_device_suspended", "Whether requests wait: for quorum, or for a lost peer to be fenced.", yes(d.Suspended), dev)
 	o.gauge("lockstep_device_up_to_date", "Whether this node's disk is UpToDate.", yes(d.Disk == replication.UpToDate), dev)
 	o.gauge("lockstep_device_disk_state", "1 for the state that this node's disk is in.", 1, dev, lv{"state", d.Disk.String()})
 	o.gauge("lockstep_device_open", "Clients that have the device open.", float64(d.Open), dev)
