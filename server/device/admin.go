@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -44,6 +45,37 @@ func (d *Device) Detach(ctx context.Context) error {
 		return err
 	}
 	defer d.end()
+	return d.afterHandshakes(ctx, d.detachPlanned)
+}
+
+// afterHandshakes does what a peer may be in the way of that is shaking hands: what it is
+// worth is told when that is over.
+func (d *Device) afterHandshakes(ctx context.Context, do func(context.Context) error) error {
+	over := time.Now().Add(handshakeTimeout)
+	for {
+		d.mu.Lock()
+		w := d.watch
+		d.mu.Unlock()
+		err := do(ctx)
+		if refused, ok := errors.AsType[*RefusedError](err); !ok || !refused.early || time.Now().After(over) {
+			return err
+		}
+		select {
+		case <-w:
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// shakesLocked reports whether a handshake with a peer that has a disk is under way.
+func (d *Device) shakesLocked() bool {
+	return slices.ContainsFunc(d.peers[:], func(p *peer) bool { return p != nil && !p.diskless && p.shakingLocked() })
+}
+
+// detachPlanned detaches the disk by the agreement of those that keep the data.
+func (d *Device) detachPlanned(ctx context.Context) error {
 	d.mu.Lock()
 	keepers, err := d.mayDetachLocked()
 	d.mu.Unlock()
@@ -109,8 +141,10 @@ func (d *Device) quorumWithoutLocked() error {
 	if rest.Quorate {
 		return nil
 	}
-	return d.refuse("detach", "without this disk there would be no quorum: "+rest.Why,
+	refused := d.refuse("detach", "without this disk there would be no quorum: "+rest.Why,
 		"start the other nodes, or attach their disks, first", true)
+	refused.early = d.shakesLocked()
+	return refused
 }
 
 func (d *Device) detach(ctx context.Context) error {

@@ -18,6 +18,11 @@ func (d *Device) Invalidate(ctx context.Context) error {
 		return err
 	}
 	defer d.end()
+	return d.afterHandshakes(ctx, d.invalidate)
+}
+
+func (d *Device) invalidate(ctx context.Context) error {
+	const what = "invalidate"
 	d.mu.Lock()
 	keepers, err := d.keepersLocked(what)
 	d.mu.Unlock()
@@ -61,8 +66,10 @@ func (d *Device) keepersLocked(what string) (keepers replication.NodeSet, err er
 		}
 	}
 	if keepers == 0 {
-		return 0, d.refuse(what, fmt.Sprintf("no peer in reach has current data, and this disk is %v", d.dstat),
+		refused := d.refuse(what, fmt.Sprintf("no peer in reach has current data, and this disk is %v", d.dstat),
 			"wait until a peer is in sync: lockstepctl device wait "+d.opts.Name, false)
+		refused.early = d.shakesLocked()
+		return 0, refused
 	}
 	return keepers, nil
 }

@@ -20,6 +20,7 @@ type RefusedError struct {
 	Do    string
 	Again bool
 
+	early bool                  // a handshake is under way, by which it may be otherwise
 	fence func(context.Context) // has those fenced that are in the way; nil: nobody is
 }
 

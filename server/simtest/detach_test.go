@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -104,6 +105,36 @@ func TestTheLastCurrentDiskStays(t *testing.T) {
 			t.Fatalf("both disks are gone\n%s", c.Describe())
 		}
 	})
+}
+
+// TestDetachWaitsForAHandshake: a peer that is shaking hands is about to be quorum; one
+// that does not come to it is not waited for.
+func TestDetachWaitsForAHandshake(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		t.Run(fmt.Sprint("ends ", ends), func(t *testing.T) {
+			bubble(t, three(), func(t *testing.T, c *Cluster) {
+				c.mustAllSync(t)
+				c.Cut(0, 2)
+				time.Sleep(time.Second)
+				c.Heal(0, 2)
+				for _, l := range []wire.Link{wire.Data, wire.Meta} {
+					c.Stall(2, 0, l)
+				}
+				done := make(chan error)
+				go func() { done <- c.Nodes[0].Dev.Detach(timeout(t, time.Minute)) }()
+				time.Sleep(2 * time.Second)
+				if ends {
+					for _, l := range []wire.Link{wire.Data, wire.Meta} {
+						c.Flow(2, 0, l)
+					}
+				}
+				err := <-done
+				if refused, ok := errors.AsType[*device.RefusedError](err); ends && err != nil || !ends && (!ok || !strings.Contains(refused.Why, "no quorum")) {
+					t.Fatalf("detach: %v\n%s", err, c.Describe())
+				}
+			})
+		})
+	}
 }
 
 // TestAFailedDiskIsDetachedAndComesBack fails a disk in one write under load,
