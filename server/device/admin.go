@@ -53,21 +53,21 @@ func (d *Device) Detach(ctx context.Context) error {
 func (d *Device) afterHandshakes(ctx context.Context, do func(context.Context) error) error {
 	over := time.Now().Add(handshakeTimeout)
 	for {
-		d.mu.Lock()
-		w := d.watch
-		d.mu.Unlock()
 		err := do(ctx)
 		if refused, ok := errors.AsType[*RefusedError](err); !ok || !refused.early || time.Now().After(over) {
 			return err
 		}
+		// Not when the state changes: each attempt changes it.
 		select {
-		case <-w:
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(handshakePause):
 		case <-ctx.Done():
 			return err
 		}
 	}
 }
+
+// handshakePause is how long a handshake that is in the way is left to itself.
+const handshakePause = 50 * time.Millisecond
 
 // shakesLocked reports whether a handshake with a peer that has a disk is under way.
 func (d *Device) shakesLocked() bool {

@@ -206,7 +206,7 @@ func (d *Device) peerDiskLocked(p *peer, s replication.DiskState, b *block.Batch
 		d.setReplLocked(p, replication.Established)
 		if d.receives.Has(p.id) {
 			d.receives = d.receives.Without(p.id)
-			d.excludeLocked(p, was == replication.UpToDate, "its disk is "+s.String(), b)
+			d.excludeLocked(p, "its disk is "+s.String(), b)
 			d.flush.lostLocked(d, p, b)
 		}
 		if d.genBusy {

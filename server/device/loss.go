@@ -35,9 +35,6 @@ func (d *Device) contactLostLocked(p *peer, reason string, b *block.Batch) {
 // partLocked ends an agreement: what the peer may not have is marked, and
 // nothing more is awaited of it.
 func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
-	// Whichever of the two is to be resynced: a complete disk that took part bears the
-	// present generation.
-	complete := p.disk >= replication.Consistent
 	d.spareLostLocked(p)
 	p.agreed, p.inSync, p.early = false, false, nil
 	d.fencesLocked() // before anything that the peer has missed is answered
@@ -59,7 +56,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 	d.setReplLocked(p, replication.Off)
 	if d.receives.Has(p.id) {
 		d.receives = d.receives.Without(p.id)
-		d.excludeLocked(p, complete, reason, b)
+		d.excludeLocked(p, reason, b)
 	}
 	if d.primary == p.id {
 		d.primaryLostLocked(p, reason, b)
@@ -68,16 +65,17 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 }
 
 // excludeLocked: as the primary, go on without a peer. What it did not
-// confirm, and what it confirmed but may still lose, is marked; and where its disk
-// was complete, the marks get a generation of their own, which is durable
-// before any change that missed the peer is answered.
-func (d *Device) excludeLocked(p *peer, complete bool, reason string, b *block.Batch) {
+// confirm, and what it confirmed but may still lose, is marked; and the marks get a
+// generation of their own, which is durable before any change that missed the peer is
+// answered. That is so for a mixture, too: another node that resyncs it may end that
+// before it hears that the peer is lost, and neither would know what the disk lacks.
+func (d *Device) excludeLocked(p *peer, reason string, b *block.Batch) {
 	// The replicas mark what it misses, from the very next change on, which may
 	// be one that waited for a range.
 	d.announceLocked(b)
 	d.rolls++
 	doubtful := d.missSinceLocked(p, p.stable)
-	if complete || d.needsGenLocked() {
+	if p.disk != replication.Inconsistent || !mutate.Is(mutate.EndUnheard) {
 		d.needGen = true
 		d.genAgain = d.genBusy
 	}
