@@ -43,8 +43,8 @@ fuzz: ## every fuzz target for FUZZTIME each (default 20s)
 mutants: ## deliberate faults of the write path, each of which the simulator has to catch
 	$(GO) test -tags mutate ./server/simtest -run Mutants -v -timeout 60m
 
-sim: ## SEEDS (default 1000) random histories in virtual time in which faults pile up; DISKS=N: all of N disks
-	$(GO) test ./server/simtest -run 'Torture|Storm|Tempest|Silently|Sequence$$|Remnant|QuorumOff|Policies' -timeout 60m -wild -seeds $(or $(SEEDS),1000) $(if $(DISKS),-disks $(DISKS))
+sim: ## SEEDS (default 1000) random histories in virtual time in which faults pile up; DISKS=N: all of N disks; LOGS=DIR: keeps what those that fail have logged
+	$(GO) test ./server/simtest -run 'Torture|Storm|Tempest|Silently|Sequence$$|Remnant|QuorumOff|Policies' -timeout 60m -wild -seeds $(or $(SEEDS),1000) $(if $(DISKS),-disks $(DISKS)) $(if $(LOGS),-logs $(abspath $(LOGS)))
 
 soak: ## 32 nodes with random cuts, stops and kills for SEEDS (default 20) seeds, and detection at longer tick times
 	$(GO) test ./server/messenger -run 'TestSoak|TestStopped' -timeout 60m -v -long -seeds $(or $(SEEDS),20)

@@ -3,8 +3,6 @@ package simtest
 import (
 	"bytes"
 	"context"
-	"log/slog"
-	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,13 +12,6 @@ import (
 )
 
 const mib = 1 << 20
-
-func testLog() *slog.Logger {
-	if os.Getenv("SIMLOG") == "" {
-		return nil
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
 
 // bubble runs f with a cluster in virtual time and stops the cluster after it.
 func bubble(t *testing.T, o Options, f func(t *testing.T, c *Cluster)) {

@@ -31,6 +31,7 @@ func histories(t *testing.T, n int, history func(t *testing.T, seed uint64)) {
 	for i := range uint64(n) {
 		seed := *first + i
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			journal.begin(t, *logs)
 			synctest.Test(t, func(t *testing.T) { history(t, seed) })
 		})
 	}
