@@ -272,11 +272,7 @@ func TestCloseWaitsForADiskThatIsBeingAttached(t *testing.T) {
 func TestAPeerThatClosedTheDeviceIsNoHandshake(t *testing.T) {
 	bubble(t, three(), func(t *testing.T, c *Cluster) {
 		c.settle(t)
-		dev := c.Nodes[2].Dev
-		if err := dev.Leave(timeout(t, 10*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		if err := dev.Close(timeout(t, 10*time.Second)); err != nil {
+		if err := c.Nodes[2].CloseDevices(timeout(t, 10*time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)

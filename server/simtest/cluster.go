@@ -17,7 +17,6 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
-	"github.com/lockstepd/lockstep/server/relief"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store"
 	"github.com/lockstepd/lockstep/server/store/storetest"
@@ -73,12 +72,12 @@ type Cluster struct {
 	watches []context.CancelFunc
 
 	trap atomic.Pointer[Trap]
-	// dead is the devices, by their pointers, that were killed. Nothing that they
-	// say is heard: it may rest on what the copies of their disks have not.
+	// dead is the devices, and the sets of them, by their pointers, that were killed.
+	// Nothing that they say is heard: it may rest on what the copies of their disks have not.
 	dead sync.Map
 }
 
-// Node is one node. Dev is nil while it is down.
+// Node is one node. Dev is nil while it is down, and while it is up without its devices.
 type Node struct {
 	c    *Cluster
 	ID   int
@@ -88,6 +87,7 @@ type Node struct {
 	Meta *storetest.Image
 	More []*Volume // the devices beside r0
 
+	set    *device.Set         // of its process; nil while that does not run
 	slowed *storetest.Image    // the one that DiskDelay is in force on
 	read   replication.NodeSet // without, as it was when the node started
 	blank  bool                // its disk was replaced, and not seen up to date since
@@ -107,7 +107,7 @@ type Volume struct {
 	fallen fallen
 }
 
-// devs is all devices of the node; nil while it is down.
+// devs is all devices of the node; nil while it has none open.
 func (n *Node) devs() (out []*device.Device) {
 	if n.Dev == nil {
 		return nil
@@ -186,7 +186,7 @@ func (n *Node) Config() device.Config {
 	return cfg
 }
 
-// Start boots a node on its images.
+// Start boots a node on its images, or opens its devices where it is up without them.
 func (n *Node) Start() error {
 	n.read = n.c.without
 	o := device.Options{
@@ -202,32 +202,39 @@ func (n *Node) Start() error {
 		o.Fence = func(_ context.Context, _ []string, peer string) (int, error) { return fence(n.ID, peer), nil }
 	}
 	n.watchStorage()
-	dev, err := n.open(o, n.Disk, n.Meta)
+	set := n.set
+	if set == nil {
+		set = device.NewSet(o.Log)
+	}
+	dev, err := n.open(set, o, n.Disk, n.Meta)
 	if err != nil {
 		return err
 	}
-	dev.Start()
 	for i, v := range n.More {
-		o.Name, o.Handle = fmt.Sprintf("r%d", i+1), uint32(n.ID+1+100*(i+1))
-		if v.Dev, err = n.open(o, v.Disk, v.Meta); err != nil {
+		o.Name = fmt.Sprintf("r%d", i+1)
+		if v.Dev, err = n.open(set, o, v.Disk, v.Meta); err != nil {
 			return err
 		}
-		v.Dev.Start()
 	}
-	n.Dev = dev
-	if len(n.More) > 0 {
-		g := device.NewGroup("db")
-		for _, d := range n.devs() {
-			g.Join(d)
-		}
-	}
+	n.set, n.Dev = set, dev
 	for _, m := range n.c.Nodes {
 		n.c.connect(n, m)
 	}
 	return nil
 }
 
-func (n *Node) open(o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
+// open opens a device, and has it among those that peers in contact can speak with.
+func (n *Node) open(set *device.Set, o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
+	o.Handle = set.NextHandle()
+	dev, err := n.assemble(o, disk, meta)
+	if err != nil {
+		return nil, err
+	}
+	dev.Start()
+	return dev, set.Add(dev)
+}
+
+func (n *Node) assemble(o device.Options, disk, meta *storetest.Image) (*device.Device, error) {
 	if disk == nil {
 		o.LogExtents, o.LogExtentBytes = n.c.opts.Extents, n.c.opts.ExtentBytes
 		return device.New(o)
@@ -251,8 +258,20 @@ func (n *Node) Stop(ctx context.Context) error {
 	for _, dev := range n.devs() {
 		err = errors.Join(err, dev.Leave(ctx), dev.Close(ctx))
 	}
-	n.Dev = nil
+	n.Dev, n.set = nil, nil
 	n.c.disconnect(n, "shut down")
+	return err
+}
+
+// CloseDevices closes the devices of a node in order, which stays in contact with the others.
+func (n *Node) CloseDevices(ctx context.Context) error {
+	var err error
+	for _, dev := range n.devs() {
+		err = errors.Join(err, dev.Leave(ctx))
+		n.set.Remove(dev)
+		err = errors.Join(err, dev.Close(ctx))
+	}
+	n.Dev = nil
 	return err
 }
 
@@ -275,11 +294,12 @@ func (n *Node) PowerCut(lost float64) {
 }
 
 func (n *Node) crash(how storetest.Crash) {
-	if n.Dev == nil {
+	if n.set == nil {
 		return
 	}
+	n.c.dead.Store(n.set, true) // from before its disks are copied
 	for _, dev := range n.devs() {
-		n.c.dead.Store(dev, true) // from before its disks are copied
+		n.c.dead.Store(dev, true)
 	}
 	n.PowerOff(how)
 	n.Bury()
@@ -362,7 +382,7 @@ func (c *Cluster) connect(a, b *Node) {
 	c.mu.Lock()
 	cut := c.cut[pair(a.ID, b.ID)]
 	c.mu.Unlock()
-	if a == b || a.Dev == nil || b.Dev == nil || cut || a.Fallen() || b.Fallen() {
+	if a == b || a.set == nil || b.set == nil || cut || a.Fallen() || b.Fallen() {
 		return
 	}
 	if a.hasSession(b.ID) || b.hasSession(a.ID) {
@@ -377,12 +397,8 @@ func (c *Cluster) connect(a, b *Node) {
 	}
 	sa.start()
 	sb.start()
-	for _, dev := range sb.devs {
-		dev.SessionUp(sa)
-	}
-	for _, dev := range sa.devs {
-		dev.SessionUp(sb)
-	}
+	a.set.SessionUp(sa)
+	b.set.SessionUp(sb)
 	sa.begin()
 	sb.begin()
 }
@@ -404,12 +420,12 @@ func (c *Cluster) drop(a, b *Node, reason string) {
 		if s == nil {
 			continue
 		}
-		devs := n[0].devs()
+		set := n[0].set
 		s.end()
 		wg.Go(func() {
 			s.wait()
-			for _, dev := range devs {
-				dev.SessionDown(s, reason)
+			if set != nil {
+				set.SessionDown(s, reason)
 			}
 		})
 	}
@@ -420,209 +436,6 @@ func (c *Cluster) disconnect(n *Node, reason string) {
 	for _, m := range c.Nodes {
 		if m != n {
 			c.drop(n, m, reason)
-		}
-	}
-}
-
-// session is one side of a contact: what from sends to to.
-type session struct {
-	c        *Cluster
-	from, to *Node
-	dev      *device.Device // of to, when the session began
-	devs     []*device.Device
-	other    *session
-	links    [2]*simLink
-	wg       sync.WaitGroup
-	watch    *relief.Watch
-	stop     context.CancelFunc // of watch
-	lapsed   atomic.Bool        // the lease has run out
-}
-
-type simFrame struct {
-	h       wire.Header
-	payload []byte
-}
-
-// simLink is one direction of one link: frames in order, with a delay each.
-type simLink struct {
-	mu     sync.Mutex
-	cond   *sync.Cond
-	q      []simFrame
-	begun  bool // both sides know of the session
-	closed bool
-	stuck  bool // nothing arrives any more
-}
-
-func newSession(c *Cluster, from, to *Node) *session {
-	s := &session{c: c, from: from, to: to, dev: to.Dev, devs: to.devs()}
-	for i := range s.links {
-		l := &simLink{}
-		l.cond = sync.NewCond(&l.mu)
-		s.links[i] = l
-	}
-	return s
-}
-
-// PeerID implements device.Session.
-func (s *session) PeerID() int { return s.to.ID }
-
-// Features is what both sides speak; none where Options.Older says so of one.
-func (s *session) Features() uint64 {
-	if s.c.opts.Older.Has(s.from.ID) || s.c.opts.Older.Has(s.to.ID) {
-		return 0
-	}
-	return wire.FeatureVotes | wire.FeatureWitness | wire.FeatureHeal | wire.FeatureBegan | wire.FeatureStay
-}
-
-// Send implements device.Session. The frame goes through the codec, so what
-// arrives is what a wire would carry.
-func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Batch) {
-	if s.c.killed(s.other.dev) {
-		return
-	}
-	hh := *h
-	hh.Version = wire.MaxVersion
-	hh.Len = uint32(len(payload))
-	var raw [wire.HeaderSize]byte
-	hh.Put(raw[:])
-	f := simFrame{payload: append([]byte(nil), payload...)}
-	if err := f.h.Decode(raw[:], 0); err != nil {
-		panic(fmt.Sprintf("a frame that no peer would take: %v", err))
-	}
-	s.c.pass(sendPoint(h.Type), s.from, s.to)
-	l := s.links[h.Type.Link()]
-	l.mu.Lock()
-	if !l.closed {
-		l.q = append(l.q, f)
-	}
-	l.mu.Unlock()
-	l.cond.Signal()
-}
-
-// StopWatches is called at the end, when every node was killed.
-func (c *Cluster) StopWatches() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, stop := range c.watches {
-		stop()
-	}
-	c.watches = nil
-}
-
-func (s *session) start() {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.watch, s.stop = relief.NewWatch(), cancel
-	s.c.mu.Lock()
-	s.c.watches = append(s.c.watches, cancel)
-	s.c.mu.Unlock()
-	go s.watch.Run(ctx)
-	for _, l := range s.links {
-		d := &delivery{s: s, l: l}
-		s.watch.Add(&d.post, d)
-		s.wg.Add(1)
-		go d.run(false)
-	}
-}
-
-// begin lets arrive what is sent. As with a messenger, nothing does before its
-// receiver has heard of the session.
-func (s *session) begin() {
-	for _, l := range s.links {
-		l.mu.Lock()
-		l.begun = true
-		l.mu.Unlock()
-		l.cond.Broadcast()
-	}
-}
-
-// end stops delivery in both directions of this side.
-func (s *session) end() {
-	for _, side := range []*session{s, s.other} {
-		for _, l := range side.links {
-			l.mu.Lock()
-			l.closed = true
-			l.q = nil
-			l.mu.Unlock()
-			l.cond.Broadcast()
-		}
-	}
-}
-
-// wait returns when nothing more is delivered to this side.
-func (s *session) wait() {
-	s.other.wg.Wait()
-	s.other.stop()
-}
-
-// delivery reads one link, as the reader of a messenger does: while a disk
-// keeps it, another goroutine goes on in its place.
-type delivery struct {
-	s     *session
-	l     *simLink
-	batch block.Batch
-	post  block.Post
-}
-
-// MayRelieve implements relief.Holder.
-func (x *delivery) MayRelieve() bool { return true }
-
-// Relieved implements relief.Holder.
-func (x *delivery) Relieved() { go x.run(true) }
-
-// run delivers, from after what was handled last where it takes another's place.
-func (x *delivery) run(instead bool) {
-	for instead || x.next() {
-		instead = false
-		if !x.batch.FinishOn(&x.post) {
-			return
-		}
-	}
-	x.s.wg.Done()
-}
-
-// next handles the next frame; false: the link is closed.
-func (x *delivery) next() bool {
-	l := x.l
-	l.mu.Lock()
-	for (len(l.q) == 0 || l.stuck || !l.begun) && !l.closed {
-		l.cond.Wait()
-	}
-	if l.closed {
-		l.mu.Unlock()
-		return false
-	}
-	f := l.q[0]
-	l.q = l.q[1:]
-	l.mu.Unlock()
-	if d := x.s.c.delay(); d > 0 {
-		time.Sleep(d)
-	}
-	x.s.c.pass(takePoint(f.h.Type), x.s.to, x.s.from)
-	l.mu.Lock()
-	closed := l.closed
-	l.mu.Unlock()
-	if closed {
-		return false
-	}
-	x.s.handle(&f, &x.batch)
-	return true
-}
-
-func (s *session) handle(f *simFrame, b *block.Batch) {
-	var facts wire.DeviceFacts
-	if f.h.Type == wire.DevHello {
-		if err := facts.Decode(f.payload); err != nil {
-			panic(err)
-		}
-	}
-	for _, dev := range s.devs {
-		switch {
-		case f.h.Type == wire.DevHello:
-			if dev.Name() == facts.Name {
-				dev.HelloReceived(s.other, facts)
-			}
-		case f.h.Dev == dev.Handle():
-			dev.HandleFrame(s.other, &wire.Frame{Header: f.h, Payload: f.payload}, b)
 		}
 	}
 }
@@ -641,8 +454,9 @@ func (n *Node) Do(ctx context.Context, op block.Op, flags block.Flags, off int64
 	return nil
 }
 
-func (c *Cluster) killed(dev *device.Device) bool {
-	_, dead := c.dead.Load(dev)
+// killed: of a device, or a set of them.
+func (c *Cluster) killed(what any) bool {
+	_, dead := c.dead.Load(what)
 	return dead
 }
 

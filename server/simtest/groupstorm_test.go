@@ -327,6 +327,8 @@ type chain struct {
 	rng *rand.Rand
 	at  []*device.Device // through which it works; nil: none
 
+	node int // of at
+
 	stint int64
 	next  uint64
 	step  int
@@ -388,7 +390,7 @@ func (x *chain) write() bool {
 		wg.Go(func() { errs[j] = x.s.c.ask(ctx, x.at[dev], block.Write, 0, off, fill(v), 0) })
 	}
 	wg.Wait()
-	x.s.c.opts.Log.Debug("client wrote", "client", x.id, "through", x.at[0].Handle()%10-1, "from", from, "values", fmt.Sprint(x.wrote[from:]), "err", errors.Join(errs...))
+	x.s.c.opts.Log.Debug("client wrote", "client", x.id, "through", x.node, "from", from, "values", fmt.Sprint(x.wrote[from:]), "err", errors.Join(errs...))
 	if errors.Join(errs...) != nil {
 		return false
 	}
@@ -417,7 +419,8 @@ func (x *chain) flush() bool {
 func (x *chain) move() bool {
 	x.at, x.stint = nil, x.s.stints.Load()
 	for range 4 {
-		devs := x.s.at(x.rng.IntN(len(x.s.c.Nodes)))
+		x.node = x.rng.IntN(len(x.s.c.Nodes))
+		devs := x.s.at(x.node)
 		if devs == nil {
 			continue
 		}

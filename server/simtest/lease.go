@@ -46,9 +46,7 @@ func (c *Cluster) GiveUp(a int) {
 		other.from.mu.Unlock()
 		wg.Go(func() {
 			other.wait()
-			for _, dev := range s.devs {
-				dev.SessionDown(other, "given up")
-			}
+			s.set.SessionDown(other, "given up")
 		})
 	}
 	wg.Wait()
@@ -65,8 +63,8 @@ func (c *Cluster) Learn(a int) {
 		delete(n.sessions, s.to.ID)
 		n.mu.Unlock()
 		s.wait()
-		for _, dev := range n.devs() {
-			dev.SessionDown(s, "it gave this node up")
+		if n.set != nil {
+			n.set.SessionDown(s, "it gave this node up")
 		}
 	}
 	c.Rejoin(a)

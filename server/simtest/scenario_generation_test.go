@@ -388,7 +388,7 @@ func (n *Node) reconfigured(t *testing.T, change func(*device.Config)) error {
 	t.Helper()
 	cfg := n.Config()
 	change(&cfg)
-	dev, err := n.open(device.Options{Config: cfg, Log: n.c.opts.Log}, n.Disk, n.Meta)
+	dev, err := n.assemble(device.Options{Config: cfg, Log: n.c.opts.Log}, n.Disk, n.Meta)
 	if err == nil {
 		dev.Abandon()
 	}

@@ -193,10 +193,13 @@ func (n *Node) Bury() {
 	for _, v := range n.More {
 		v.Disk, v.Meta = v.fallen.disk, v.fallen.meta
 	}
+	if n.set != nil {
+		n.c.dead.Store(n.set, true)
+	}
 	for _, dev := range devs {
 		n.c.dead.Store(dev, true)
 	}
-	n.Dev = nil
+	n.Dev, n.set = nil, nil
 	n.c.disconnect(n, "killed")
 	for _, dev := range devs {
 		dev.Abandon()
