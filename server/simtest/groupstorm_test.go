@@ -174,7 +174,11 @@ func (s *groupStormer) fault() {
 		if n.Dev != nil {
 			s.show(n, nil)
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.rng.IntN(3000))*time.Millisecond)
-			_ = n.Stop(ctx) // what it could not finish is compared when it is back
+			end := n.Stop
+			if s.rng.IntN(3) == 0 {
+				end = n.CloseDevices
+			}
+			_ = end(ctx) // what it could not finish is compared when it is back
 			cancel()
 		}
 	case 11:

@@ -360,14 +360,18 @@ func (h *history) kill(n *Node) {
 	n.PowerCut(float64(h.rng.IntN(5)) / 4)
 }
 
-// leave ends a node in order.
+// leave ends a node in order, or has it close the device alone.
 func (h *history) leave(n *Node) {
 	if n.Dev == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	_ = n.Stop(ctx) // what it could not finish is compared when it is back
+	end := n.Stop
+	if h.rng.IntN(3) == 0 {
+		end = n.CloseDevices
+	}
+	_ = end(ctx) // what it could not finish is compared when it is back
 }
 
 // lastStanding has all but one leave in order. That one goes on, alone, and may
