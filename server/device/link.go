@@ -412,6 +412,7 @@ func (d *Device) concludeLocked(p *peer, b *block.Batch) {
 		return
 	}
 	p.agreed = true
+	d.freeVoteLocked(p)
 	p.given, p.parting, p.newcomer = p.hs.theirs.Votes.Given(p.id), false, p.hs.theirs.Newcomer
 	p.former, p.met, p.regrouped = p.hs.theirs.Former, p.hs.theirs.Met, p.hs.theirs.Regrouped
 	d.pollVoidLocked("somebody came into reach meanwhile")

@@ -35,7 +35,8 @@ func (e *RefusedError) Error() string {
 // changeState is a promotion under way: ours, or a peer's that we agreed to.
 type changeState struct {
 	tx    uint64
-	wait  replication.NodeSet // who has not voted
+	asked replication.NodeSet
+	wait  replication.NodeSet // who of them has not voted
 	no    string              // first vote against
 	again bool
 
@@ -87,7 +88,7 @@ func (d *Device) ballotLocked(t wire.Type, c wire.Change, b *block.Batch) {
 			continue
 		}
 		if t == wire.Prepare {
-			d.change.wait = d.change.wait.With(p.id)
+			d.change.asked, d.change.wait = d.change.asked.With(p.id), d.change.wait.With(p.id)
 		}
 		p.send(wire.Header{Type: t}, c.Append(nil), nil, b)
 	}
@@ -380,10 +381,21 @@ func (d *Device) nodeName(id int) string {
 }
 
 // voteVoidLocked: the agreement in which a peer was asked for its vote has ended. What it
-// was asked, or answered, in that is not heard in the next: we ask again.
+// was asked, or answered, in that is not heard in the next; and what it has answered does
+// not bind it any more, see freeVoteLocked: we ask again.
 func (d *Device) voteVoidLocked(p *peer) {
-	if d.change.wait.Has(p.id) && d.change.no == "" {
+	if d.change.tx != 0 && d.change.asked.Has(p.id) && d.change.no == "" {
 		d.change.no, d.change.again = "the agreement with "+p.name+" has ended meanwhile", true
+		d.touchLocked()
+	}
+}
+
+// freeVoteLocked: a peer that was voted for has agreed anew. Our vote does not count for it
+// any more, since it parted from the agreement before; and that its promotion was done, or
+// came to nothing, is not told in the midst of a handshake.
+func (d *Device) freeVoteLocked(p *peer) {
+	if d.change.promised != 0 && d.change.promisedTo == p.id && p.speaks(wire.FeatureVoteEnds) {
+		d.change.promised = 0
 		d.touchLocked()
 	}
 }

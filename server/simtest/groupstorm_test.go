@@ -90,7 +90,7 @@ func groupStorm(t *testing.T, seed uint64) {
 
 // wait lets up to ms milliseconds pass.
 func (s *groupStormer) wait(ms int) {
-	time.Sleep(time.Duration(1+s.rng.IntN(1000*ms)) * time.Microsecond)
+	time.Sleep(spell(s.rng, time.Duration(ms)*time.Millisecond))
 }
 
 func (s *groupStormer) show(n *Node, devs []*device.Device) {

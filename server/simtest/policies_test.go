@@ -173,7 +173,7 @@ func (h *history) begin(n *Node) {
 	}
 }
 
-func (h *history) wait(ms int) { time.Sleep(time.Duration(1+h.rng.IntN(ms)) * time.Millisecond) }
+func (h *history) wait(ms int) { time.Sleep(spell(h.rng, time.Duration(ms)*time.Millisecond)) }
 
 // followed reports whether a primary has all that a node's disk has.
 func (h *history) followed(n *Node) bool {

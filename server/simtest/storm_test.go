@@ -121,7 +121,7 @@ func (s *storm) slow(n *Node) {
 }
 
 // wait lets up to ms milliseconds pass.
-func (s *storm) wait(ms int) { time.Sleep(time.Duration(1+s.rng.IntN(ms)) * time.Millisecond) }
+func (s *storm) wait(ms int) { time.Sleep(spell(s.rng, time.Duration(ms)*time.Millisecond)) }
 
 func (s *storm) dev(n int) *device.Device {
 	s.mu.Lock()

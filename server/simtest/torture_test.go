@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -35,6 +36,15 @@ func histories(t *testing.T, n int, history func(t *testing.T, seed uint64)) {
 			synctest.Test(t, func(t *testing.T) { history(t, seed) })
 		})
 	}
+}
+
+// spell draws how long something lasts: up to most, every other time of any order of
+// magnitude. What is wrong may be so for a moment only, in which much has to come together.
+func spell(rng *rand.Rand, most time.Duration) time.Duration {
+	if rng.IntN(2) == 0 {
+		return time.Microsecond + time.Duration(rng.Int64N(int64(most)))
+	}
+	return time.Duration(float64(most) * math.Exp2(-10*rng.Float64()))
 }
 
 // ledger is what a client was told, block by block.
@@ -553,7 +563,7 @@ func (h *history) write() {
 	}
 	h.read(p)
 	if h.rng.IntN(4) == 0 {
-		time.Sleep(time.Duration(h.rng.IntN(4000)) * time.Millisecond)
+		time.Sleep(spell(h.rng, 4*time.Second))
 	}
 }
 

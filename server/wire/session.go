@@ -36,6 +36,9 @@ const (
 	// FeatureStay is the feature bit of nodes that say, when they are asked, that
 	// their disk stays complete until the asker's is (StayReq).
 	FeatureStay = 1 << 4
+	// FeatureVoteEnds is the feature bit of nodes for whose promotion no vote counts
+	// any more that was given in an agreement which has ended.
+	FeatureVoteEnds = 1 << 5
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255
