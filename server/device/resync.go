@@ -237,7 +237,18 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 	d.setReplLocked(p, replication.SyncSource)
 	d.evaluateLocked(b)
 	p.sync.total = max(p.sync.total, p.sync.done+d.meta.Bitmap(p.id).Count()*block.Unit)
-	d.sendBitsLocked(p, fromSource)
+	told := p.hs.mine.Gens.Current // the target has taken that over
+	if d.gens.Bitmap[p.id] == told || mutate.Is(mutate.ServeUnnoted) {
+		d.sendBitsLocked(p, fromSource)
+		return
+	}
+	d.gens = d.gens.BeginSync(p.id, told)
+	s, era, round := p.session, p.sync.era, p.sync.round
+	d.saveLocked(func(err error, _ *block.Batch) {
+		if err == nil && p.session == s && p.repl == replication.SyncSource && p.sync.era == era && p.sync.round == round {
+			d.sendBitsLocked(p, fromSource)
+		}
+	})
 }
 
 // joinedLocked: the target has both bitmaps; once they are stable it pulls.

@@ -239,6 +239,17 @@ func (gs Gens) Inherit(src *Gens) Gens {
 	return gs.Recall(src.Current)
 }
 
+// BeginSync is the beginning of a resync at its source: the target bears g from now on, and
+// its bitmap is taken off as it gets what is marked. What a disk lacks that was left in an
+// older generation the bitmap tells no longer: a new disk in the target's place is one, where
+// nothing had been written when the target was last in sync.
+func (gs Gens) BeginSync(peer int, g Gen) Gens {
+	was := gs.Bitmap[peer]
+	gs.Bitmap[peer] = g
+	gs.pushHistory(was)
+	return gs
+}
+
 // FinishSync is the end of a resync, on either side: the two are one.
 func (gs Gens) FinishSync(peer int) Gens {
 	g := gs.Bitmap[peer]
