@@ -421,6 +421,8 @@ func TestQuorum(t *testing.T) {
 		{"two of three, and the third is new", majority, Census{UpToDate: 2, Present: 1, Newcomers: 1}, true},
 		{"three of five, one of them new", majority, Census{UpToDate: 2, Present: 1, Newcomers: 1, Unknown: 2}, false},
 		{"four of five, one of them new", majority, Census{UpToDate: 3, Present: 1, Newcomers: 1, Unknown: 1}, true},
+		{"a new one, in whose predecessor's favour the other has left", majority, Census{UpToDate: 1, Newcomers: 1, Outdated: 1}, false},
+		{"a new one and one that stayed", majority, Census{UpToDate: 2, Newcomers: 1, Outdated: 1}, true},
 		{"two that left, without the one that stayed", majority, Census{UpToDate: 2, Voteless: 2, Unknown: 1}, false},
 		{"one that left, and one that stayed", majority, Census{UpToDate: 2, Voteless: 1, Unknown: 1}, true},
 		{"all that there are, though all have left", majority, Census{UpToDate: 3, Voteless: 3}, true},

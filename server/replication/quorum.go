@@ -108,7 +108,8 @@ type Verdict struct {
 // left in order or was fenced, cannot be of somebody's majority, so where all
 // that are missing are known to be such, those that remain decide among
 // themselves (last man standing). In turn, those that left in order are no
-// majority without one that stayed. Where the others are in reach and merely
+// majority without one that stayed; and one in whose place is a new disk has not stayed.
+// Where the others are in reach and merely
 // without their disks, half will do: those that come back are no majority.
 func (p QuorumPolicy) Quorum(c Census) Verdict {
 	if p.Kind == QuorumOff {
@@ -130,6 +131,8 @@ func (p QuorumPolicy) Quorum(c Census) Verdict {
 		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) has left in order since, and one that stayed may have gone on", here, all)}
 	case p.Ordered(all) && c.Newcomers > 0 && c.Unknown > 0 && c.Newcomers+c.Unknown >= p.need(all):
 		return Verdict{false, fmt.Sprintf("%d of the %d disks in reach are new, and with their predecessors those away may have gone on", c.Newcomers, here)}
+	case p.Ordered(all) && c.Newcomers == here && c.Outdated > 0:
+		return Verdict{false, fmt.Sprintf("every disk in reach (%d of %d) is new, and those that take no part left it to its predecessor, which may have gone on", here, all)}
 	case here >= need && c.Outdated > 0 && c.Unknown+c.Idle == 0 && p.Kind == QuorumMajority:
 		return Verdict{true, fmt.Sprintf("%d of %d disks in reach, and the others are known to take no part", here, here+c.Outdated)}
 	case here >= need:

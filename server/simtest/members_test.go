@@ -51,6 +51,28 @@ func TestScenario55FewerDisks(t *testing.T) {
 	})
 }
 
+// TestScenario55ANewDiskIsNotTheOneThatStayed: a node has left in order in favour of two, of
+// which one has lost its disk, and the other is taken out. Who has left is not known to take
+// no part by a new disk, which is not the one that it gave its vote to.
+func TestScenario55ANewDiskIsNotTheOneThatStayed(t *testing.T) {
+	o := three()
+	o.Size = 4 * mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustStop(t, 1)
+		c.mustPromote(t, 2)
+		c.mustWrite(t, 2, 0, 'a', 4096)
+		c.Nodes[0].Kill()
+		c.Nodes[0].EmptyDisk(o.Size)
+		c.mustRegroup(t, replication.Of(2), 0, 1)
+		c.mustBeWithout(t, 0, 1)
+		c.mustRegroup(t, 0, 0, 1, 2)
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustHold(t, 0, 'a')
+	})
+}
+
 // TestScenario55ALostDiskIsTakenAway from a device that needs all of its disks, and
 // the others go on: each of them knows what was written last.
 func TestScenario55ALostDiskIsTakenAway(t *testing.T) {
