@@ -170,7 +170,7 @@ func (d *Device) borneLocked(others replication.NodeSet) bool {
 // takeGenLocked is the end of the first step: the primary takes it over.
 func (d *Device) takeGenLocked() {
 	d.committing = true
-	was := d.gens
+	was, served := d.gens, d.servedLocked()
 	if d.disk == nil || d.dstat == replication.UpToDate || d.pullingLocked() {
 		// Who has come since the first step is in the old one still.
 		d.gens = d.gens.Bump(d.genNew, d.disks.Without(d.cfg.Self)&^(d.receives&d.genHas))
@@ -180,6 +180,9 @@ func (d *Device) takeGenLocked() {
 			}
 		}
 	} // else what this disk holds is older, and must not bear the name
+	if d.disk == nil {
+		d.outliveLocked(served)
+	}
 	d.gens = d.gens.InForce(d.genNew)
 	d.genHeld = true // nobody's confirmation ends it before we have it
 	no := d.genNo

@@ -1,6 +1,9 @@
 package device
 
-import "github.com/lockstepd/lockstep/server/replication"
+import (
+	"github.com/lockstepd/lockstep/server/device/mutate"
+	"github.com/lockstepd/lockstep/server/replication"
+)
 
 // A primary without a disk serves what others have. Where generations in force are a chain
 // the peers' words tell which of their disks are current. Elsewhere two disks that are out of
@@ -83,6 +86,26 @@ func (d *Device) disagreeLocked() (a, b *peer) {
 		}
 	}
 	return a, nil
+}
+
+// outlivedLocked reports whether what a peer's disk holds is of the past for this node, which
+// has none itself: it has seen what was made of it, as the primary, or by the disk that it
+// had. DRBD compares the UUID of the data that a node without a disk was exposed to. Where
+// generations in force are a chain the peers' words tell that.
+func (d *Device) outlivedLocked(p *peer) bool {
+	in := p.inGen()
+	return !d.orderedLocked() && in != d.gens.Current && in != d.gens.Base && d.gens.Knows(in) && !mutate.Is(mutate.ServePast)
+}
+
+// outliveLocked recalls what this node's generation, which it has begun without a disk, has
+// come from: that which it served, and all that those disks had come from.
+func (d *Device) outliveLocked(served replication.Gen) {
+	for id := range (d.receives & d.genHas).All() {
+		if theirs := &d.peers[id].hs.theirs.Gens; theirs.Current == served {
+			d.gens = d.gens.Inherit(theirs)
+		}
+	}
+	d.gens = d.gens.Recall(served)
 }
 
 // barrenLocked reports whether this primary has no data to serve: no disk, nor one in

@@ -2,10 +2,14 @@ package simtest
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 )
 
@@ -179,4 +183,44 @@ func TestADiskThatIsBehindIsNotCurrentByAnothersWord(t *testing.T) {
 		c.mustEqual(t)
 		c.mustHold(t, 0, 'a')
 	})
+}
+
+// TestANodeWithoutADiskIsNotPromotedOnWhatIsPast: no quorum decides, and the disk in reach
+// passes for current, for it knows nothing of what came after it. Who has none, and was
+// primary since, or had a disk that is newer, knows better.
+func TestANodeWithoutADiskIsNotPromotedOnWhatIsPast(t *testing.T) {
+	for _, client := range []bool{false, true} {
+		t.Run(fmt.Sprint("never had one ", client), func(t *testing.T) {
+			o := three()
+			o.Quorum = replication.QuorumPolicy{}
+			if client {
+				o.Diskless = replication.Of(0)
+			}
+			bubble(t, o, func(t *testing.T, c *Cluster) {
+				c.mustAllSync(t)
+				c.Isolate(1)
+				time.Sleep(time.Second)
+				c.mustPromote(t, 0)
+				c.mustWrite(t, 0, 0, 'a', 4096)
+				c.mustDemote(t, 0)
+				if !client {
+					if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				c.Cut(0, 2)
+				c.Heal(0, 1)
+				time.Sleep(10 * time.Second)
+				err := c.Nodes[0].Dev.Promote(timeout(t, 5*time.Second), false)
+				if refused, ok := errors.AsType[*device.RefusedError](err); !ok || !strings.Contains(refused.Why, "is behind what this node has seen") {
+					t.Fatalf("promote: %v\n%s", err, c.Describe())
+				}
+				c.Rejoin(0)
+				c.Rejoin(1)
+				time.Sleep(10 * time.Second)
+				c.mustPromote(t, 0)
+				c.mustRead(t, 0, 0, bytes.Repeat([]byte{'a'}, 4096))
+			})
+		})
+	}
 }

@@ -105,6 +105,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestADetachedDiskIsNotPromotedByTheHandlersWord"
 	case mutate.Unwitnessed:
 		tests = "TestScenario29ATiebreakerBridges"
+	case mutate.ServePast:
+		tests = "TestANodeWithoutADiskIsNotPromotedOnWhatIsPast"
 	case mutate.ServeUnnoted:
 		tests = "TestANewDiskIsNotTakenForOneThatWasPartlyResynced"
 	case mutate.EndUnheard:

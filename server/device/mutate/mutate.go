@@ -42,6 +42,7 @@ const (
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 	Unwitnessed     Fault = "unwitnessed"              // tiebreakers do not note which half of the disks goes on
 	NoAccount       Fault = "no-account"               // a primary without a disk does not bound what its replicas log
+	ServePast       Fault = "serve-past"               // a node without a disk is promoted on a disk that is behind what it has seen
 	ServeUnnoted    Fault = "serve-unnoted"            // a source does not note that its bitmap is of the target's new generation
 	EndUnheard      Fault = "end-unheard"              // a disk that another resyncs is taken for a mixture when it is lost
 	EndUnreached    Fault = "end-unreached"            // a resync ends before its target gets what another primary writes
@@ -71,7 +72,7 @@ func All() []Fault {
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
-		Unwitnessed, NoAccount, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
+		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
 		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll,
 	}
 }
