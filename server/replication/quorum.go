@@ -108,9 +108,9 @@ type Verdict struct {
 // left in order or was fenced, cannot be of somebody's majority, so where all
 // that are missing are known to be such, those that remain decide among
 // themselves (last man standing). In turn, those that left in order are no
-// majority without one that stayed; and one in whose place is a new disk has not stayed.
-// Where the others are in reach and merely
-// without their disks, half will do: those that come back are no majority.
+// majority without one that stayed, nor with a new disk in its place. Where the
+// others are in reach and merely without their disks, half will do: those that
+// come back are no majority.
 func (p QuorumPolicy) Quorum(c Census) Verdict {
 	if p.Kind == QuorumOff {
 		return Verdict{true, "quorum is off"}
