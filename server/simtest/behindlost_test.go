@@ -2,7 +2,6 @@ package simtest
 
 import (
 	"bytes"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,21 +27,11 @@ func TestAResyncEndsAsThePrimaryLosesItsTarget(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		c.Isolate(2)
 		c.mustWrite(t, 1, 0, 'b', 4096)
-		var lost atomic.Bool
-		var lose func(at, with *Node)
-		lose = func(at, with *Node) {
-			if at != c.Nodes[0] || with != c.Nodes[2] {
-				c.SetTrap(sendPoint(wire.SyncDone), 0, lose)
-				return
-			}
-			c.Sever(c.Nodes[1], with)
-			lost.Store(true)
-		}
-		c.SetTrap(sendPoint(wire.SyncDone), 0, lose)
+		trap := c.SetTrapOn(c.Nodes[0], c.Nodes[2], sendPoint(wire.SyncDone), func(_, target *Node) { c.Sever(c.Nodes[1], target) })
 		c.Rejoin(2)
 		time.Sleep(100 * time.Millisecond)
 		c.until(t, 2, "up to date", is(replication.UpToDate))
-		if !lost.Load() {
+		if trap.Sprung() == nil {
 			t.Fatalf("it was not resynced by n0\n%s", c.Describe())
 		}
 		c.Cut(1, 2)

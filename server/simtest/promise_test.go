@@ -20,18 +20,11 @@ func TestAVoteEndsWithItsAgreement(t *testing.T) {
 			t.Fatal(err)
 		}
 		attached := make(chan error, 1)
-		var trap *Trap
-		var voted func(at, _ *Node)
-		voted = func(at, _ *Node) {
-			if at != c.Nodes[1] {
-				trap = c.SetTrap(sendPoint(wire.Vote), 0, voted)
-				return
-			}
+		trap := c.SetTrapOn(c.Nodes[1], c.Nodes[0], sendPoint(wire.Vote), func(at, _ *Node) {
 			go func() { attached <- at.Dev.Attach(timeout(t, time.Minute)) }()
-		}
-		trap = c.SetTrap(sendPoint(wire.Vote), 0, voted)
+		})
 		c.mustPromote(t, 0)
-		if trap.Sprung() != c.Nodes[1] {
+		if trap.Sprung() == nil {
 			t.Fatal("n1 has not voted")
 		}
 		if err := <-attached; err != nil {

@@ -68,6 +68,7 @@ func takePoint(t wire.Type) string { return t.String() + ": before it is taken" 
 // A Trap does something when a node comes to a point.
 type Trap struct {
 	point  string
+	on     [2]*Node // the nodes that it is for; nil: whoever
 	spring func(at *Node, with *Node)
 
 	mu       sync.Mutex // guards what is below
@@ -83,6 +84,13 @@ type Trap struct {
 // anything. There is one trap at a time.
 func (c *Cluster) SetTrap(point string, skip int, spring func(at, with *Node)) *Trap {
 	t := &Trap{point: point, spring: spring, skip: skip}
+	c.trap.Store(t)
+	return t
+}
+
+// SetTrapOn is that for the first time that one node comes to the point with another.
+func (c *Cluster) SetTrapOn(at, with *Node, point string, spring func(at, with *Node)) *Trap {
+	t := &Trap{point: point, on: [2]*Node{at, with}, spring: spring}
 	c.trap.Store(t)
 	return t
 }
@@ -116,7 +124,7 @@ func (t *Trap) Passed() int {
 
 func (c *Cluster) pass(point string, at, with *Node) {
 	t := c.trap.Load()
-	if t == nil || point != t.point {
+	if t == nil || point != t.point || t.on[0] != nil && t.on != [2]*Node{at, with} {
 		return
 	}
 	t.mu.Lock()
