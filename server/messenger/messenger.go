@@ -231,7 +231,7 @@ type Messenger struct {
 // New returns a messenger which does nothing before Start.
 func New(opt Options) (*Messenger, error) {
 	opt = opt.withDefaults()
-	opt.Features = opt.Features&^wire.FeatureSign | wire.FeatureVotes | wire.FeatureWitness | wire.FeatureHeal | wire.FeatureBegan | wire.FeatureStay | wire.FeatureVoteEnds
+	opt.Features = opt.Features&^wire.FeatureSign | wire.Features
 	if opt.Sign {
 		opt.Features |= wire.FeatureSign
 	}

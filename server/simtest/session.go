@@ -59,7 +59,7 @@ func (s *session) Features() uint64 {
 	if s.c.opts.Older.Has(s.from.ID) || s.c.opts.Older.Has(s.to.ID) {
 		return 0
 	}
-	return wire.FeatureVotes | wire.FeatureWitness | wire.FeatureHeal | wire.FeatureBegan | wire.FeatureStay | wire.FeatureVoteEnds
+	return wire.Features
 }
 
 // Send implements device.Session. The frame goes through the codec, so what

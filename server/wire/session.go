@@ -39,6 +39,8 @@ const (
 	// FeatureVoteEnds is the feature bit of nodes for whose promotion no vote counts
 	// any more that was given in an agreement which has ended.
 	FeatureVoteEnds = 1 << 5
+	// Features is what every node of this version has; FeatureSign is configured.
+	Features = FeatureVotes | FeatureWitness | FeatureHeal | FeatureBegan | FeatureStay | FeatureVoteEnds
 
 	// MaxTitle bounds a cluster's and a node's name in a handshake.
 	MaxTitle = 255
