@@ -69,9 +69,10 @@ func (d *Device) afterHandshakes(ctx context.Context, do func(context.Context) e
 // handshakePause is how long a handshake that is in the way is left to itself.
 const handshakePause = 50 * time.Millisecond
 
-// shakesLocked reports whether a handshake with a peer that has a disk is under way.
-func (d *Device) shakesLocked() bool {
-	return slices.ContainsFunc(d.peers[:], func(p *peer) bool { return p != nil && !p.diskless && p.shakingLocked() })
+// earlyLocked says of a refusal whether a handshake with a peer that has a disk is under way.
+func (d *Device) earlyLocked(e *RefusedError) *RefusedError {
+	e.early = slices.ContainsFunc(d.peers[:], func(p *peer) bool { return p != nil && !p.diskless && p.shakingLocked() })
+	return e
 }
 
 // detachPlanned detaches the disk by the agreement of those that keep the data.
@@ -141,10 +142,8 @@ func (d *Device) quorumWithoutLocked() error {
 	if rest.Quorate {
 		return nil
 	}
-	refused := d.refuse("detach", "without this disk there would be no quorum: "+rest.Why,
-		"start the other nodes, or attach their disks, first", true)
-	refused.early = d.shakesLocked()
-	return refused
+	return d.earlyLocked(d.refuse("detach", "without this disk there would be no quorum: "+rest.Why,
+		"start the other nodes, or attach their disks, first", true))
 }
 
 func (d *Device) detach(ctx context.Context) error {

@@ -66,10 +66,8 @@ func (d *Device) keepersLocked(what string) (keepers replication.NodeSet, err er
 		}
 	}
 	if keepers == 0 {
-		refused := d.refuse(what, fmt.Sprintf("no peer in reach has current data, and this disk is %v", d.dstat),
-			"wait until a peer is in sync: lockstepctl device wait "+d.opts.Name, false)
-		refused.early = d.shakesLocked()
-		return 0, refused
+		return 0, d.earlyLocked(d.refuse(what, fmt.Sprintf("no peer in reach has current data, and this disk is %v", d.dstat),
+			"wait until a peer is in sync: lockstepctl device wait "+d.opts.Name, false))
 	}
 	return keepers, nil
 }

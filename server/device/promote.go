@@ -134,13 +134,8 @@ func (d *Device) mayPromoteLocked(force bool) error {
 	if !d.quorum.Quorate {
 		return d.refuse("promote", "no quorum: "+d.quorum.Why, "start or reconnect the other nodes", true)
 	}
-	if a, b := d.disagreeLocked(); b != nil && d.disk == nil && !d.orderedLocked() {
-		return d.refuse("promote", fmt.Sprintf("the disks of %s and %s differ, and this node has none to tell which is current", a.name, b.name),
-			"connect the two with each other; lockstepctl device why, on them, tells what is in the way", true)
-	}
-	if p := d.newestLocked(); p != nil && d.disk == nil && d.outlivedLocked(p) {
-		return d.refuse("promote", fmt.Sprintf("the disk of %s is behind what this node has seen since, and this node has none itself", p.name),
-			"connect the nodes that have gone on, or attach the disk of this node", true)
+	if refused := d.unservableLocked(); refused != nil {
+		return refused
 	}
 	// A disk that is being resynced could be read through its source; but the
 	// data would then hang on that one peer, so the resync comes first.

@@ -243,9 +243,9 @@ func (d *Device) serveLocked(p *peer, b *block.Batch) {
 		return
 	}
 	d.gens = d.gens.BeginSync(p.id, told)
-	s, era, round := p.session, p.sync.era, p.sync.round
+	s, round := p.session, p.sync.round
 	d.saveLocked(func(err error, _ *block.Batch) {
-		if err == nil && p.session == s && p.repl == replication.SyncSource && p.sync.era == era && p.sync.round == round {
+		if err == nil && p.session == s && p.repl == replication.SyncSource && p.sync.round == round {
 			d.sendBitsLocked(p, fromSource)
 		}
 	})

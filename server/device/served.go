@@ -1,6 +1,8 @@
 package device
 
 import (
+	"fmt"
+
 	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 )
@@ -72,7 +74,7 @@ func (d *Device) newestLocked() (newest *peer) {
 }
 
 // disagreeLocked names two peers in reach whose disks are in different generations, and
-// neither of which is known to be behind.
+// neither of which is known to be behind; a is the newest, also where there is no b.
 func (d *Device) disagreeLocked() (a, b *peer) {
 	if a = d.newestLocked(); a == nil {
 		return nil, nil
@@ -88,13 +90,31 @@ func (d *Device) disagreeLocked() (a, b *peer) {
 	return a, nil
 }
 
+// unservableLocked refuses to promote this node where it has no disk, and what the disks in
+// reach hold is not to be served: they differ, or are of the past. Where generations in force
+// are a chain the peers' words tell that.
+func (d *Device) unservableLocked() *RefusedError {
+	if d.disk != nil || d.orderedLocked() {
+		return nil
+	}
+	a, b := d.disagreeLocked()
+	switch {
+	case b != nil:
+		return d.refuse("promote", fmt.Sprintf("the disks of %s and %s differ, and this node has none to tell which is current", a.name, b.name),
+			"connect the two with each other; lockstepctl device why, on them, tells what is in the way", true)
+	case a != nil && d.outlivedLocked(a):
+		return d.refuse("promote", fmt.Sprintf("the disk of %s is behind what this node has seen since, and this node has none itself", a.name),
+			"connect the nodes that have gone on, or attach the disk of this node", true)
+	}
+	return nil
+}
+
 // outlivedLocked reports whether what a peer's disk holds is of the past for this node, which
 // has none itself: it has seen what was made of it, as the primary, or by the disk that it
-// had. DRBD compares the UUID of the data that a node without a disk was exposed to. Where
-// generations in force are a chain the peers' words tell that.
+// had. DRBD compares the UUID of the data that a node without a disk was exposed to.
 func (d *Device) outlivedLocked(p *peer) bool {
 	in := p.inGen()
-	return !d.orderedLocked() && in != d.gens.Current && in != d.gens.Base && d.gens.Knows(in) && !mutate.Is(mutate.ServePast)
+	return in != d.gens.Current && in != d.gens.Base && d.gens.Knows(in) && !mutate.Is(mutate.ServePast)
 }
 
 // outliveLocked recalls what this node's generation, which it has begun without a disk, has
