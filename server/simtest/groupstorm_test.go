@@ -174,11 +174,7 @@ func (s *groupStormer) fault() {
 		if n.Dev != nil {
 			s.show(n, nil)
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(s.rng.IntN(3000))*time.Millisecond)
-			end := n.Stop
-			if s.rng.IntN(3) == 0 {
-				end = n.CloseDevices
-			}
-			_ = end(ctx) // what it could not finish is compared when it is back
+			n.leave(ctx, s.rng)
 			cancel()
 		}
 	case 11:

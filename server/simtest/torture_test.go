@@ -370,15 +370,19 @@ func (h *history) kill(n *Node) {
 	n.PowerCut(float64(h.rng.IntN(5)) / 4)
 }
 
-// leave ends a node in order, or has it close the device alone.
+// leave ends a node in order, or its devices alone.
 func (h *history) leave(n *Node) {
 	if n.Dev == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	n.leave(ctx, h.rng)
+}
+
+func (n *Node) leave(ctx context.Context, rng *rand.Rand) {
 	end := n.Stop
-	if h.rng.IntN(3) == 0 {
+	if rng.IntN(3) == 0 {
 		end = n.CloseDevices
 	}
 	_ = end(ctx) // what it could not finish is compared when it is back
