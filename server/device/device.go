@@ -229,8 +229,9 @@ type Device struct {
 	genOwed    bool            // one was announced and given up
 	genNoted   replication.Gen // as a replica: what the primary announced last, and the number of that change
 	genNotedNo uint64
-	announcer  int   // of that
-	genBy      *peer // the primary, while it counts on this disk for that; nil: it does not, or no longer
+	genNotedAt time.Time // that was
+	announcer  int       // of that
+	genBy      *peer     // the primary, while it counts on this disk for that; nil: it does not, or no longer
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it
 	genHas     replication.NodeSet // nodes that have noted it in the contact of now

@@ -2,6 +2,7 @@ package device
 
 import (
 	"math/rand/v2"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -263,6 +264,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 		d.forgoLocked(p, &g)
 	}
 	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.announcer = next, g.No, away, nil, p.id
+	d.genNotedAt = time.Now()
 	if away.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
 			d.setDiskLocked(replication.Outdated, p.name+" goes on without this disk")

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -42,6 +43,12 @@ type Options struct {
 	DiskTimeout time.Duration
 	// Delay is the longest that a frame is under way.
 	Delay time.Duration
+	// Latency is how long a frame is under way instead, on one link and one way.
+	Latency func(from, to int, link wire.Link) time.Duration
+	// Uneven: paths differ in how long frames are under way, each way and on each link; and
+	// of two nodes whose session ends one may hear of it later than the other, and take
+	// meanwhile what was sent to it before.
+	Uneven bool
 	// DiskDelay is the longest that a change of a disk takes.
 	DiskDelay time.Duration
 	Seed      uint64
@@ -97,6 +104,8 @@ type Node struct {
 	sessions map[int]*session
 	fallen   *fallen // it was powered off
 	wrote    string  // part of the metadata that was written last
+
+	hearing sync.WaitGroup // it is being told of sessions that are over
 }
 
 // Volume is a device beside r0 on one node.
@@ -323,6 +332,28 @@ func (c *Cluster) upTo(most time.Duration) time.Duration {
 	return time.Duration(c.rng.Int64N(int64(most)))
 }
 
+// spell draws how long something lasts: up to most, every other time of any order of
+// magnitude. What is wrong may be so for a moment only, in which much has to come together.
+func spell(rng *rand.Rand, most time.Duration) time.Duration {
+	if rng.IntN(2) == 0 {
+		return time.Microsecond + time.Duration(rng.Int64N(int64(most)))
+	}
+	return time.Duration(float64(most) * math.Exp2(-10*rng.Float64()))
+}
+
+// spell is a time up to most, of any order of magnitude.
+func (c *Cluster) spell(most time.Duration) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return spell(c.rng, most)
+}
+
+func (c *Cluster) intN(n int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rng.IntN(n)
+}
+
 func pair(a, b int) [2]int { return [2]int{min(a, b), max(a, b)} }
 
 // Cut takes the link between two nodes down, Heal up again.
@@ -385,6 +416,10 @@ func (c *Cluster) connect(a, b *Node) {
 	if a == b || a.set == nil || b.set == nil || cut || a.Fallen() || b.Fallen() {
 		return
 	}
+	c.hear(a, b, "superseded")
+	c.hear(b, a, "superseded")
+	a.hearing.Wait()
+	b.hearing.Wait()
 	if a.hasSession(b.ID) || b.hasSession(a.ID) {
 		return // who was given up and does not know comes back when it has learnt of it
 	}
@@ -409,19 +444,32 @@ func (n *Node) hasSession(with int) bool {
 	return n.sessions[with] != nil
 }
 
+// longestUnheard is how much later than the other one of two nodes hears that their
+// session is over.
+const longestUnheard = 6 * time.Second
+
 // drop ends the session of two nodes; each learns of it on its own.
 func (c *Cluster) drop(a, b *Node, reason string) {
+	late := 2 // neither
+	if c.opts.Uneven {
+		late = c.intN(3)
+	}
 	var wg sync.WaitGroup
-	for _, n := range [][2]*Node{{a, b}, {b, a}} {
-		n[0].mu.Lock()
-		s := n[0].sessions[n[1].ID]
-		delete(n[0].sessions, n[1].ID)
-		n[0].mu.Unlock()
+	for i, n := range [][2]*Node{{a, b}, {b, a}} {
+		n, peer := n[0], n[1]
+		if i == late && c.unheard(n, peer, c.intN(2) == 0) {
+			time.AfterFunc(c.spell(longestUnheard), func() { c.hear(n, peer, reason) })
+		}
+		s := n.takeSession(peer, func(s *session) bool { return n.set == nil || n.fallen != nil || !s.late.Load() })
 		if s == nil {
 			continue
 		}
-		set := n[0].set
-		s.end()
+		if c.opts.Uneven {
+			s.leave()
+		} else {
+			s.end()
+		}
+		set := n.set
 		wg.Go(func() {
 			s.wait()
 			if set != nil {
@@ -430,7 +478,67 @@ func (c *Cluster) drop(a, b *Node, reason string) {
 		})
 	}
 	wg.Wait()
+	a.hearing.Wait()
+	b.hearing.Wait()
 }
+
+// takeSession is the node's session with a peer, if it is so, which is the node's no more.
+func (n *Node) takeSession(peer *Node, so func(*session) bool) *session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.sessions[peer.ID]
+	if s == nil || !so(s) {
+		return nil
+	}
+	delete(n.sessions, peer.ID)
+	return s
+}
+
+// unheard ends the session of a node that is up with a peer; it does not hear of that.
+// The lease has run out: a peer may not give it up before.
+func (c *Cluster) unheard(n, peer *Node, underWayArrives bool) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.sessions[peer.ID]
+	if s == nil || n.set == nil || n.fallen != nil || s.late.Swap(true) {
+		return false
+	}
+	s.lapsed.Store(true)
+	if underWayArrives {
+		s.other.leave()
+	} else {
+		s.end()
+	}
+	return true
+}
+
+// hear lets a node know that its session with a peer is over, if that is so.
+func (c *Cluster) hear(n, peer *Node, reason string) {
+	s := n.takeSession(peer, func(s *session) bool {
+		over := s.late.Load()
+		if over {
+			n.hearing.Add(1)
+		}
+		return over
+	})
+	if s == nil {
+		return
+	}
+	defer n.hearing.Done()
+	s.end()
+	s.wait()
+	s.other.set.SessionDown(s, reason)
+}
+
+// CutUnheard cuts two nodes from each other, of which a does not hear before Hear, or
+// before they meet again.
+func (c *Cluster) CutUnheard(a, b int) {
+	c.unheard(c.Nodes[a], c.Nodes[b], false)
+	c.Cut(a, b)
+}
+
+// Hear undoes a's not having heard.
+func (c *Cluster) Hear(a, b int) { c.hear(c.Nodes[a], c.Nodes[b], "cut") }
 
 func (c *Cluster) disconnect(n *Node, reason string) {
 	for _, m := range c.Nodes {

@@ -18,7 +18,7 @@ func (s *session) LeaseLeft() time.Duration {
 // its peers still take it for alive.
 func (c *Cluster) Doubt(a int, on bool) {
 	for _, s := range c.sessionsOf(a) {
-		s.lapsed.Store(on)
+		s.lapsed.Store(on || s.late.Load())
 	}
 }
 

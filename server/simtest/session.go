@@ -24,29 +24,57 @@ type session struct {
 	watch    *relief.Watch
 	stop     context.CancelFunc // of watch
 	lapsed   atomic.Bool        // the lease has run out
+	late     atomic.Bool        // it is over, and from has not heard of that
 }
 
 type simFrame struct {
 	h       wire.Header
 	payload []byte
+	at      time.Time // when it arrives; zero: after its own delay
 }
 
 // simLink is one direction of one link: frames in order, with a delay each.
 type simLink struct {
-	mu     sync.Mutex
+	latency func() time.Duration // how long the next frame is under way; nil: see Options.Delay
+	gone    chan struct{}        // is closed with it
+
+	mu     sync.Mutex // guards what is below
 	cond   *sync.Cond
 	q      []simFrame
 	begun  bool // both sides know of the session
+	sealed bool // nothing more is sent
 	closed bool
 	stuck  bool // nothing arrives any more
+}
+
+func newLink(latency func() time.Duration) *simLink {
+	l := &simLink{latency: latency, gone: make(chan struct{})}
+	l.cond = sync.NewCond(&l.mu)
+	return l
+}
+
+// close has nothing arrive any more.
+func (l *simLink) close() {
+	l.mu.Lock()
+	if !l.closed {
+		l.closed, l.q = true, nil
+		close(l.gone)
+	}
+	l.mu.Unlock()
+	l.cond.Broadcast()
+}
+
+// seal has nothing sent any more. What is under way arrives.
+func (l *simLink) seal() {
+	l.mu.Lock()
+	l.sealed = true
+	l.mu.Unlock()
 }
 
 func newSession(c *Cluster, from, to *Node) *session {
 	s := &session{c: c, from: from, to: to, set: to.set}
 	for i := range s.links {
-		l := &simLink{}
-		l.cond = sync.NewCond(&l.mu)
-		s.links[i] = l
+		s.links[i] = newLink(c.latency(from, to, wire.Link(i)))
 	}
 	return s
 }
@@ -80,7 +108,10 @@ func (s *session) Send(h *wire.Header, payload []byte, _ *block.Buf, _ *block.Ba
 	s.c.pass(sendPoint(h.Type), s.from, s.to)
 	l := s.links[h.Type.Link()]
 	l.mu.Lock()
-	if !l.closed {
+	if !l.closed && !l.sealed {
+		if l.latency != nil {
+			f.at = time.Now().Add(l.latency())
+		}
 		l.q = append(l.q, f)
 	}
 	l.mu.Unlock()
@@ -127,12 +158,18 @@ func (s *session) begin() {
 func (s *session) end() {
 	for _, side := range []*session{s, s.other} {
 		for _, l := range side.links {
-			l.mu.Lock()
-			l.closed = true
-			l.q = nil
-			l.mu.Unlock()
-			l.cond.Broadcast()
+			l.close()
 		}
+	}
+}
+
+// leave is that for this side alone: what it has sent still arrives.
+func (s *session) leave() {
+	for _, l := range s.links {
+		l.seal()
+	}
+	for _, l := range s.other.links {
+		l.close()
 	}
 }
 
@@ -182,9 +219,7 @@ func (x *delivery) next() bool {
 	f := l.q[0]
 	l.q = l.q[1:]
 	l.mu.Unlock()
-	if d := x.s.c.delay(); d > 0 {
-		time.Sleep(d)
-	}
+	x.s.c.underWay(l, f.at)
 	x.s.c.pass(takePoint(f.h.Type), x.s.to, x.s.from)
 	l.mu.Lock()
 	closed := l.closed
@@ -194,4 +229,32 @@ func (x *delivery) next() bool {
 	}
 	x.s.set.HandleFrame(x.s.other, &wire.Frame{Header: f.h, Payload: f.payload}, &x.batch)
 	return true
+}
+
+// latency is that of one link of a new session, one way.
+func (c *Cluster) latency(from, to *Node, link wire.Link) func() time.Duration {
+	switch {
+	case c.opts.Latency != nil:
+		return func() time.Duration { return c.opts.Latency(from.ID, to.ID, link) }
+	case c.opts.Uneven:
+		most := c.spell(200 * time.Millisecond)
+		return func() time.Duration { return c.upTo(most) }
+	}
+	return nil
+}
+
+// underWay waits until a frame arrives, or the link is closed.
+func (c *Cluster) underWay(l *simLink, at time.Time) {
+	if at.IsZero() {
+		if d := c.delay(); d > 0 {
+			time.Sleep(d)
+		}
+		return
+	}
+	t := time.NewTimer(time.Until(at))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.gone:
+	}
 }

@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math"
+
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -20,11 +20,12 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 12, "how many histories the torture runs")
-	first = flag.Uint64("seed", 1, "the first seed")
-	bare  = flag.Bool("diskless", false, "give every history of three or more nodes one without a disk, not only every fourth")
-	disks = flag.Int("disks", 0, "how many disks there are in every history of the random ones; 0: as each draws")
-	wild  = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
+	seeds  = flag.Int("seeds", 12, "how many histories the torture runs")
+	first  = flag.Uint64("seed", 1, "the first seed")
+	bare   = flag.Bool("diskless", false, "give every history of three or more nodes one without a disk, not only every fourth")
+	disks  = flag.Int("disks", 0, "how many disks there are in every history of the random ones; 0: as each draws")
+	uneven = flag.Bool("uneven", false, "have uneven paths in every one of the random histories, not only in half of them")
+	wild   = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
 // histories runs so many of them, from the first seed on, each in a time of its own.
@@ -36,15 +37,6 @@ func histories(t *testing.T, n int, history func(t *testing.T, seed uint64)) {
 			synctest.Test(t, func(t *testing.T) { history(t, seed) })
 		})
 	}
-}
-
-// spell draws how long something lasts: up to most, every other time of any order of
-// magnitude. What is wrong may be so for a moment only, in which much has to come together.
-func spell(rng *rand.Rand, most time.Duration) time.Duration {
-	if rng.IntN(2) == 0 {
-		return time.Microsecond + time.Duration(rng.Int64N(int64(most)))
-	}
-	return time.Duration(float64(most) * math.Exp2(-10*rng.Float64()))
 }
 
 // ledger is what a client was told, block by block.
@@ -237,6 +229,11 @@ func disksOf(seed uint64, drawn int) int {
 	return drawn
 }
 
+// unevenOf is whether paths are uneven in a history; see Options.Uneven.
+func unevenOf(seed uint64) bool {
+	return *uneven || rand.New(rand.NewPCG(seed, 61)).IntN(2) == 0
+}
+
 // TestTorture runs random histories of writes, kills, partitions and
 // promotions, and heals everything: the disks are then identical, and hold what
 // clients were told. A seed is replayed with -run Torture -seed SEED -seeds 1;
@@ -264,7 +261,7 @@ func torture(t *testing.T, seed uint64) {
 	nodes := disksOf(seed, 2+rng.IntN(3))
 	o := Options{
 		Nodes: nodes, Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	if rng.IntN(4) == 0 {
 		o.Protocol = replication.ProtocolB

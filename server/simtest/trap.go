@@ -165,7 +165,11 @@ func (n *Node) PowerOff(how storetest.Crash) {
 		v.Meta.Crash()
 	}
 	for _, s := range n.c.sessionsOf(n.ID) {
-		s.end()
+		if n.c.opts.Uneven {
+			s.leave()
+		} else {
+			s.end()
+		}
 	}
 	for _, v := range n.More {
 		v.fallen = fallen{v.Disk.CrashClone(how), v.Meta.CrashClone(how)}
