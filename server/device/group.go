@@ -427,7 +427,6 @@ func (d *Device) yieldWith(to int) {
 	d.mu.Lock()
 	if p := d.peers[to]; d.role == replication.Primary && p != nil && !d.stopped && !d.closing {
 		d.yieldLocked(p, b)
-		d.rehelloLocked(allNodes, b) // what was dropped is compared
 		d.evaluateLocked(b)
 	}
 	d.mu.Unlock()

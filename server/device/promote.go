@@ -551,6 +551,15 @@ func (d *Device) yieldLocked(p *peer, b *block.Batch) {
 	}
 	d.dropParkedLocked(b)
 	d.mendsPartLocked(b)
+	if !mutate.Is(mutate.YieldQuietly) {
+		// A primary that is none any more, in order, has everything everywhere. Of this one
+		// some have changes that others have not: they have to take it for lost.
+		for _, q := range d.peers {
+			if q != nil && q.agreed {
+				d.helloLocked(q, b)
+			}
+		}
+	}
 	d.yieldTogetherLocked(p)
 }
 

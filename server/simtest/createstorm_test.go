@@ -37,7 +37,7 @@ func createStorm(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 43))
 	o := Options{
 		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	for id := range o.Nodes {
 		if rng.IntN(2) == 0 {

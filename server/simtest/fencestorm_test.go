@@ -73,7 +73,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 	}
 	o := Options{
 		Nodes: nodes, Size: 4 * mib, Quorum: quorum, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), Fence: a.fence,
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), Fence: a.fence,
 	}
 	if quorum.Kind == replication.QuorumOff && rng.IntN(3) == 0 {
 		o.Diskless = o.Diskless.With(o.Nodes)

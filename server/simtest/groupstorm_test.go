@@ -51,7 +51,7 @@ func groupStorm(t *testing.T, seed uint64) {
 	s := &groupStormer{
 		t: t, rng: rng, power: rng.IntN(3) == 0, zombie: -1, faulty: map[*storetest.Image]*storetest.Injection{},
 		c: New(Options{
-			Nodes: disksOf(seed, 3), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond, Seed: seed,
+			Nodes: disksOf(seed, 3), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond, Seed: seed, Uneven: unevenOf(seed),
 			Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), Beside: 1 + rng.IntN(2), FailIO: rng.IntN(3) == 0,
 		}),
 	}

@@ -170,7 +170,7 @@ func accesses(t *testing.T, seed uint64) *linear {
 	rng := rand.New(rand.NewPCG(seed, 17))
 	c := New(Options{
 		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
 	x := &linear{c: c, devs: make([]*device.Device, len(c.Nodes))}
 	if rng.IntN(2) == 0 {

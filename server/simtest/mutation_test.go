@@ -123,6 +123,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario58AZombieWithoutADisk"
 	case mutate.NoAccount:
 		tests = "TestScenario11ADisklessPrimaryFillsNoLog"
+	case mutate.YieldQuietly:
+		tests = "TestWhatAPrimaryDropsIsCompared"
 	case mutate.FlushAfterYield:
 		tests = "TestScenario35AFlushThatWasCutOff" // what it says is so by then: who voted has synced
 	}

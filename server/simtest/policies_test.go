@@ -30,7 +30,7 @@ func policies(t *testing.T, seed uint64) {
 	}
 	h := policyHistory(t, rng, Options{
 		Nodes: nodes, Size: 4 * mib, Quorum: q, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), FailIO: rng.IntN(2) == 0,
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(), FailIO: rng.IntN(2) == 0,
 	})
 	defer h.c.killAll()
 	t.Logf("quorum %v of %d nodes", q, nodes)
@@ -83,7 +83,7 @@ func goApart(t *testing.T, seed uint64) (split int) {
 	rng := rand.New(rand.NewPCG(seed, 37))
 	o := Options{
 		Nodes: max(2, rng.IntN(5)), Size: 4 * mib, Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	if *disks > 0 {
 		o.Nodes = *disks
@@ -260,6 +260,7 @@ func (h *history) rest() {
 // since there were so many events of that.
 func (h *history) meet(before int) (split int) {
 	h.c.giveBack((*Node).Kill)
+	time.Sleep(longestUnheard) // what is under way still changes the disks
 	var was []*storetest.Image
 	for _, n := range h.c.Nodes {
 		if n.Dev != nil {

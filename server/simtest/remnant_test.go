@@ -27,7 +27,7 @@ func remnant(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 31))
 	o := Options{
 		Nodes: disksOf(seed, 2+rng.IntN(2)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	if rng.IntN(2) == 0 {
 		o.Diskless = o.Diskless.With(o.Nodes)

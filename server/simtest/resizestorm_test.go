@@ -42,7 +42,7 @@ type growing struct {
 func resizeStorm(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 29))
 	o := Options{
-		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond, Seed: seed,
+		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond, Seed: seed, Uneven: unevenOf(seed),
 		Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	}
 	if seed%4 == 1 && o.Nodes > 2 {

@@ -167,6 +167,7 @@ func sequence(seed uint64) (o Options, list []step) {
 	if rng.IntN(4) == 0 {
 		o.DiskDelay = []time.Duration{2 * time.Millisecond, 50 * time.Millisecond}[rng.IntN(2)]
 	}
+	o.Uneven = unevenOf(o.Seed)
 	return o, list
 }
 

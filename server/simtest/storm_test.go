@@ -51,7 +51,7 @@ func stormy(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 11))
 	c := New(Options{
 		Nodes: disksOf(seed, 2+rng.IntN(3)), Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, Log: testLog(),
 	})
 	s := &storm{history: &history{t: t, c: c, rng: rng, l: newLedger(), rots: rotting(seed)}, zombie: -1, flushes: rng.IntN(3), power: rng.IntN(2) == 0, devs: make([]*device.Device, len(c.Nodes))}
 	s.changes = seed%4 == 3 && s.rots == nil

@@ -44,7 +44,7 @@ type diskFault struct {
 func shape(rng *rand.Rand, seed uint64) Options {
 	o := Options{
 		Size: 4 * mib, Quorum: majority(), Delay: time.Duration(1+rng.IntN(3)) * time.Millisecond,
-		Seed: seed, Extents: 8, ExtentBytes: 64 << 10, DiskTimeout: 2 * time.Second, Log: testLog(),
+		Seed: seed, Uneven: unevenOf(seed), Extents: 8, ExtentBytes: 64 << 10, DiskTimeout: 2 * time.Second, Log: testLog(),
 	}
 	disks, without := 1+rng.IntN(5), rng.IntN(4)
 	if rng.IntN(2) == 0 {
