@@ -250,6 +250,9 @@ func (d *Device) setRoleLocked(r replication.Role) {
 		return
 	}
 	d.role = r
+	if r != replication.Primary && d.genBusy {
+		d.work.do(d.settleGen) // it is over, whatever it waited for
+	}
 	d.since["role"] = time.Now()
 	d.eventLocked("role", nil, "this node is now %v", r)
 	d.touchLocked()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -73,5 +74,46 @@ func TestWhatAPrimaryDropsIsCompared(t *testing.T) {
 				t.Fatalf("n1 and n2 differ at %v\n%s", at, c.Describe())
 			}
 		})
+	})
+}
+
+// TestAPrimaryThatYieldsGivesItsGenerationUp: one waits for a fence-peer handler, by whose
+// word the primary yields. Nothing waits for it any more: the disk can be attached.
+func TestAPrimaryThatYieldsGivesItsGenerationUp(t *testing.T) {
+	o := three()
+	o.Nodes, o.Quorum = 4, replication.QuorumPolicy{}
+	yield := true
+	o.Fence = func(_ int, peer string) int {
+		if peer == "n2" && yield {
+			time.Sleep(3 * time.Second)
+			return 6
+		}
+		return 4
+	}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		slow := c.Nodes[1].Meta.Inject(storetest.Fault{Ops: storetest.OpSync, Delay: 2 * time.Second})
+		c.Isolate(3)
+		c.Nodes[0].begin(block.Write, 0, bytes.Repeat([]byte{'a'}, 4096))
+		time.Sleep(time.Second)
+		c.Cut(0, 2)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if st := c.Nodes[0].Dev.Status(); st.Role == replication.Primary {
+			t.Fatalf("it has not yielded\n%s", c.Describe())
+		}
+		c.Nodes[1].Meta.Lift(slow)
+		yield = false
+		c.Rejoin(3)
+		c.Heal(0, 2)
+		c.settle(t)
+		n := c.Nodes[0]
+		if err := n.Dev.Detach(timeout(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Dev.Attach(timeout(t, 10*time.Second)); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
 	})
 }
