@@ -34,12 +34,12 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 		d.giveUpLocked(now, b)
 		d.setReplLocked(now, replication.PausedSyncT)
 	}
+	if d.changingLocked(best) {
+		return // its next state is of that generation
+	}
 	f := d.factsLocked(best)
 	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
 	if !sameFacts(&f, &best.hs.mine, best.id, true) {
-		if d.changingLocked(best) {
-			return // its next state is of that generation
-		}
 		d.helloLocked(best, b) // it was agreed on other data than this disk holds now
 		return
 	}
@@ -51,11 +51,11 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 }
 
 // changingLocked reports whether a primary's generation that this disk has noted may be
-// about to come into force. A new handshake would keep it from that, and the next
-// agreement begin another one, for ever where that outruns the state that was told
-// before it. What is late is not waited for for long: the primary may have given it up.
+// about to come into force. A new handshake would keep it from that, and a resync that is
+// shorter end in the one before; the primary would begin another without this disk, and so
+// on for ever. One that is late may have been given up.
 func (d *Device) changingLocked(p *peer) bool {
-	return p.role == replication.Primary && d.announcer == p.id && d.genNoted.After(d.gens.Seen) && time.Since(d.genNotedAt) < retell
+	return p.role == replication.Primary && d.announcer == p.id && d.genNoted.After(d.gens.Seen) && time.Since(d.genNotedAt) < mostPatience
 }
 
 // mayPullLocked reports whether p has what this disk lacks, and is a source that

@@ -35,6 +35,7 @@ type Status struct {
 	Detached    bool   // diskless, though this node has a disk for it
 	Primary     string // the node that is primary, as far as known
 	InFlight    int
+	Parked      int // requests that have not been let in
 	InHand      int // changes of this disk that wait for it, or are being carried out, because it is slow
 	Strays      int // of peers' changes, those whose session ended before the disk had them
 	Protocol    replication.Protocol
@@ -86,7 +87,7 @@ func (d *Device) Status() Status {
 		Name: d.opts.Name, Size: d.cfg.Size, Role: d.role, Disk: d.dstat, Quorum: d.quorum,
 		Suspended: d.role == replication.Primary && (d.gate == gateSuspend || d.hold&(holdCopies|holdLease|holdFence) != 0),
 		InDoubt:   d.hold&holdLease != 0, Few: d.hold&holdFew != 0, Unfenced: d.strayedNamesLocked(),
-		Open: d.opens, Gens: d.gens, InFlight: d.inFlightLocked(),
+		Open: d.opens, Gens: d.gens, InFlight: d.inFlightLocked(), Parked: len(d.parked),
 		Protocol: d.cfg.Protocol, Policy: d.cfg.Quorum, OnNoQuorum: d.cfg.OnNoQuorum, LastError: d.lastErr,
 		Differs: d.differsLocked(), Stats: d.stats, Since: map[string]time.Time{},
 	}

@@ -45,3 +45,34 @@ func TestAResyncBeginsWhicheverLinkIsFaster(t *testing.T) {
 		})
 	}
 }
+
+// TestAResyncIsShorterThanAGeneration: of three nodes one is far away, so that a
+// generation takes longer than the resync of a disk that missed nothing. Devices of a
+// group begin one as soon as a disk is left behind.
+func TestAResyncIsShorterThanAGeneration(t *testing.T) {
+	for ms := range 8 {
+		o := three()
+		o.Beside = 1
+		o.Latency = func(from, to int, l wire.Link) time.Duration {
+			if from == 2 || to == 2 {
+				return 100 * time.Millisecond
+			}
+			return time.Duration(l) * time.Duration(ms) * time.Millisecond
+		}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.settle(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			for range 3 {
+				c.Cut(0, 1)
+				time.Sleep(time.Duration(ms*ms*5) * time.Millisecond)
+				c.Heal(0, 1)
+				c.mustSync(t, 1)
+				c.mustSync(t, 0)
+			}
+			if n := c.Nodes[0].Dev.Status().Stats.Generations; n > 10 {
+				t.Errorf("%d ms: %d generations", ms, n)
+			}
+		})
+	}
+}

@@ -264,7 +264,7 @@ func (h *history) meet(before int) (split int) {
 	var was []*storetest.Image
 	for _, n := range h.c.Nodes {
 		if n.Dev != nil {
-			if st := n.Dev.Status(); n.Disk == nil || st.Suspended || st.InHand > 0 || st.InFlight > 0 {
+			if st := n.Dev.Status(); n.Disk == nil || st.Suspended || st.InHand > 0 || st.InFlight > 0 || st.Parked > 0 {
 				n.Kill() // what waits for quorum would be made when it is there; and a client alone has nothing to resolve
 			}
 		}

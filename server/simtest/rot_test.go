@@ -55,7 +55,7 @@ func (h *history) whole() bool {
 			return false
 		}
 		st := n.Dev.Status()
-		if st.InFlight > 0 || st.Suspended {
+		if st.InFlight > 0 || st.Parked > 0 || st.Suspended {
 			return false
 		}
 		if n.Disk == nil {

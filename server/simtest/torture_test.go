@@ -630,7 +630,8 @@ func (h *history) settle() {
 		time.Sleep(time.Second)
 		busy := false
 		for _, n := range h.c.Nodes {
-			busy = busy || n.Dev.Status().InFlight > 0
+			st := n.Dev.Status()
+			busy = busy || st.InFlight > 0 || st.Parked > 0
 		}
 		if !busy {
 			return
