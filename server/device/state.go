@@ -97,7 +97,7 @@ func (d *Device) upgradeLocked() {
 		d.setDiskLocked(replication.UpToDate, "mutated")
 		return
 	}
-	if d.passedLocked() && !d.best || d.outrunLocked() {
+	if d.passedLocked() && !d.best || d.outrunLocked() || d.leftLocked() {
 		return // another that is in sync with this one may not have heard yet
 	}
 	for _, p := range d.peers {
@@ -133,6 +133,13 @@ func (d *Device) upgradeLocked() {
 	}
 	d.setDiskLocked(replication.UpToDate, d.quorum.Why)
 	d.saveLocked(nil)
+}
+
+// leftLocked reports whether this disk was left behind, where generations in force are no
+// chain. Who is as far as it is and takes itself for current has not heard yet.
+func (d *Device) leftLocked() bool {
+	f := replication.Facts{Disk: d.dstat, Gens: d.gens}
+	return !d.orderedLocked() && f.LeftBehind()
 }
 
 // outrunLocked reports whether a peer in contact has newer data than this disk, by what

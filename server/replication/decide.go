@@ -97,12 +97,17 @@ func (f *Facts) Foreign(peer *Facts) bool {
 // is current.
 func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
+// LeftBehind reports whether this node was told, by a primary that goes on without its
+// disk or by a disk that went on, of a generation that the disk has nothing of. Where
+// generations in force are a chain Gens.Behind tells more.
+func (f *Facts) LeftBehind() bool { return f.Disk == Outdated && f.Gens.Noted.After(f.Gens.Current) }
+
 // KnowsBetter reports whether this node can tell that its data is current
 // although the other, of the same generation, takes itself for outdated: it
-// could tell without it, or was told; or it is the very primary that the other last
-// followed and that left it behind.
+// could tell without it, and the other was not left behind; or it was told; or it is
+// the very primary that the other last followed and that left it behind.
 func (f *Facts) KnowsBetter(other *Facts) bool {
-	return f.Knows() || f.Best && f.Disk == UpToDate || f.Role == Primary && f.Stream != 0 && f.Stream == other.Stream
+	return f.Knows() && !other.LeftBehind() || f.Best && f.Disk == UpToDate || f.Role == Primary && f.Stream != 0 && f.Stream == other.Stream
 }
 
 // NoPrimary is the Primary of one who knows of none.

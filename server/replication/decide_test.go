@@ -172,6 +172,7 @@ var decideRows = []decideRow{
 	{"one generation, the peer knows of newer data, and this one was told otherwise", func(m, p *Facts) { m.Best, p.Disk = true, Outdated }, InSync, "equal", ""},
 	{"one generation, and the peer knows of newer data", func(_, p *Facts) { p.Disk = Outdated }, SelfOutdated, "equal-outdated", ""},
 	{"one generation, the peer takes itself for outdated, and there is quorum here", func(m, p *Facts) { p.Disk, m.Quorate = Outdated, true }, InSync, "equal", ""},
+	{"one generation, and the peer was left behind: quorum here, where another may have one, tells nothing", func(m, p *Facts) { p.Disk, m.Quorate, p.Gens.Noted = Outdated, true, 2<<randomBits }, SelfOutdated, "equal-outdated", ""},
 	{"one generation, and the peer was left behind by this very primary", func(m, p *Facts) { p.Disk, m.Role, m.Stream, p.Stream, p.Dirty = Outdated, Primary, 7, 7, 1 }, SourceBits, ruleEqual, ""},
 	{"one generation, outdated, where what one has heard of both have", func(m, p *Facts) { inOrder(m, p); p.Disk = Outdated }, InSync, "equal", ""},
 

@@ -45,9 +45,9 @@ type Options struct {
 	Delay time.Duration
 	// Latency is how long a frame is under way instead, on one link and one way.
 	Latency func(from, to int, link wire.Link) time.Duration
-	// Uneven: paths differ in how long frames are under way, each way and on each link; and
-	// of two nodes whose session ends one may hear of it later than the other, and take
-	// meanwhile what was sent to it before.
+	// Uneven: paths differ in how long frames are under way, each way and on each link, and
+	// disks and metadata in how long they take; and of two nodes whose session ends one may
+	// hear of it later than the other, and take meanwhile what was sent to it before.
 	Uneven bool
 	// DiskDelay is the longest that a change of a disk takes.
 	DiskDelay time.Duration
@@ -94,10 +94,10 @@ type Node struct {
 	Meta *storetest.Image
 	More []*Volume // the devices beside r0
 
-	set    *device.Set         // of its process; nil while that does not run
-	slowed *storetest.Image    // the one that DiskDelay is in force on
-	read   replication.NodeSet // without, as it was when the node started
-	blank  bool                // its disk was replaced, and not seen up to date since
+	set    *device.Set               // of its process; nil while that does not run
+	slowed map[*storetest.Image]bool // see DiskDelay and Uneven
+	read   replication.NodeSet       // without, as it was when the node started
+	blank  bool                      // its disk was replaced, and not seen up to date since
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
@@ -138,7 +138,7 @@ func New(o Options) *Cluster {
 	}
 	c := &Cluster{opts: o, quorum: o.Quorum, rng: rand.New(rand.NewPCG(o.Seed, 1)), cut: map[[2]int]bool{}}
 	for i := range o.Nodes {
-		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}}
+		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}, slowed: map[*storetest.Image]bool{}}
 		if !o.Diskless.Has(i) {
 			n.EmptyDisk(o.Size)
 			n.blank = false
@@ -248,9 +248,15 @@ func (n *Node) assemble(o device.Options, disk, meta *storetest.Image) (*device.
 		o.LogExtents, o.LogExtentBytes = n.c.opts.Extents, n.c.opts.ExtentBytes
 		return device.New(o)
 	}
-	if most := n.c.opts.DiskDelay; most > 0 && disk == n.Disk && n.slowed != n.Disk {
-		n.slowed = n.Disk
-		n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite | storetest.OpPunch, DelayFunc: func(storetest.Record) time.Duration { return n.c.upTo(most) }})
+	if most := n.c.opts.DiskDelay; most > 0 && disk == n.Disk && !n.slowed[disk] {
+		n.slow(disk, storetest.OpWrite|storetest.OpPunch, most)
+	}
+	if n.c.opts.Uneven {
+		for _, im := range []*storetest.Image{disk, meta} {
+			if !n.slowed[im] && n.c.intN(2) == 0 {
+				n.slow(im, storetest.OpRead|storetest.OpWrite|storetest.OpPunch|storetest.OpSync, n.c.spell(50*time.Millisecond))
+			}
+		}
 	}
 	bk := device.Backing{Extents: n.c.opts.Extents, ExtentBytes: n.c.opts.ExtentBytes}
 	return device.Assemble(o, bk,
@@ -259,6 +265,12 @@ func (n *Node) assemble(o device.Options, disk, meta *storetest.Image) (*device.
 			return disk.DiskOf("disk", o.Size), size == 0 && !n.c.opts.Existing.Has(n.ID), err
 		},
 		func(mo store.MetaOptions) (*store.Meta, error) { return store.OpenMetaFile(meta.File(), "meta", mo) })
+}
+
+// slow has operations on an image take up to most.
+func (n *Node) slow(im *storetest.Image, ops storetest.Op, most time.Duration) {
+	n.slowed[im] = true
+	im.Inject(storetest.Fault{Ops: ops, DelayFunc: func(storetest.Record) time.Duration { return n.c.upTo(most) }})
 }
 
 // Stop ends a node in order.
@@ -433,6 +445,9 @@ func (c *Cluster) connect(a, b *Node) {
 	sa.start()
 	sb.start()
 	a.set.SessionUp(sa)
+	if c.opts.Uneven {
+		time.Sleep(c.spell(10 * time.Millisecond))
+	}
 	b.set.SessionUp(sb)
 	sa.begin()
 	sb.begin()
