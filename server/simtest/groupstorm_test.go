@@ -372,11 +372,17 @@ func (x *chain) run(over chan struct{}) {
 	}
 }
 
-const chainPatience = 300 * time.Millisecond
+// patience is how long a client waits.
+func (x *chain) patience() time.Duration {
+	if x.s.c.opts.Uneven {
+		return 3 * time.Second
+	}
+	return 300 * time.Millisecond
+}
 
 // write does one step, and reports whether all of it was answered.
 func (x *chain) write() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), chainPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), x.patience())
 	defer cancel()
 	x.step++
 	from, k := len(x.wrote), 1+x.rng.IntN(3)
@@ -401,7 +407,7 @@ func (x *chain) write() bool {
 // flush makes all devices durable. What is durable is so only if the same
 // primary has had all of it.
 func (x *chain) flush() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), chainPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), x.patience())
 	defer cancel()
 	for _, d := range x.at {
 		if x.s.c.ask(ctx, d, block.Flush, 0, 0, nil, 0) != nil {
@@ -427,7 +433,7 @@ func (x *chain) move() bool {
 		if devs[0].Status().Role != replication.Primary && x.rng.IntN(3) > 0 {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), chainPatience)
+		ctx, cancel := context.WithTimeout(context.Background(), x.patience())
 		was := devs[0].Status().Role
 		err := devs[x.rng.IntN(len(devs))].Promote(ctx, false)
 		cancel()
@@ -453,7 +459,7 @@ const chainWindow = 64
 // look reads what there is of the chain, which goes on from there. It reports
 // whether it was answered.
 func (x *chain) look(devs []*device.Device) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), chainPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), x.patience())
 	defer cancel()
 	from := max(0, min(len(x.wrote)-chainWindow, x.safe))
 	if x.over {

@@ -62,6 +62,7 @@ func (c *Cluster) Learn(a int) {
 		n.mu.Lock()
 		delete(n.sessions, s.to.ID)
 		n.mu.Unlock()
+		s.end()
 		s.wait()
 		if n.set != nil {
 			n.set.SessionDown(s, "it gave this node up")

@@ -150,7 +150,10 @@ func TestBlocksAreRegisters(t *testing.T) {
 		seed := *first + i
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			var x *linear
-			synctest.Test(t, func(t *testing.T) { x = accesses(t, seed) })
+			synctest.Test(t, func(t *testing.T) {
+				defer time.Sleep(answers)
+				x = accesses(t, seed)
+			})
 			switch porcupine.CheckOperationsTimeout(register(), x.ops, time.Minute) {
 			case porcupine.Illegal:
 				_, info := porcupine.CheckOperationsVerbose(register(), x.ops, time.Minute)

@@ -204,6 +204,7 @@ func play(t *testing.T, o Options, list []step) (err error) {
 				n.Kill()
 			}
 			p.c.StopWatches()
+			time.Sleep(answers)
 		}()
 		if err = p.c.StartAll(); err != nil {
 			return

@@ -28,13 +28,19 @@ var (
 	wild   = flag.Bool("wild", false, "let faults pile up; without it each is healed before the next")
 )
 
+// answers is within how long disks answer what they were asked before a history ended.
+const answers = time.Second
+
 // histories runs so many of them, from the first seed on, each in a time of its own.
 func histories(t *testing.T, n int, history func(t *testing.T, seed uint64)) {
 	for i := range uint64(n) {
 		seed := *first + i
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			journal.begin(t, *logs)
-			synctest.Test(t, func(t *testing.T) { history(t, seed) })
+			synctest.Test(t, func(t *testing.T) {
+				defer time.Sleep(answers)
+				history(t, seed)
+			})
 		})
 	}
 }
@@ -250,7 +256,10 @@ func TestTorturesThatWentWrong(t *testing.T) {
 	} {
 		for range 4 {
 			t.Run(what, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { torture(t, seed) })
+				synctest.Test(t, func(t *testing.T) {
+					defer time.Sleep(answers)
+					torture(t, seed)
+				})
 			})
 		}
 	}
