@@ -32,6 +32,9 @@ func (d *Device) startGenLocked() {
 	if !d.borneLocked(d.receives) {
 		return // likewise: it would leave the only current disk behind that is about to return
 	}
+	if d.pullsSoonLocked() {
+		return // chooseSourceLocked comes back to it
+	}
 	b := &block.Batch{}
 	d.genBusy, d.committing, d.genOwed = true, false, false
 	d.genNo++
@@ -230,6 +233,7 @@ func (d *Device) genDoneLocked(b *block.Batch) {
 	}
 	d.hold &^= holdGeneration
 	d.evaluateLocked(b)
+	d.chooseSourceLocked(b)
 }
 
 // genReceivedLocked takes over the primary's new generation; it confirms when

@@ -30,6 +30,7 @@ import (
 type syncState struct {
 	full    bool
 	pulling bool   // this node is the target, and p is its source
+	adopted bool   // its generations are that source's
 	ready   bool   // both bitmaps are joined: pieces may be asked for
 	round   uint64 // chosen by the target: the source's answer names the asking that it answers
 	cursor  int64  // in units
@@ -132,6 +133,7 @@ func (d *Device) beginPullLocked(p *peer) {
 // adoptLocked has this disk, which is a mixture from now on, bear its source's
 // generations, and asks the source to begin when that is durable.
 func (d *Device) adoptLocked(p *peer, s Session) {
+	p.sync.adopted = true
 	d.gens = d.keepNotedLocked(d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id))
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)

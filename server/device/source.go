@@ -37,6 +37,9 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	if d.changingLocked(best) {
 		return // its next state is of that generation
 	}
+	if d.role == replication.Primary && d.genBusy {
+		return // genDoneLocked comes back to it
+	}
 	f := d.factsLocked(best)
 	f.Quorate = best.hs.mine.Quorate // which the agreement itself may have changed
 	if !sameFacts(&f, &best.hs.mine, best.id, true) {
@@ -48,6 +51,30 @@ func (d *Device) chooseSourceLocked(b *block.Batch) {
 	}
 	d.announceLocked(b) // the source of the last resync takes the next state for that of its end, see peer.ending
 	d.beginPullLocked(best)
+	if d.role == replication.Primary {
+		d.evaluateLocked(b) // a generation may wait for that
+	}
+}
+
+// pullsSoonLocked reports whether this primary's disk is about to take over a source's
+// generations. It begins none of its own meanwhile, nor the other way round: else the disk
+// would bear a name before what it lacks of that is marked, or what was agreed on with the
+// source be about another generation, and be agreed on anew, in another one, for ever.
+func (d *Device) pullsSoonLocked() bool {
+	if d.disk == nil || d.dstat == replication.UpToDate {
+		return false
+	}
+	soon := false
+	for _, p := range d.peers {
+		switch {
+		case p == nil || !p.agreed:
+		case p.sync.pulling:
+			return !p.sync.adopted
+		case p.repl == replication.PausedSyncT && time.Since(p.since) < handshakeTimeout:
+			soon = soon || !p.heard || d.mayPullLocked(p)
+		}
+	}
+	return soon
 }
 
 // changingLocked reports whether a primary's generation that this disk has noted may be

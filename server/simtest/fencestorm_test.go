@@ -1,9 +1,11 @@
 package simtest
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/replication"
@@ -17,6 +19,26 @@ import (
 // seed is replayed with -run FenceStorm -seed SEED -seeds 1.
 func TestFenceStorm(t *testing.T) {
 	histories(t, *seeds, fenceStorm)
+}
+
+// TestFenceStormsThatWentWrong replays those that did so every other time. In 128006283 a
+// primary's disk came back while changes waited for a generation: it was resynced from a
+// peer that was asked to stay complete first, which took as long as the generation, of
+// which the agreement knew nothing. It was agreed anew, in another generation, until the
+// disks had none in common.
+func TestFenceStormsThatWentWrong(t *testing.T) {
+	defer func(was bool) { *uneven = was }(*uneven)
+	*uneven = true
+	for _, seed := range []uint64{128006283} {
+		for try := range 8 {
+			t.Run(fmt.Sprint(seed, try), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					defer time.Sleep(answers)
+					fenceStorm(t, seed)
+				})
+			})
+		}
+	}
 }
 
 // arbiter is what handlers ask. It is in everybody's reach.
