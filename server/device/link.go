@@ -316,9 +316,6 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	behind = behind && d.dstat > replication.Outdated && !d.backedLocked(p) && !d.discard.Has(p.id)
 	if behind {
 		d.setDiskLocked(replication.Outdated, "the peer has newer data: "+dec.Why)
-		if theirs := &p.hs.theirs.Gens; !d.orderedLocked() {
-			d.gens = d.gens.Note(theirs.Current, theirs.Noted)
-		}
 	}
 	unsynced := d.role != replication.Primary && d.unsyncedLocked()
 	if !behind && !unsynced && !d.votesNews {

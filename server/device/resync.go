@@ -134,7 +134,12 @@ func (d *Device) beginPullLocked(p *peer) {
 // generations, and asks the source to begin when that is durable.
 func (d *Device) adoptLocked(p *peer, s Session) {
 	p.sync.adopted = true
-	d.gens = d.keepNotedLocked(d.gens.AdoptSource(&p.hs.theirs.Gens, d.cfg.Self, p.id))
+	src := &p.hs.theirs.Gens
+	gens := d.gens.AdoptSource(src, d.cfg.Self, p.id)
+	if !d.orderedLocked() {
+		gens.Noted = src.Noted // what this disk noted may be of changes that are discarded now
+	}
+	d.gens = d.keepNotedLocked(gens)
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)
 	round := p.sync.round

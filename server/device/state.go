@@ -100,8 +100,9 @@ func (d *Device) upgradeLocked() {
 	if d.passedLocked() && !d.best || d.outrunLocked() || d.leftLocked() {
 		return // another that is in sync with this one may not have heard yet
 	}
+	late := d.outrunLatelyLocked()
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) {
+		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) && (p.role == replication.Primary || !late) {
 			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
 			// Of many that come to it at once no two outdate each other again, where a
 			// disk is outdated by a peer's word.
@@ -151,6 +152,23 @@ func (d *Device) outrunLocked() bool {
 	}
 	for _, p := range d.peers {
 		if p == nil || p.session == nil || p.agreed && p.repl == replication.Established {
+			continue
+		}
+		if dec := p.decision; dec.Sync() && !dec.Source() && !dec.Even {
+			return true
+		}
+	}
+	return false
+}
+
+// outrunLatelyLocked reports whether that was so of a peer that is out of contact now.
+// Another that is in sync with this disk may not have heard of it.
+func (d *Device) outrunLatelyLocked() bool {
+	if d.orderedLocked() || d.dstat != replication.Outdated {
+		return false
+	}
+	for _, p := range d.peers {
+		if p == nil || p.session != nil {
 			continue
 		}
 		if dec := p.decision; dec.Sync() && !dec.Source() && !dec.Even {

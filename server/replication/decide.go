@@ -97,9 +97,8 @@ func (f *Facts) Foreign(peer *Facts) bool {
 // is current.
 func (f *Facts) Knows() bool { return f.Quorate && f.Disk == UpToDate }
 
-// LeftBehind reports whether this node was told, by a primary that goes on without its
-// disk or by a disk that went on, of a generation that the disk has nothing of. Where
-// generations in force are a chain Gens.Behind tells more.
+// LeftBehind reports whether a primary has told this node that it goes on without its
+// disk. Where generations in force are a chain Gens.Behind tells more.
 func (f *Facts) LeftBehind() bool { return f.Disk == Outdated && f.Gens.Noted.After(f.Gens.Current) }
 
 // KnowsBetter reports whether this node can tell that its data is current

@@ -113,14 +113,6 @@ func (gs *Gens) reachesBack(node int, g Gen) bool {
 // both bring a generation of one number into force.
 func (gs *Gens) MayNote(g Gen) bool { return g == gs.Noted || g.After(gs.Noted) }
 
-// Note notes generations that were told by who has data of them.
-func (gs Gens) Note(told ...Gen) Gens {
-	for _, g := range told {
-		gs.Noted = newest(gs.Noted, g)
-	}
-	return gs
-}
-
 // Tentative reports whether Current is not known to be in force: nothing was
 // answered in it as far as this node knows.
 func (gs *Gens) Tentative() bool { return gs.Base != gs.Current }

@@ -374,7 +374,10 @@ func (x *chain) run(over chan struct{}) {
 
 // patience is how long a client waits.
 func (x *chain) patience() time.Duration {
-	if x.s.c.opts.Uneven {
+	switch {
+	case x.over:
+		return time.Minute
+	case x.s.c.opts.Uneven:
 		return 3 * time.Second
 	}
 	return 300 * time.Millisecond
