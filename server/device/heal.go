@@ -149,6 +149,9 @@ func probe(disk store.Disk, p []byte, off int64) (bad []block.Extent, err error)
 			return nil, err
 		}
 	}
+	if len(bad) == 0 {
+		return nil, nil // a part that is one block failed as a whole, and then did not
+	}
 	return bad, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -566,4 +567,23 @@ func TestAnOlderPeerIsNotAskedToHeal(t *testing.T) {
 		c.until(t, 1, "it has failed", is(replication.Diskless))
 		c.mustRead(t, 0, mib, bytes.Repeat([]byte{'a'}, mib))
 	})
+}
+
+// TestABlockThatIsReadAfterSomeErrors: a disk fails the same block a few times in a row,
+// and then does not. Each client gets its data, and nobody loses the disk.
+func TestABlockThatIsReadAfterSomeErrors(t *testing.T) {
+	for fails := 1; fails <= 5; fails++ {
+		for _, length := range []int64{512, block.Unit, 4 * block.Unit} {
+			bubble(t, three(), func(t *testing.T, c *Cluster) {
+				c.settle(t)
+				c.mustPromote(t, 0)
+				c.mustWrite(t, 0, mib, 'a', int(4*block.Unit))
+				c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Count: fails, Err: syscall.EIO})
+				c.mustRead(t, 0, mib, bytes.Repeat([]byte{'a'}, int(length)))
+				if st := c.Nodes[0].Dev.Status(); st.Disk != replication.UpToDate {
+					t.Errorf("%d errors, %d bytes: the disk is %v", fails, length, st.Disk)
+				}
+			})
+		}
+	}
 }
