@@ -101,8 +101,8 @@ func (n *Node) hasSession(with int) bool {
 }
 
 // longestUnheard is how much later than the other one of two nodes hears that their
-// session is over.
-const longestUnheard = 6 * time.Second
+// session is over. Two primaries of which one will yield are no split brain for that long.
+const longestUnheard = 4 * time.Second
 
 // drop ends the session of two nodes; each learns of it on its own.
 func (c *Cluster) drop(a, b *Node, reason string) {
