@@ -10,9 +10,10 @@ import (
 // Whose changes are discarded is decided between two nodes. Where there are more, a
 // policy, or administrators, may have each of three discard its own for the next; if all
 // began at once no disk would be complete any more. Where the generations in force are a
-// chain that cannot be: every node takes the same one of two disks for the later. Where
-// they are none, a disk becomes a mixture only when its source has said that it stays
-// complete until then.
+// chain that cannot be between generations: every node takes the same one of two disks for
+// the later. It can be within one, where who is the source depends on who is primary, has
+// received more, or was restarted, and so on when that was asked. Where it can be, a disk
+// becomes a mixture only when its source has said that it stays complete until then.
 //
 // A disk that another relies on does not pull, and does not ask. One that has asked lets
 // only a node of a lower id rely on it. So nobody waits in a circle: each of those that
@@ -50,7 +51,7 @@ func (d *Device) reliedLocked() bool {
 // staysLocked reports whether a source stays complete until this disk has all of it, and
 // asks it if that is not known.
 func (d *Device) staysLocked(p *peer, b *block.Batch) bool {
-	if d.orderedLocked() || !p.speaks(wire.FeatureStay) || mutate.Is(mutate.PullUnasked) {
+	if d.orderedLocked() && !p.decision.Even || !p.speaks(wire.FeatureStay) || mutate.Is(mutate.PullUnasked) {
 		return true
 	}
 	st := p.stayLocked()
