@@ -204,6 +204,7 @@ func accesses(t *testing.T, seed uint64) *linear {
 	close(over)
 	clients.Wait()
 	h.synced()
+	h.settle()
 	for blk := range int64(linearBlocks) {
 		for _, n := range c.Nodes {
 			x.ask(linearClients, n.Dev, access{blk: blk})
