@@ -439,10 +439,7 @@ func (p *player) regroup(s step) error {
 func (c *Cluster) regrouped(n *Node) (without replication.NodeSet, ok bool) {
 	without = c.without ^ replication.Of(n.ID)
 	for _, m := range c.Nodes {
-		if m.Dev != nil && !slices.ContainsFunc(m.devs(), func(d *device.Device) bool { return d.Status().Disk != replication.UpToDate }) {
-			m.blank = false
-		}
-		ok = ok || m.Disk != nil && !without.Has(m.ID) && !m.blank
+		ok = ok || m.Disk != nil && !without.Has(m.ID) && !m.isBlank()
 	}
 	return without, ok && n.Disk != nil
 }
@@ -526,6 +523,14 @@ func (p *player) survive(s step) error {
 	return p.within(10*time.Second, func(ctx context.Context) error { return n.Dev.Promote(ctx, true) })
 }
 
+// isBlank reports whether the node's disk was replaced, and not seen up to date since.
+func (n *Node) isBlank() bool {
+	if n.Dev != nil && !slices.ContainsFunc(n.devs(), func(d *device.Device) bool { return d.Status().Disk != replication.UpToDate }) {
+		n.blank = false
+	}
+	return n.blank
+}
+
 // hasAll reports whether a device's disk certainly has all that was answered: it was
 // written to by whoever answered, which is this node.
 func hasAll(st device.Status) bool {
@@ -533,8 +538,12 @@ func hasAll(st device.Status) bool {
 }
 
 // heldBeside reports whether a node but n certainly has all that was answered, of each
-// device; zombie is one that was given up.
+// device; zombie is one that was given up. A primary that has not heard of losses yet would
+// take a quorum for one that is of new disks, which are another device.
 func (c *Cluster) heldBeside(n *Node, zombie int) bool {
+	if c.opts.Uneven && slices.ContainsFunc(c.Nodes, func(m *Node) bool { return m != n && m.isBlank() }) {
+		return false
+	}
 	lacks := func(d *device.Device) bool { return !hasAll(d.Status()) }
 	return slices.ContainsFunc(c.Nodes, func(m *Node) bool {
 		return m != n && m.ID != zombie && m.Disk != nil && m.Dev != nil && !slices.ContainsFunc(m.devs(), lacks)
