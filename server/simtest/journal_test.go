@@ -33,22 +33,29 @@ func (j *book) begin(t *testing.T, dir string) {
 	if dir == "" {
 		return
 	}
-	j.mu.Lock()
-	j.b.Reset()
-	j.mu.Unlock()
+	j.open()
 	t.Cleanup(func() {
-		if !t.Failed() {
-			return
+		if t.Failed() {
+			j.keep(t, dir, t.Name())
 		}
-		name := filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", ".")+".log")
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		if err := os.WriteFile(name, j.b.Bytes(), 0o644); err != nil {
-			t.Errorf("its log: %v", err)
-			return
-		}
-		t.Logf("its log: %s", name)
 	})
+}
+
+func (j *book) open() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.b.Reset()
+}
+
+func (j *book) keep(t *testing.T, dir, history string) {
+	name := filepath.Join(dir, strings.ReplaceAll(history, "/", ".")+".log")
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := os.WriteFile(name, j.b.Bytes(), 0o644); err != nil {
+		t.Errorf("its log: %v", err)
+		return
+	}
+	t.Logf("its log: %s", name)
 }
 
 // testLog is where clusters log to: to standard error, if SIMLOG is set; to the journal, if

@@ -30,9 +30,13 @@ func TestSequence(t *testing.T) {
 	for i := range uint64(*seeds) * 4 {
 		seed := *first + i
 		o, list := sequence(seed)
+		journal.open()
 		err := play(t, o, list)
 		if err == nil {
 			continue
+		}
+		if *logs != "" {
+			journal.keep(t, *logs, fmt.Sprintf("%s.%d", t.Name(), seed))
 		}
 		for shorter := true; shorter; {
 			shorter = false
