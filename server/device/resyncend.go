@@ -51,9 +51,7 @@ func (d *Device) sourceDoneLocked(p *peer) {
 		d.setReplLocked(p, replication.Established)
 		d.eventLocked("resync", p, "resync of %s is complete", p.name)
 		d.evaluateLocked(b)
-		if !d.orderedLocked() {
-			d.chooseSourceLocked(b) // it may have waited for that
-		}
+		d.chooseSourceLocked(b) // it may have waited for that
 	})
 }
 

@@ -135,9 +135,10 @@ func (d *Device) barrenLocked() bool {
 }
 
 // servesAsLocked reports whether this disk is in the very generation that a peer serves
-// which is primary and has no disk, or has noted one that was to follow it. That peer has answered nothing without this disk, or it
-// would be in another; and where it has lost others it answers nothing before the fence-peer
-// handler lets it. Where generations in force are a chain that is known without it.
+// which is primary and has no disk, or has noted one that was to follow it. That peer has
+// answered nothing without this disk, or it would be in another; and where it has lost
+// others it answers nothing before the fence-peer handler lets it. Where generations in
+// force are a chain that is known without it.
 func (d *Device) servesAsLocked(p *peer) bool {
 	theirs := &p.hs.theirs
 	return !d.orderedLocked() && d.fencesPeersLocked() && theirs.Role == replication.Primary && !theirs.Disk.HasData() &&

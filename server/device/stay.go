@@ -13,7 +13,8 @@ import (
 // chain that cannot be between generations: every node takes the same one of two disks for
 // the later. It can be within one, where who is the source depends on who is primary, has
 // received more, or was restarted, and so on when that was asked. Where it can be, a disk
-// becomes a mixture only when its source has said that it stays complete until then.
+// becomes a mixture only when its source has said that it stays complete until then. There
+// is one primary then, and it does; who takes its data lets nobody's waiting keep it.
 //
 // A disk that another relies on does not pull, and does not ask. One that has asked lets
 // only a node of a lower id rely on it. So nobody waits in a circle: each of those that
@@ -51,7 +52,7 @@ func (d *Device) reliedLocked() bool {
 // staysLocked reports whether a source stays complete until this disk has all of it, and
 // asks it if that is not known.
 func (d *Device) staysLocked(p *peer, b *block.Batch) bool {
-	if d.orderedLocked() && !p.decision.Even || !p.speaks(wire.FeatureStay) || mutate.Is(mutate.PullUnasked) {
+	if d.orderedLocked() && (!p.decision.Even || p.role == replication.Primary) || !p.speaks(wire.FeatureStay) || mutate.Is(mutate.PullUnasked) {
 		return true
 	}
 	st := p.stayLocked()
