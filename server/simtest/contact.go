@@ -186,6 +186,18 @@ func (c *Cluster) hear(n, peer *Node, reason string) {
 	s.other.set.SessionDown(s, reason)
 }
 
+// allHeard reports whether every node has heard of the end of its sessions.
+func (c *Cluster) allHeard() bool {
+	for a := range c.Nodes {
+		for _, s := range c.sessionsOf(a) {
+			if s.late.Load() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // CutUnheard cuts two nodes from each other, of which a does not hear before Hear, or
 // before they meet again.
 func (c *Cluster) CutUnheard(a, b int) {

@@ -177,7 +177,7 @@ func (h *history) wait(ms int) { time.Sleep(spell(h.rng, time.Duration(ms)*time.
 
 // followed reports whether a primary has all that a node's disk has.
 func (h *history) followed(n *Node) bool {
-	if n.Dev == nil || n.Dev.Status().Role == replication.Primary {
+	if !h.c.allHeard() || n.Dev == nil || n.Dev.Status().Role == replication.Primary {
 		return false
 	}
 	for _, m := range h.c.Nodes {

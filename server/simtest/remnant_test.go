@@ -131,7 +131,7 @@ func (s *storm) chip() {
 func (s *storm) someone() {
 	for range 120 {
 		for _, n := range s.c.Nodes {
-			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			err := n.Dev.Promote(ctx, false)
 			cancel()
 			if err == nil {
