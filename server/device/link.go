@@ -304,7 +304,7 @@ func (d *Device) prepareAgreementLocked(p *peer, dec replication.Decision, b *bl
 	yield := d.role == replication.Primary && dec.Yields.Has(d.cfg.Self)
 	// A difference within one generation is in changes that were not answered:
 	// neither side is behind.
-	behind := dec.Sync() && !dec.Source() && !dec.Even || dec.Action == replication.SelfOutdated
+	behind := dec.Outrun() || dec.Action == replication.SelfOutdated
 	if d.role == replication.Primary && behind && d.dstat > replication.Outdated {
 		yield = true // others went on without this node: what waits here is never answered
 	}

@@ -102,14 +102,18 @@ func (d *Device) upgradeLocked() {
 	}
 	late := d.outrunLatelyLocked()
 	for _, p := range d.peers {
-		if p != nil && p.agreed && p.inSync && p.heard && p.state.Disk == uint8(replication.UpToDate) && d.abreastLocked(p) && (p.role == replication.Primary || !late) {
-			d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
-			// Of many that come to it at once no two outdate each other again, where a
-			// disk is outdated by a peer's word.
-			d.best = d.best || !d.orderedLocked()
-			d.saveLocked(nil)
-			return
+		if p == nil || !p.agreed || !p.inSync || !p.heard || p.state.Disk != uint8(replication.UpToDate) || !d.abreastLocked(p) {
+			continue
 		}
+		if late && p.role != replication.Primary {
+			continue
+		}
+		d.setDiskLocked(replication.UpToDate, "in sync with "+p.name)
+		// Of many that come to it at once no two outdate each other again, where a
+		// disk is outdated by a peer's word.
+		d.best = d.best || !d.orderedLocked()
+		d.saveLocked(nil)
+		return
 	}
 	if d.dstat == replication.Outdated {
 		return
@@ -154,7 +158,7 @@ func (d *Device) outrunLocked() bool {
 		if p == nil || p.session == nil || p.agreed && p.repl == replication.Established {
 			continue
 		}
-		if dec := p.decision; dec.Sync() && !dec.Source() && !dec.Even {
+		if p.decision.Outrun() {
 			return true
 		}
 	}
@@ -168,10 +172,7 @@ func (d *Device) outrunLatelyLocked() bool {
 		return false
 	}
 	for _, p := range d.peers {
-		if p == nil || p.session != nil {
-			continue
-		}
-		if dec := p.decision; dec.Sync() && !dec.Source() && !dec.Even {
+		if p != nil && p.session == nil && p.decision.Outrun() {
 			return true
 		}
 	}

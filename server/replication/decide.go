@@ -178,6 +178,10 @@ func (d Decision) Sync() bool { return d.Action >= SourceBits && d.Action <= Tar
 // Source reports whether the asking node sends.
 func (d Decision) Source() bool { return d.Action == SourceBits || d.Action == SourceFull }
 
+// Outrun reports whether the asking node lacks what the peer's disk has, and that was, or
+// may have been, answered.
+func (d Decision) Outrun() bool { return d.Sync() && !d.Source() && !d.Even }
+
 // Full reports whether everything is to be moved.
 func (d Decision) Full() bool { return d.Action == SourceFull || d.Action == TargetFull }
 

@@ -140,7 +140,7 @@ func (w *play) differ(i, j int) (d uint8) {
 // prepare is what is made durable before a node agrees.
 func (w *play) prepare(i, j int, d Decision) {
 	n := &w.node[i]
-	behind := d.Sync() && !d.Source() && !d.Even || d.Action == SelfOutdated
+	behind := d.Outrun() || d.Action == SelfOutdated
 	if n.role == Primary && (d.Yields.Has(i) || behind && n.disk > Outdated) {
 		w.yield(i)
 	}
