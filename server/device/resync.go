@@ -465,7 +465,7 @@ func (d *Device) syncRead(o *op, b *block.Batch) {
 	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || o.disk != d.disk:
 	default:
 		p.sync.sent[o.seq] = o.ext
-		d.sentLocked(p, o.ext)
+		d.meta.Bitmap(p.id).Clear(o.ext)
 		if zero {
 			h.Flags = wire.FlagTrim
 			d.stats.ResyncZeroBytes += uint64(o.ext.Len)
@@ -558,18 +558,6 @@ func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {
 	d.releaseLocked(o, b)
 	if p.sync.pulling && (err == nil || err == errPieceVoid) {
 		d.pumpLocked(p, b)
-	}
-}
-
-// sentLocked takes the marks off what a target is sent. Changes that came while it was
-// read wait for its range, and are not in it: those that the target misses stay marked.
-func (d *Device) sentLocked(p *peer, e block.Extent) {
-	bm := d.meta.Bitmap(p.id)
-	bm.Clear(e)
-	for _, o := range d.ranges.ops {
-		if o.miss.Has(p.id) && o.ext.Overlaps(e) {
-			bm.Set(o.ext)
-		}
 	}
 }
 
