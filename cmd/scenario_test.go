@@ -25,7 +25,7 @@ var scenarios = []scenario{
 	2:  {"mixed sizes; a part of a block clears no mark", []string{"TestScenario02MixedSizes", "TestScenario02APartOfABlockClearsNoMark"}, ""},
 	3:  {"overlapping writes in flight", []string{"TestScenario03OverlappingWrites"}, ""},
 	4:  {"flush and FUA, power cut of all", []string{"TestScenario04PowerCutOfAll", "TestScenario04DisksThatLoseTheirCaches", "TestAWholeClusterComesBackFromAPowerCut"}, ""},
-	5:  {"the same blocks written, read and resynced", []string{"TestScenario05SameBlocksRacingAResync", "TestInvalidateFetchesEverythingUnderLoad"}, ""},
+	5:  {"the same blocks written, read and resynced", []string{"TestScenario05SameBlocksRacingAResync", "TestInvalidateFetchesEverythingUnderLoad", "TestWhatIsChangedDuringAReadStaysMarked"}, ""},
 	6:  {"discard and zeroes among writes and resync", []string{"TestScenario06ZeroesAmongWritesAndResync"}, ""},
 	7:  {"slow, frozen, lossy, one-way, one link stuck", []string{"TestScenario07SlowAndStuckPeers", "TestScenario07WhatIsStuckIsNotAnswered", "TestScenario07LossyLinks", "TestSecondariesLostUnderLoad", "TestLinksCutUnderLoad", "TestBulkOnASlowPathIsNoSilence", "TestOneWaySilenceIsSeen"}, ""},
 	8:  {"a replica dies around a write", []string{"TestScenario08AReplicaDiesAroundAWrite", "TestScenario08AChangeThatWaitedMissesAReplica", "TestCrashPoints"}, ""},

@@ -375,7 +375,26 @@ func (d *Device) syncRequestedLocked(p *peer, f *wire.Frame, b *block.Batch) {
 		d.tagged = append(d.tagged, o)
 		return
 	}
+	d.beginReadLocked(o, b)
+}
+
+// beginReadLocked takes the marks off a piece and reads it once its range is free. What is
+// changed before that is in it. What is marked from here on may not be: a change of the
+// primary's, say, that the target misses is marked when it comes, and then waits for the
+// range. Between now and the end of the piece at the target it is the target's marks that
+// tell what it lacks.
+func (d *Device) beginReadLocked(o *op, b *block.Batch) {
+	if d.servesReadLocked(o) && !mutate.Is(mutate.ClearBehind) {
+		o.from.sync.sent[o.seq] = o.ext
+		d.meta.Bitmap(o.from.id).Clear(o.ext)
+	}
 	d.beginLocked(o, b)
+}
+
+// servesReadLocked reports whether a target that asked for a piece still waits for it.
+func (d *Device) servesReadLocked(o *op) bool {
+	p := o.from
+	return p.session == o.session && p.sync.era == o.era && p.repl == replication.SyncSource && o.disk == d.disk
 }
 
 // reachedLocked is how far the primary's stream has come here. Who joined it late
@@ -441,7 +460,7 @@ func (d *Device) tagsReachedLocked(b *block.Batch) {
 			d.tagged = append(d.tagged, o)
 			continue
 		}
-		d.beginLocked(o, b)
+		d.beginReadLocked(o, b)
 	}
 }
 
@@ -461,11 +480,11 @@ func (d *Device) syncRead(o *op, b *block.Batch) {
 	}
 	p := o.from
 	h := wire.Header{Type: wire.SyncData, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
-	switch {
-	case p.session != o.session || p.sync.era != o.era || p.repl != replication.SyncSource || o.disk != d.disk:
-	default:
-		p.sync.sent[o.seq] = o.ext
-		d.meta.Bitmap(p.id).Clear(o.ext)
+	if d.servesReadLocked(o) {
+		if mutate.Is(mutate.ClearBehind) {
+			p.sync.sent[o.seq] = o.ext
+			d.meta.Bitmap(p.id).Clear(o.ext)
+		}
 		if zero {
 			h.Flags = wire.FlagTrim
 			d.stats.ResyncZeroBytes += uint64(o.ext.Len)

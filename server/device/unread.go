@@ -125,7 +125,12 @@ func (d *Device) unreadLocked(o *op, bad []block.Extent, err error, b *block.Bat
 
 // rereadLocked: what an op could not read is healed, or is not.
 func (d *Device) rereadLocked(o *op, ok bool, b *block.Batch) {
-	if ok && o.disk == d.disk && o.kind != verifyThere {
+	switch {
+	case !ok || o.disk != d.disk || o.kind == verifyThere:
+	case o.kind == syncRead:
+		d.beginReadLocked(o, b)
+		return
+	default:
 		d.beginLocked(o, b)
 		return
 	}

@@ -123,6 +123,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario58AZombieWithoutADisk"
 	case mutate.NoAccount:
 		tests = "TestScenario11ADisklessPrimaryFillsNoLog"
+	case mutate.ClearBehind:
+		tests = "TestWhatIsChangedDuringAReadStaysMarked"
 	case mutate.YieldQuietly:
 		tests = "TestWhatAPrimaryDropsIsCompared"
 	case mutate.FlushAfterYield:

@@ -197,7 +197,7 @@ func TestScenario12APrimaryKilledUnderLoad(t *testing.T) {
 		if err := h.l.check(func(off int64, p []byte) { c.Nodes[2].Disk.Peek(p, off) }); err != nil {
 			t.Fatal(err)
 		}
-		if n, log := c.resynced(), uint64(o.Extents)*uint64(o.ExtentBytes); n > 3*log+4096 {
+		if n, log := c.resynced(), uint64(o.Extents)*uint64(o.ExtentBytes); n > 3*(log+4096) {
 			t.Errorf("%d bytes were resynced; the log holds %d", n, log)
 		}
 	})
