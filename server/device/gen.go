@@ -192,6 +192,7 @@ func (d *Device) takeGenLocked() {
 	no := d.genNo
 	d.saveLocked(func(err error, b *block.Batch) {
 		d.genHeld = false
+		defer d.greetHeldLocked(b)
 		if !d.genBusy || d.genNo != no || err != nil && d.disk != nil {
 			return
 		}

@@ -21,6 +21,7 @@ type handshake struct {
 	theirs   replication.Facts
 	sent     bool // we agreed with the pair (no, peerNo)
 	got      bool
+	held     bool      // our hello is not sent yet, see greetLocked
 	begins   bool      // the peer says on the data link which agreement what follows is of:
 	began    [2]uint32 // that of its hello, and ours
 	config   uint64
@@ -93,10 +94,29 @@ func (d *Device) helloLocked(p *peer, b *block.Batch) {
 		d.partLocked(p, "a new handshake", b)
 	}
 	p.hs.no, p.hs.sent, p.hs.got, p.early = no, false, false, nil
+	d.greetLocked(p, b)
+}
+
+// greetLocked tells a peer the facts, once the generation that this primary takes over is
+// on its stable storage: a peer that is told that it is in force notes that, and where the
+// primary dies first it is on no disk, and no disk would ever pass for current again.
+func (d *Device) greetLocked(p *peer, b *block.Batch) {
 	d.censusLocked()
 	p.hs.mine = d.factsLocked(p)
+	if p.hs.held = d.genHeld && !mutate.Is(mutate.TellUnsaved); p.hs.held {
+		return
+	}
 	d.sendHelloLocked(p, b)
 	d.decideLocked(p, b)
+}
+
+// greetHeldLocked tells those that were not told.
+func (d *Device) greetHeldLocked(b *block.Batch) {
+	for _, p := range d.peers {
+		if p != nil && p.hs.held {
+			d.greetLocked(p, b)
+		}
+	}
 }
 
 // rehelloLocked renews the facts with every peer with which agreement is
@@ -241,7 +261,7 @@ func (d *Device) orderedLocked() bool { return d.cfg.Quorum.Ordered(d.disks.Len(
 // decideLocked agrees with the pair of hellos at hand, if there is one and it
 // lets us.
 func (d *Device) decideLocked(p *peer, b *block.Batch) {
-	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent || d.strays > 0 {
+	if p.hs.peerNo == 0 || p.hs.no == 0 || p.hs.sent || p.hs.held || d.strays > 0 {
 		return
 	}
 	if d.conceded.Has(p.id) && (p.hs.theirs.Discard || p.hs.theirs.Disk == replication.Inconsistent) {

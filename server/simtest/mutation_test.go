@@ -125,6 +125,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario11ADisklessPrimaryFillsNoLog"
 	case mutate.ClearBehind:
 		tests = "TestWhatIsChangedDuringAReadStaysMarked"
+	case mutate.TellUnsaved:
+		tests = "TestAGenerationIsToldWhenItIsSaved"
 	case mutate.YieldQuietly:
 		tests = "TestWhatAPrimaryDropsIsCompared"
 	case mutate.FlushAfterYield:
