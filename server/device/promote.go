@@ -98,6 +98,19 @@ func (d *Device) refuse(what, why, do string, again bool) *RefusedError {
 	return &RefusedError{What: what + " " + d.opts.Name, Why: why, Do: do, Again: again}
 }
 
+// changesLocked reports whether something is written here, or waits for that. A range that
+// is read for a peer changes nothing; while others are resynced there always is one.
+func (d *Device) changesLocked() bool {
+	for _, o := range d.ranges.ops {
+		switch o.kind {
+		case syncRead, readThere, verifyHere, verifyThere:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
 // mayPromoteLocked says what stands in the way on this node's own knowledge.
 func (d *Device) mayPromoteLocked(force bool) error {
 	if d.closing || d.leaving {
@@ -121,7 +134,7 @@ func (d *Device) mayPromoteLocked(force bool) error {
 			return d.refuse("promote", "the handshake with "+p.name+" is under way", "", true)
 		}
 	}
-	if len(d.ranges.ops) > 0 {
+	if d.changesLocked() {
 		// Else a read could be answered without them and a later one with them.
 		return d.refuse("promote", "changes of the last primary are still being applied here", "", true)
 	}

@@ -1,10 +1,12 @@
 package simtest
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
@@ -67,5 +69,38 @@ func TestScenario40AVoteBindsUntilTheNewPrimaryIsKnown(t *testing.T) {
 		c.Flow(2, 1, wire.Meta)
 		c.Flow(2, 1, wire.Data)
 		c.mustWrite(t, 2, 0, 'a', 4096)
+	})
+}
+
+// TestASourceIsPromotedWhileItReads: pieces that are read for a target are no changes that
+// a promotion waits for.
+func TestASourceIsPromotedWhileItReads(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		c.Nodes[2].Kill()
+		c.mustWrite(t, 0, 0, 'a', 4*mib)
+		if err := c.Nodes[0].Dev.Demote(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		slow := func(n *Node) *storetest.Injection {
+			return n.Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Second})
+		}
+		reads := []*storetest.Injection{slow(c.Nodes[0]), slow(c.Nodes[1])}
+		c.mustStart(t, 2)
+		time.Sleep(5 * time.Second)
+		source := slices.IndexFunc(c.Nodes[2].Dev.Status().Peers, func(p device.PeerStatus) bool { return p.Repl == replication.SyncTarget })
+		if source < 0 {
+			t.Fatalf("it is not resynced\n%s", c.Describe())
+		}
+		if err := c.Nodes[source].Dev.Promote(timeout(t, 3*time.Second), false); err != nil {
+			t.Fatalf("%v\n%s", err, c.Describe())
+		}
+		for i, f := range reads {
+			c.Nodes[i].Disk.Lift(f)
+		}
+		c.mustWrite(t, source, 4096, 'b', 4096)
+		c.mustAllSync(t)
+		c.mustEqual(t)
 	})
 }

@@ -97,6 +97,7 @@ func stormy(t *testing.T, seed uint64) {
 		s.rewrite()
 		s.synced()
 		s.settle()
+		s.synced()
 		s.scrub()
 		s.compare()
 		s.account()
