@@ -321,7 +321,7 @@ func (d *Device) mayAttach() error {
 // installLocked takes an opened disk in. Nothing of the application's is under
 // way, and every agreement is renewed right after.
 func (d *Device) installLocked(got *opened) {
-	moved := d.gens.Current
+	moved, served := d.gens.Current, d.servedLocked()
 	d.disk, d.meta, d.att = limitDisk(got.disk, d.cfg.DiskTimeout), got.meta, newAttachment()
 	if d.account != nil {
 		d.account.Halt() // nothing makes it stable from now on: who waits for room in it goes to the disk's log
@@ -351,6 +351,9 @@ func (d *Device) installLocked(got *opened) {
 		s = replication.Inconsistent // whatever it holds, the peers' is what the clients have seen
 	case moved != d.gens.Current:
 		s = min(s, replication.Outdated)
+	}
+	if d.role == replication.Primary && s != replication.UpToDate {
+		d.served, d.lags = served, true // what this disk bears tells nothing of that any more
 	}
 	d.setDiskLocked(s, "attached")
 	d.lacksHeldLocked()

@@ -178,7 +178,10 @@ func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.Disk
 	} else if d.role == replication.Primary && time.Now().Before(p.failsUntil) {
 		return replication.Failed
 	}
-	if d.disk != nil || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 || !p.missed && p.undo == replication.NoGen && !d.outdoneLocked(p) {
+	if d.disk != nil && !d.unguidedLocked() || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
+		return s
+	}
+	if (d.disk != nil || !p.missed && p.undo == replication.NoGen) && !d.outdoneLocked(p) {
 		return s
 	}
 	d.needGen = true

@@ -216,7 +216,8 @@ type Device struct {
 	applied    uint64          // changes that reached the disk
 	synced     uint64          // of those, how many had when it was last synced for the sake of the next primary
 	genStint   bool            // this node has begun a generation since it became primary
-	served     replication.Gen // in which the disks were when it did
+	served     replication.Gen // in which the disks were when it did; where lags, what it serves
+	lags       bool            // its own disk was attached since, and has not yet what it serves
 	needGen    bool            // the next change must start a new generation
 	genBusy    bool            // a new generation is being made durable
 	genAgain   bool            // another is wanted after it

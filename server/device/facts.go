@@ -27,7 +27,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 	if d.role == replication.Primary {
 		f.Received = d.window.head
 	}
-	if d.unguidedLocked() {
+	if d.unguidedLocked() && d.disk == nil {
 		f.Gens.Current = d.servedLocked() // not what a disk of its own was in that it had
 	}
 	if d.meta != nil {

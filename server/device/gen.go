@@ -205,6 +205,9 @@ func (d *Device) takeGenLocked() {
 		}
 		d.stats.Generations++
 		d.genStint = true
+		if d.lags {
+			d.served = d.genNew
+		}
 		d.eventLocked("generation", nil, "new generation %v", d.genNew)
 		d.genWait = d.notersLocked()
 		if late := d.genWait &^ d.genHas; late != 0 {

@@ -205,7 +205,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 // in the quorum.
 func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	theirs := &p.hs.theirs
-	if d.meta == nil && d.overtakenLocked(theirs) {
+	if (d.meta == nil || d.unguidedLocked() && !mutate.Is(mutate.ForgetServed)) && d.overtakenLocked(theirs) {
 		d.yieldLocked(p, b)
 		return true
 	}

@@ -176,7 +176,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	d.setRoleLocked(replication.Primary)
 	d.beginFencingLocked()
 	d.primary, d.leader = d.cfg.Self, d.cfg.Self
-	d.stream, d.genStint, d.served = randomID(), false, d.gens.Current
+	d.stream, d.genStint, d.served, d.lags = randomID(), false, d.gens.Current, false
 	if d.disk == nil {
 		d.served = replication.NoGen
 		if p := d.newestLocked(); p != nil {

@@ -14,9 +14,10 @@ import (
 // in when it was promoted, and then its own.
 
 // unguidedLocked reports whether this node is such a primary, and has nothing but the
-// generations that disks are in to tell which are current.
+// generations that disks are in to tell which are current. A disk of its own that does not
+// have yet what is served tells no more than none.
 func (d *Device) unguidedLocked() bool {
-	return d.role == replication.Primary && d.disk == nil && !d.orderedLocked()
+	return d.role == replication.Primary && d.dstat != replication.UpToDate && !d.orderedLocked()
 }
 
 // apartLocked reports whether a peer's disk is in another generation than those that this
@@ -25,7 +26,7 @@ func (d *Device) unguidedLocked() bool {
 func (d *Device) apartLocked(p *peer) bool {
 	served, in := d.servedLocked(), p.inGen()
 	switch {
-	case served == replication.NoGen, in == served, in == d.genNew:
+	case served == replication.NoGen, in == served, in == d.genNew && (!d.lags || in != d.gens.Current):
 		return false
 	case p.confirmed == served && served.After(in):
 		return false // its word of that is on the way
@@ -46,9 +47,9 @@ func (d *Device) movedOnLocked(p *peer) bool {
 	return d.unguidedLocked() && replication.DiskState(p.state.Disk).HasData() && replication.Gen(p.state.Current) != p.hs.theirs.Gens.Current && d.apartLocked(p)
 }
 
-// servedLocked is the generation that this primary, which has no disk, serves.
+// servedLocked is the generation that this primary, whose own disk does not have it, serves.
 func (d *Device) servedLocked() replication.Gen {
-	if d.genStint {
+	if d.genStint && !d.lags {
 		return d.gens.Current
 	}
 	return d.served

@@ -230,6 +230,7 @@ func (d *Device) setDiskLocked(s replication.DiskState, why string) {
 	d.dstat = s
 	d.rolls++
 	d.best = d.best && s > replication.Outdated
+	d.lags = d.lags && s != replication.UpToDate
 	d.live = s == replication.UpToDate || d.live && s >= replication.Outdated
 	d.since["disk"] = time.Now()
 	d.eventLocked("disk", nil, "disk %v -> %v: %s", old, s, why)

@@ -224,3 +224,90 @@ func TestANodeWithoutADiskIsNotPromotedOnWhatIsPast(t *testing.T) {
 		})
 	}
 }
+
+// TestAnOldDiskDoesNotHideWhoWentOn: a primary without a disk, whose changes wait because
+// nobody was fenced for it, is given its old disk. What the others made without it meanwhile
+// comes from what it serves, and not from what that disk holds: it yields all the same.
+func TestAnOldDiskDoesNotHideWhoWentOn(t *testing.T) {
+	for _, nodes := range []int{2, 3} {
+		o := three()
+		o.Nodes, o.Quorum = nodes, replication.QuorumPolicy{}
+		o.Fence = func(node int, _ string) int {
+			if node == 0 {
+				return 1
+			}
+			return 4
+		}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.settle(t)
+			if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			for n := range c.Nodes[1:] {
+				c.Cut(0, n+1)
+			}
+			c.Nodes[0].begin(block.Write, 0, bytes.Repeat([]byte{'x'}, 4096))
+			time.Sleep(time.Second)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 1, 0, 'b', 4096)
+			c.mustDemote(t, 1)
+			if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			for n := range c.Nodes[1:] {
+				c.Heal(0, n+1)
+			}
+			time.Sleep(10 * time.Second)
+			if got := c.Nodes[0].Dev.Status().Role; got == replication.Primary {
+				t.Errorf("it is still primary\n%s", c.Describe())
+			}
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 0, 'b')
+		})
+	}
+}
+
+// TestAnOldDiskDoesNotHideWhoIsBehind: such a primary takes nobody's disk for what it serves
+// that is of the past, though it is newer than its own.
+func TestAnOldDiskDoesNotHideWhoIsBehind(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	o.Fence = func(int, string) int { return 4 }
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		if err := c.Nodes[0].Dev.Detach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[1].Kill()
+		c.mustWrite(t, 0, 0, 'c', 4096)
+		c.Nodes[2].Kill()
+		c.Nodes[0].begin(block.Write, 8192, bytes.Repeat([]byte{'x'}, 4096))
+		time.Sleep(time.Second)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Nodes[1].Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		if st := c.Nodes[0].Dev.Status(); st.Disk != replication.Outdated {
+			t.Errorf("its disk is %v by now\n%s", st.Disk, c.Describe())
+		}
+		p := make([]byte, 4096)
+		if err := c.Nodes[0].Do(timeout(t, time.Second), block.Read, 0, 0, p, 0); err == nil && p[0] != 'c' {
+			t.Fatalf("it reads %q\n%s", p[0], c.Describe())
+		}
+		if err := c.Nodes[2].Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 0, 'c')
+	})
+}

@@ -127,6 +127,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestWhatIsChangedDuringAReadStaysMarked"
 	case mutate.TellUnsaved:
 		tests = "TestAGenerationIsToldWhenItIsSaved"
+	case mutate.ForgetServed:
+		tests = "TestAnOldDiskDoesNotHideWhoWentOn"
 	case mutate.YieldQuietly:
 		tests = "TestWhatAPrimaryDropsIsCompared"
 	case mutate.FlushAfterYield:
