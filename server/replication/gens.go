@@ -210,6 +210,9 @@ func (gs Gens) AdoptSource(src *Gens, self, source int) Gens {
 		Current: src.Current, Base: src.Base, Seen: newest(gs.Seen, src.Seen), Noted: newest(gs.Noted, src.Noted),
 		Bitmap: src.Bitmap, History: src.History,
 	}
+	if out.Current == gs.Current && !gs.Tentative() || out.Current == out.Seen && out.Current != NoGen {
+		out.Base = out.Current // the source may not have heard of it yet
+	}
 	out.pushHistory(out.Bitmap[self])
 	out.Bitmap[self] = NoGen
 	// Until the end our slot for the source says that we differ from it.

@@ -73,6 +73,28 @@ func TestLearnTellsWhatIsInForce(t *testing.T) {
 	}
 }
 
+// TestATargetKeepsWhatItKnowsToBeInForce, where its source, which is in the same generation,
+// has not heard of that yet.
+func TestATargetKeepsWhatItKnowsToBeInForce(t *testing.T) {
+	five, six := numbered(5, 1), numbered(6, 1)
+	src := Gens{Current: six, Base: five, Seen: five}
+	for _, tt := range []struct {
+		name string
+		g    Gens
+		want Gen
+	}{
+		{"it is in it, and knows", Gens{Current: six, Base: six, Seen: six}, six},
+		{"it is in an older one, and has heard", Gens{Current: five, Base: five, Seen: six}, six},
+		{"it does not know either", Gens{Current: six, Base: five, Seen: five}, five},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.g.AdoptSource(&src, 0, 1); got.Current != six || got.Base != tt.want {
+				t.Errorf("it is in %v, and in force is %v, not %v", got.Current, got.Base, tt.want)
+			}
+		})
+	}
+}
+
 // TestNoDivergenceWithQuorum: where generations in force are a chain, one of
 // any two sides is the later one, and among three nobody waits in a circle.
 func TestNoDivergenceWithQuorum(t *testing.T) {
