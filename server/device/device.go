@@ -254,6 +254,7 @@ type Device struct {
 	opens        int
 	tagged       []*op               // source reads that wait for the primary's writes
 	unmade       map[uint64]bool     // the primary's changes that this disk has failed and stayed
+	given        map[uint64]bool     // those that the primary gave up, and that may be on their way here
 	pulls        bool                // some piece of a resync may be asked for
 	eras         uint64              // resyncs served
 	stintEnds    context.CancelFunc  // has those that wait for the activity log look again; nil: nobody does

@@ -58,6 +58,7 @@ type op struct {
 	session    Session // syncRead, peerChange, readThere, verify: on which it came
 	stray      bool    // peerChange: that session ended while it was on the way to the disk
 	era        uint64  // syncRead: of the resync
+	given      bool    // peerChange: the primary has given it up
 	finished   bool
 	log        *store.ActivityLog // holds references in it, unless nil
 	queued     bool               // FUA: a flush is to come behind it

@@ -50,6 +50,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	d.recent.add(seq, o.ext)
 	// Marked when it arrives, not when it is applied: the order against
 	// changes of the set of receivers is that of the link.
+	o.given = d.givenLocked(seq, f.Arg[2])
 	o.miss = d.missesLocked(p)
 	d.missLocked(o.miss, o.ext)
 	if f.Flags&wire.FlagRecvAck != 0 {
@@ -205,6 +206,7 @@ func (d *Device) followLocked(p *peer, stream uint64) {
 	d.primary, d.leader = p.id, p.id
 	d.stream, d.received, d.floor, d.roll = stream, 0, 0, roll{}
 	clear(d.unmade)
+	clear(d.given)
 	d.recent.reset()
 	d.newEpochLocked()
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -429,6 +430,7 @@ func (d *Device) lacksLocked(o *op) bool {
 func (d *Device) madeLocked(o *op, err error, b *block.Batch) {
 	switch {
 	case o.session != o.from.session || o.disk != d.disk:
+	case err != nil && o.given:
 	case err != nil:
 		if d.unmade == nil {
 			d.unmade = map[uint64]bool{}
@@ -440,8 +442,38 @@ func (d *Device) madeLocked(o *op, err error, b *block.Batch) {
 	}
 }
 
+// mostGiven is more than a primary has under way.
+const mostGiven = 1 << 16
+
+// givenLocked reports whether a change that comes was given up, and forgets all up to
+// floor: nothing of those is behind it on the link that the changes come by.
+func (d *Device) givenLocked(seq, floor uint64) bool {
+	if len(d.given) == 0 {
+		return false
+	}
+	given := d.given[seq]
+	maps.DeleteFunc(d.given, func(s uint64, _ bool) bool { return s <= floor })
+	return given
+}
+
 // gaveUpLocked: a change that this disk has failed is on no other, and is not sent again.
+// It may be about to fail it once more, or for the first time: what was under way to a disk
+// that fails is sent again when it is tried again. That may even come after this, which
+// is said on the other link.
 func (d *Device) gaveUpLocked(seq uint64, b *block.Batch) {
+	if !mutate.Is(mutate.GiveUpOnce) {
+		for _, o := range d.ranges.ops {
+			if o.kind == peerChange && o.seq == seq && o.session == o.from.session {
+				o.given = true
+			}
+		}
+		if d.given == nil {
+			d.given = map[uint64]bool{}
+		}
+		if len(d.given) < mostGiven {
+			d.given[seq] = true
+		}
+	}
 	if d.unmade[seq] {
 		delete(d.unmade, seq)
 		d.tagsReachedLocked(b)

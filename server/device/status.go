@@ -476,7 +476,7 @@ func (d *Device) Dump() string {
 	fmt.Fprintf(&sb, "gate=%d hold=%d needGen=%v genBusy=%v committing=%v genWait=%b receives=%b primary=%d stream=%x received=%d floor=%d window=%d..%d parked=%d held=%d flush={busy=%v wait=%b local=%v asked=%d flowed=%d}\n",
 		d.gate, d.hold, d.needGen, d.genBusy, d.committing, d.genWait, d.receives, d.primary, d.stream, d.received, d.floor,
 		d.window.floor, d.window.head, len(d.parked), len(d.held), d.flush.busy, d.flush.wait, d.flush.local, len(d.flush.asked), d.flush.flowed)
-	fmt.Fprintf(&sb, "crew in hand=%d delay=%d strays=%d votes left=%b news=%v\n", d.crew.inHand(), d.crew.delay.Load(), d.strays, d.votes.Left(), d.votesNews)
+	fmt.Fprintf(&sb, "crew in hand=%d delay=%d strays=%d votes left=%b news=%v tagged=%d unmade=%d\n", d.crew.inHand(), d.crew.delay.Load(), d.strays, d.votes.Left(), d.votesNews, len(d.tagged), len(d.unmade))
 	if d.meta != nil {
 		fmt.Fprintf(&sb, "log %+v shift=%d epoch=%d\n", d.meta.AL().Stats(), d.shift, d.epoch)
 	}

@@ -93,6 +93,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestSequencesThatWentWrong"
 	case mutate.PullUnasked:
 		tests = "TestADiscardedDiskHasASourceThatStays"
+	case mutate.GiveUpOnce:
+		tests = "TestScenario45AFailedChangeIsGivenUp"
 	case mutate.AckEarly:
 		tests = "TestScenario45AFailedChangeIsGivenUp" // few random histories hit the moment
 	case mutate.BeginUnheard:

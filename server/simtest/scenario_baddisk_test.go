@@ -164,26 +164,35 @@ func TestScenario46WhatADiskHadThatWasResyncedSince(t *testing.T) {
 
 // TestScenario45AFailedChangeIsGivenUp: the one complete disk fails a change, and stays.
 // No other has it, and the client is told. Who comes to be resynced then does not wait
-// for the change to be made.
+// for the change to be made; nor for others that were given up with it, and that the disk
+// fails only after it has heard of that.
 func TestScenario45AFailedChangeIsGivenUp(t *testing.T) {
-	o := devices(1, 2, 1)
-	o.PassOn, o.FailIO, o.Size = true, true, 64*mib
-	bubble(t, o, func(t *testing.T, c *Cluster) {
-		c.mustAllSync(t)
-		c.mustPromote(t, 2)
-		c.mustStop(t, 1)
-		c.mustWrite(t, 2, mib, 'a', 62*mib)
-		bad := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
-		if err := c.Nodes[2].Do(timeout(t, time.Minute), block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0); err == nil {
-			t.Fatal("a change that no disk has was acknowledged")
-		}
-		c.Nodes[0].Disk.Lift(bad)
-		time.Sleep(5 * time.Second) // its primary counts on it again
-		c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 20 * time.Millisecond})
-		c.mustStart(t, 1)
-		c.until(t, 1, "is being resynced", func(s replication.DiskState) bool { return s == replication.Inconsistent })
-		c.mustWrite(t, 2, 64<<10, 'c', 4096)
-		c.mustSync(t, 1)
-		c.mustEqual(t)
-	})
+	for _, others := range []int{0, 1, 4} {
+		o := devices(1, 2, 1)
+		o.PassOn, o.FailIO, o.Size = true, true, 64*mib
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 2)
+			c.mustStop(t, 1)
+			c.mustWrite(t, 2, mib, 'a', 62*mib)
+			bad := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO, DelayFunc: func(r storetest.Record) time.Duration {
+				return time.Duration(r.Off/4096) * 100 * time.Millisecond
+			}})
+			for n := range others {
+				c.Nodes[2].begin(block.Write, int64(n+1)*4096, bytes.Repeat([]byte{'b'}, 4096))
+			}
+			if err := c.Nodes[2].Do(timeout(t, time.Minute), block.Write, 0, 0, bytes.Repeat([]byte{'b'}, 4096), 0); err == nil {
+				t.Fatal("a change that no disk has was acknowledged")
+			}
+			time.Sleep(time.Second)
+			c.Nodes[0].Disk.Lift(bad)
+			time.Sleep(5 * time.Second) // its primary counts on it again
+			c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 20 * time.Millisecond})
+			c.mustStart(t, 1)
+			c.until(t, 1, "is being resynced", func(s replication.DiskState) bool { return s == replication.Inconsistent })
+			c.mustWrite(t, 2, 64<<10, 'c', 4096)
+			c.mustSync(t, 1)
+			c.mustEqual(t)
+		})
+	}
 }

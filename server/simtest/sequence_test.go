@@ -545,7 +545,7 @@ func hasAll(st device.Status) bool {
 // device; zombie is one that was given up. A primary that has not heard of losses yet would
 // take a quorum for one that is of new disks, which are another device.
 func (c *Cluster) heldBeside(n *Node, zombie int) bool {
-	if c.opts.Uneven && (!c.allHeard() || slices.ContainsFunc(c.Nodes, func(m *Node) bool { return m != n && m.isBlank() })) {
+	if c.opts.Uneven && !c.allHeard() || slices.ContainsFunc(c.Nodes, func(m *Node) bool { return m != n && m.isBlank() }) {
 		return false
 	}
 	lacks := func(d *device.Device) bool { return !hasAll(d.Status()) }

@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -425,6 +425,9 @@ func (h *history) replace() {
 	stale, replaced := h.c.Nodes[order[0]], h.c.Nodes[order[1]]
 	if stale.Disk == nil || replaced.Disk == nil || len(h.disks()) < 3 && len(h.disks()) < len(h.c.Nodes) {
 		return // who is replaced may be the only one that has what is written meanwhile
+	}
+	if slices.ContainsFunc(h.disks(), (*Node).isBlank) {
+		return // two new disks may be a majority, which is another device
 	}
 	h.c.Isolate(stale.ID)
 	h.write()
