@@ -74,7 +74,7 @@ func (m *Monitor) Unwatch(id int, epoch uint64) {
 func (m *Monitor) Promised(id int, p Promise) {
 	m.mu.Lock()
 	old, ok := m.ticks.PeerPromise(id)
-	m.ticks.Promised(id, p)
+	m.ticks.Promised(id, p, m.opt.Clock())
 	m.mu.Unlock()
 	if ok && old != p {
 		m.poke()

@@ -168,10 +168,12 @@ func (k *Ticks) Unwatch(peer int, epoch uint64) {
 	}
 }
 
-// Promised takes note of what a peer promises now.
-func (k *Ticks) Promised(peer int, p Promise) {
+// Promised takes note of what a peer promises now. It was heard by that, whatever Step
+// is told: what that is told may be from just before, and a shorter promise would make
+// the silence until then too long after the fact.
+func (k *Ticks) Promised(peer int, p Promise, now Instant) {
 	if w := k.peers[peer]; w != nil {
-		w.promise = p.clamp()
+		w.promise, w.floor = p.clamp(), max(w.floor, now)
 	}
 }
 

@@ -216,7 +216,7 @@ func TestLengthenedPingsKeepTheOldRateUntilTheEnd(t *testing.T) {
 
 func TestAPeerIsJudgedByWhatItPromised(t *testing.T) {
 	d := newDrive(Promise{time.Second, 4}, 1)
-	d.k.Promised(0, Promise{20 * time.Second, 4})
+	d.k.Promised(0, Promise{20 * time.Second, 4}, d.now)
 	d.seen[0] = Activity{Received: d.now}
 	d.run(19 * time.Second)
 	if d.count(Silent) != 0 || d.count(Missed) < 1 {
@@ -228,10 +228,30 @@ func TestAPeerIsJudgedByWhatItPromised(t *testing.T) {
 	}
 	// A hostile promise does not make a peer immortal.
 	d = newDrive(Promise{time.Second, 4}, 1)
-	d.k.Promised(0, Promise{1 << 60, 0})
+	d.k.Promised(0, Promise{1 << 60, 0}, d.now)
 	d.run(3 * time.Hour)
 	if d.count(Silent) != 1 {
 		t.Error("a peer that promised nonsense is never found silent")
+	}
+}
+
+// TestAShorterPromiseIsNoSilence: the frame that brings it comes after this node has looked
+// when the peer was heard, and before it judges by that.
+func TestAShorterPromiseIsNoSilence(t *testing.T) {
+	d := newDrive(Promise{8 * time.Second, 4}, 1)
+	d.seen[0] = Activity{Received: d.now}
+	d.run(2 * time.Second)
+	if _, _, err := d.k.Set(200*time.Millisecond, 0, d.now); err != nil {
+		t.Fatal(err)
+	}
+	d.k.Promised(0, Promise{200 * time.Millisecond, 4}, d.now)
+	d.step(0)
+	if d.count(Silent) != 0 {
+		t.Error("the peer that has just promised is found silent")
+	}
+	d.run(3 * time.Second)
+	if d.count(Silent) != 1 {
+		t.Error("a peer that says nothing after that is not found silent")
 	}
 }
 
@@ -328,7 +348,7 @@ func TestNoDropDuringAnyChange(t *testing.T) {
 					switch a.Kind {
 					case Ping:
 						seen[i].Sent, seen[1-i].Received = now, now+time.Millisecond
-						nodes[1-i].Promised(i, nodes[i].Promise())
+						nodes[1-i].Promised(i, nodes[i].Promise(), now)
 					case Silent, Paused:
 						t.Fatalf("seed %d: %+v at %v", seed, a, now)
 					}
