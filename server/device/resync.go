@@ -143,6 +143,9 @@ func (d *Device) adoptLocked(p *peer, s Session) {
 	d.gens = d.keepNotedLocked(gens)
 	d.ofOriginLocked(p)
 	d.voidLogLocked(p)
+	if (p.role != replication.Primary || p.hs.theirs.Stream != d.logStream) && !mutate.Is(mutate.VoidForeign) {
+		d.logStream = 0 // from now on this disk has what that primary may not have
+	}
 	round := p.sync.round
 	d.saveLocked(func(err error, b *block.Batch) {
 		if err == nil && p.session == s && p.sync.pulling && p.sync.round == round && p.agreed {

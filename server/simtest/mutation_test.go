@@ -95,6 +95,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestADiscardedDiskHasASourceThatStays"
 	case mutate.GiveUpOnce:
 		tests = "TestScenario45AFailedChangeIsGivenUp"
+	case mutate.VoidForeign:
+		tests = "TestScenario27WhatIsDiscardedWithAnotherIsResynced"
 	case mutate.AckEarly:
 		tests = "TestScenario45AFailedChangeIsGivenUp" // few random histories hit the moment
 	case mutate.BeginUnheard:

@@ -83,3 +83,38 @@ func TestScenario27WhatIsDiscardedIsAllResynced(t *testing.T) {
 		c.mustEqual(t)
 	})
 }
+
+// TestScenario27WhatIsDiscardedWithAnotherIsResynced: a replica that was killed under its
+// primary is resynced from another disk, that went its own way meanwhile. Both discard that
+// for the primary, which has run on: what its log tells it may lack is what the primary has
+// marked, and what it got from the other disk is not.
+func TestScenario27WhatIsDiscardedWithAnotherIsResynced(t *testing.T) {
+	o := three()
+	o.Quorum = replication.QuorumPolicy{}
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.settle(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Nodes[2].Kill() // it logs what it was sent
+		c.Isolate(0)
+		c.mustWrite(t, 0, 4096, 'b', 4096)
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 1, 2*mib, 'c', 64<<10)
+		c.mustDemote(t, 1)
+		c.mustStart(t, 2)
+		time.Sleep(10 * time.Second)
+		c.Rejoin(0)
+		time.Sleep(time.Second)
+		for _, n := range c.Nodes[1:] {
+			if n.splitFrom() != 1 {
+				t.Fatalf("no split brain\n%s", c.Describe())
+			}
+			if err := n.Dev.Resolve(timeout(t, time.Minute), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 4096, 'b')
+	})
+}

@@ -44,6 +44,7 @@ const (
 	TellUnsaved     Fault = "tell-unsaved"             // a primary says that a generation is in force before it has saved it
 	ForgetServed    Fault = "forget-served"            // a primary that is given an old disk forgets what it serves
 	GiveUpOnce      Fault = "give-up-once"             // a change that fails after the primary has given it up is waited for
+	VoidForeign     Fault = "void-foreign"             // a log's marks are void against its primary though the disk was resynced from another
 	FlushAfterYield Fault = "flush-after-yield"        // a primary that has yielded answers the flushes under way
 	Unwitnessed     Fault = "unwitnessed"              // tiebreakers do not note which half of the disks goes on
 	NoAccount       Fault = "no-account"               // a primary without a disk does not bound what its replicas log
@@ -75,7 +76,7 @@ func All() []Fault {
 	return []Fault{
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
-		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, YieldQuietly, TellUnsaved, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
 		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll,
