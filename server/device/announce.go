@@ -171,7 +171,7 @@ func (d *Device) outdoneLocked(p *peer) bool {
 // by another that has the change, and the generation that is asked for here tells
 // it so. A resync does not end before its target gets what the primary sends.
 // Likewise a disk that was left behind before this node became primary, and has not
-// heard of it.
+// heard of it; also where this node has a disk again that is older than what it serves.
 func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.DiskState {
 	if !s.HasData() {
 		p.fails, p.failsUntil = 0, time.Time{} // another disk, or a mended one, comes after it

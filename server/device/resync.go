@@ -22,7 +22,7 @@ import (
 // piece asked for again. (To hold the range against writes instead would let the
 // two sides wait for each other.)
 //
-// The source takes its mark off when it reads a piece and puts it back if the
+// The source takes its mark off before it reads a piece and puts it back if the
 // target is lost; the target takes its own off when the piece is on stable
 // storage. So at every instant a stable mark on one of the two covers it.
 

@@ -177,8 +177,8 @@ func TestScenario08AChangeThatWaitedMissesAReplica(t *testing.T) {
 
 // TestScenario12APrimaryKilledUnderLoad comes back: what is resynced is what
 // its activity log had, from one survivor, from the other, and once more from
-// the first, because the second may have differed from it; and between the
-// survivors the last change, of which neither heard that the other has it.
+// the first, because the second may have differed from it; and each time the
+// last change, of which the survivors have not heard that the others have it.
 func TestScenario12APrimaryKilledUnderLoad(t *testing.T) {
 	o := three()
 	o.Size, o.Extents, o.ExtentBytes = 64*mib, 32, 64<<10

@@ -80,9 +80,7 @@ func TestASourceIsPromotedWhileItReads(t *testing.T) {
 		c.mustPromote(t, 0)
 		c.Nodes[2].Kill()
 		c.mustWrite(t, 0, 0, 'a', 4*mib)
-		if err := c.Nodes[0].Dev.Demote(timeout(t, time.Minute)); err != nil {
-			t.Fatal(err)
-		}
+		c.mustDemote(t, 0)
 		slow := func(n *Node) *storetest.Injection {
 			return n.Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Delay: 10 * time.Second})
 		}

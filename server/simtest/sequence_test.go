@@ -543,7 +543,8 @@ func hasAll(st device.Status) bool {
 
 // heldBeside reports whether a node but n certainly has all that was answered, of each
 // device; zombie is one that was given up. A primary that has not heard of losses yet would
-// take a quorum for one that is of new disks, which are another device.
+// take a quorum for one that is of new disks, which are another device; and two new disks
+// may be a majority.
 func (c *Cluster) heldBeside(n *Node, zombie int) bool {
 	if c.opts.Uneven && !c.allHeard() || slices.ContainsFunc(c.Nodes, func(m *Node) bool { return m != n && m.isBlank() }) {
 		return false
