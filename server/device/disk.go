@@ -280,6 +280,7 @@ func (d *Device) passOnLocked(o *op, err error) {
 	if o.kind == syncPull {
 		return // the range stays marked
 	}
+	d.uncoverPullsLocked(o.ext)
 	d.missLocked(d.disks.Without(d.cfg.Self), o.ext)
 	if !d.remoteDataLocked() {
 		return // nobody has it

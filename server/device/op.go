@@ -54,7 +54,7 @@ type op struct {
 	localOK    bool
 	answered   bool
 	granted    bool    // syncPull, mend: the data has come; readThere: it is for healing
-	overtaken  bool    // syncPull: a change came that the piece may lack
+	pull       pull    // syncPull
 	session    Session // syncRead, peerChange, readThere, verify: on which it came
 	stray      bool    // peerChange: that session ended while it was on the way to the disk
 	era        uint64  // syncRead: of the resync

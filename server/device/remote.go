@@ -61,6 +61,7 @@ func (d *Device) peerChangeLocked(p *peer, f *wire.Frame, b *block.Batch) {
 	}
 	d.stats.PeerWrites++
 	d.overtakePullsLocked(p, o.ext, false)
+	d.coverPullsLocked(p, o.ext, o.miss)
 	d.beginLocked(o, b)
 	if moved {
 		// Behind the change: who waits for it is to read what it wrote.

@@ -3,7 +3,6 @@ package device
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
@@ -18,8 +17,8 @@ import (
 // it takes the primary's writes as they come. A reply must never land on
 // something newer. From a source that is the primary it cannot: reply and writes
 // come over one link, in the order in which the source carried them out. From any
-// other source a write may overtake a reply; then the reply is dropped and the
-// piece asked for again. (To hold the range against writes instead would let the
+// other source a write may overtake a reply; then what it touched of that is dropped and
+// asked for again, see piece.go. (To hold the range against writes instead would let the
 // two sides wait for each other.)
 //
 // The source takes its mark off before it reads a piece and puts it back if the
@@ -29,11 +28,12 @@ import (
 // syncState is a resync with one peer. The device's mutex guards it.
 type syncState struct {
 	full    bool
-	pulling bool   // this node is the target, and p is its source
-	adopted bool   // its generations are that source's
-	ready   bool   // both bitmaps are joined: pieces may be asked for
-	round   uint64 // chosen by the target: the source's answer names the asking that it answers
-	cursor  int64  // in units
+	pulling bool      // this node is the target, and p is its source
+	adopted bool      // its generations are that source's
+	ready   bool      // both bitmaps are joined: pieces may be asked for
+	round   uint64    // chosen by the target: the source's answer names the asking that it answers
+	cursor  int64     // in units
+	came    time.Time // when the last piece did
 	ops     map[uint64]*op
 	fresh   []block.Extent // written, not yet on stable storage
 	freshN  int64
@@ -273,7 +273,7 @@ func (d *Device) joinedLocked(p *peer) {
 			return
 		}
 		p.sync.ready = true
-		p.sync.cursor = 0
+		p.sync.cursor, p.sync.came = 0, time.Now()
 		left := d.meta.Bitmap(p.id).Count() * block.Unit
 		p.sync.total = p.sync.done + left
 		d.eventLocked("resync", p, "resync from %s: %s", p.name, block.Amount(left))
@@ -325,39 +325,6 @@ func (d *Device) askPieceLocked(o *op, b *block.Batch) {
 		binary.LittleEndian.PutUint64(tag[:], d.received)
 	}
 	p.send(wire.Header{Type: wire.SyncReq, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}, tag[:], nil, b)
-}
-
-// overtakePullsLocked: a change that does not come over the source's link has
-// overtaken what the source may have read before it. Of pieces that have come, those
-// are overtaken, too, that wait behind the change for their range.
-func (d *Device) overtakePullsLocked(from *peer, e block.Extent, come bool) {
-	if !d.pulls || mutate.Is(mutate.PullOvertaken) {
-		return
-	}
-	for _, p := range d.peers {
-		if p == nil || p == from || !p.sync.pulling {
-			continue
-		}
-		for _, o := range p.sync.ops {
-			if (come || !o.granted) && o.ext.Overlaps(e) {
-				o.overtaken = true
-			}
-		}
-	}
-}
-
-// pendingLocked reports whether a change of our own is about to be made to a
-// range: what a source read does not have it, and must not land behind it.
-func (d *Device) pendingLocked(e block.Extent) bool {
-	if d.role != replication.Primary {
-		return false
-	}
-	for _, o := range d.ranges.ops {
-		if o.kind == appChange && o.seq == 0 && o.ext.Overlaps(e) {
-			return true
-		}
-	}
-	return false
 }
 
 // syncRequestedLocked takes a target's request for a piece.
@@ -446,74 +413,6 @@ func allZero(p []byte) bool {
 		p = p[n:]
 	}
 	return true
-}
-
-// syncDataLocked writes a piece that the source sent.
-func (d *Device) syncDataLocked(p *peer, f *wire.Frame, b *block.Batch) {
-	o := p.sync.ops[f.Arg[1]]
-	if o == nil || o.granted {
-		return
-	}
-	bad := f.Flags&wire.FlagError != 0 || f.Flags&wire.FlagTrim == 0 && int64(len(f.Payload)) != o.ext.Len
-	if bad || o.overtaken || d.pendingLocked(o.ext) || d.disk == nil {
-		delete(p.sync.ops, o.seq)
-		if bad {
-			d.log.Warn("the source could not read a piece", "peer", p.name, "at", f.Arg[0])
-		}
-		h := wire.Header{Type: wire.SyncAck, Flags: wire.FlagError, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
-		p.send(h, nil, nil, b)
-		at := o.ext
-		d.freeOpLocked(o)
-		if bad {
-			d.sourceFailedLocked(p, at, b)
-		}
-		d.pumpLocked(p, b)
-		return
-	}
-	o.what = block.Trim
-	if f.Flags&wire.FlagTrim == 0 {
-		o.what = block.Write
-		o.data, o.buf = f.Payload, f.Buf
-		if o.buf != nil {
-			o.buf.Retain()
-		}
-	}
-	o.granted, o.disk = true, d.disk
-	d.beginLocked(o, b)
-}
-
-// writePieceLocked: a piece has its range. The disk that it is for may have gone
-// since it came, and what it waited for may have overtaken it.
-func (d *Device) writePieceLocked(o *op, b *block.Batch) {
-	if d.disk == nil || o.disk != d.disk || o.overtaken {
-		d.pieceWrittenLocked(o, errPieceVoid, b)
-		return
-	}
-	d.carryOutLocked(o, b)
-}
-
-var errPieceVoid = errors.New("what came since is not to be undone")
-
-// pieceWrittenLocked: a piece is on the disk, not yet on stable storage.
-func (d *Device) pieceWrittenLocked(o *op, err error, b *block.Batch) {
-	p := o.from
-	h := wire.Header{Type: wire.SyncAck, Arg: [3]uint64{uint64(o.ext.Off), o.seq, uint64(o.ext.Len)}}
-	if err != nil {
-		h.Flags = wire.FlagError
-	}
-	if p.sync.ops[o.seq] == o {
-		delete(p.sync.ops, o.seq)
-		if err == nil {
-			p.sync.fresh = append(p.sync.fresh, o.ext)
-			p.sync.freshN += o.ext.Len
-			p.sync.done += o.ext.Len
-		}
-		p.send(h, nil, nil, b)
-	}
-	d.releaseLocked(o, b)
-	if p.sync.pulling && (err == nil || err == errPieceVoid) {
-		d.pumpLocked(p, b)
-	}
 }
 
 // syncAckedLocked: the target has, or has not, written a piece.

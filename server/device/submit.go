@@ -291,6 +291,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 	d.sendChangeLocked(o, o.wait, b)
 	d.countLocked(o)
 	if d.takesLocked() {
+		d.coverPullsLocked(nil, o.ext, o.miss)
 		d.carryOutLocked(o, b)
 		return
 	}

@@ -47,7 +47,7 @@ const (
 	RecvAck    Type = 65 // Arg: first device sequence, count: received
 	WriteNak   Type = 66 // Arg: device sequence; from the primary: it is not sent again, and no complete disk has it
 	FlushAck   Type = 67 // Arg: flush number; FlagError: failed
-	SyncAck    Type = 68 // Arg: offset, request id, length: written at the target; FlagError: not
+	SyncAck    Type = 68 // Arg: offset, request id, length: written at the target, but for what was overtaken; FlagError: nothing of it
 	DevHello   Type = 69 // device handshake, first of a device on a session; Dev 0
 	DevState   Type = 70 // the sender's facts about the device
 	DevClosed  Type = 71 // the sender no longer has the device; payload: reason

@@ -33,6 +33,7 @@ const (
 	PullOvertaken   Fault = "pull-overtaken"           // a piece of a resync lands on what is newer
 	ClearEarly      Fault = "clear-early"              // a resync's marks are taken off before the pieces are durable
 	ClearBehind     Fault = "clear-behind"             // a source takes a piece's marks off after it has read it, with those that came meanwhile
+	CoverFailed     Fault = "cover-failed"             // a change that failed stands for the piece of a resync that it covers
 	PromoteApart    Fault = "promote-apart"            // a device is promoted without the others of its group
 	KeepVote        Fault = "keep-vote"                // a node that leaves in order keeps the vote that others know it has given up
 	CountLeft       Fault = "count-left"               // those that left in order make quorum by themselves
@@ -76,7 +77,7 @@ func All() []Fault {
 	return []Fault{
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
-		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, CoverFailed, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
 		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll,
