@@ -243,7 +243,7 @@ func Decide(me, peer *Facts) Decision {
 	if me.Ordered {
 		return fromMixture(me, peer, ordered(me, peer, d))
 	}
-	if d.Action == SplitBrain && me.Gens.Tentative() != peer.Gens.Tentative() {
+	if d.Action == SplitBrain {
 		d = tentative(me, peer, d)
 	}
 	// Who has quorum, where not any two share a disk, need not know of what the other
@@ -302,8 +302,18 @@ func rival(me, peer *Facts) bool {
 
 // tentative: a generation that was announced and never came into force gives
 // way to one that did, if that comes from what was in force before it: else, where
-// generations are no chain, something was answered on either side.
+// generations are no chain, something was answered on either side. Of two that never did,
+// and that come from one which did, neither has more that was answered.
 func tentative(me, peer *Facts, split Decision) Decision {
+	switch m, p := me.Gens.Tentative(), peer.Gens.Tentative(); {
+	case !m && !p:
+		return split
+	case m && p:
+		if me.Gens.Base == NoGen || me.Gens.Base != peer.Gens.Base {
+			return split
+		}
+		return Decision{Action: resync(me, peer, stays(me, peer)), Rule: "both-tentative", Why: "neither side's generation ever came into force"}
+	}
 	gone, stays := me, peer
 	if peer.Gens.Tentative() {
 		gone, stays = peer, me
@@ -312,6 +322,19 @@ func tentative(me, peer *Facts, split Decision) Decision {
 		return split
 	}
 	return Decision{Action: resync(me, peer, peer.Gens.Tentative()), Rule: "tentative", Why: "one side's generation never came into force"}
+}
+
+// stays reports whether me is the source of two of which neither has more that was
+// answered. It is an order over all nodes: every reason is a fact about one of them.
+func stays(me, peer *Facts) bool {
+	m, p := min(me.Disk, Consistent), min(peer.Disk, Consistent) // it may be in the midst of finding out that it is current
+	switch {
+	case m != p:
+		return m > p
+	case me.Role != peer.Role:
+		return me.Role == Primary
+	}
+	return me.Gens.Current > peer.Gens.Current
 }
 
 // resync is the shortest resync in which me sends, or receives where it is not

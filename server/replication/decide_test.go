@@ -212,6 +212,30 @@ var decideRows = []decideRow{
 		apart(m, p)
 		m.Gens.Base, p.Gens.Base = 12, 12
 	}, TargetBits, "tentative", ""},
+	{"both moved on, in what never came into force, from one that did", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base = 9, 9
+	}, TargetBits, "both-tentative", ""},
+	{"both moved on, in what never came into force, and one is outdated", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, p.Disk = 9, 9, Outdated
+	}, SourceBits, "both-tentative", ""},
+	{"both moved on, in what never came into force, and one is primary", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, m.Role = 9, 9, Primary
+	}, SourceBits, "both-tentative", ""},
+	{"both moved on, in what never came into force, and one is a mixture", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, m.Disk, p.Disk = 9, 9, Outdated, Inconsistent
+	}, SourceBits, "both-tentative", ""},
+	{"both moved on, in what never came into force, before anything was written", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base, m.Gens.Bitmap[1], p.Gens.Bitmap[0] = DayOne, DayOne, DayOne, DayOne
+	}, TargetBits, "both-tentative", ""},
+	{"both moved on, in what never came into force, from different ones", func(m, p *Facts) {
+		apart(m, p)
+		m.Gens.Base, p.Gens.Base = 9, 8
+	}, SplitBrain, "diverged", ""},
 	{"both moved on, the peer has quorum, quorums not being ordered", func(m, p *Facts) { apart(m, p); p.Quorate = true }, SplitBrain, "diverged", ""},
 	{"a divergence, and what is to be discarded is a mixture", func(m, p *Facts) { apart(m, p); p.Discard, p.Disk = true, Inconsistent }, SourceBits, "discard", ""},
 	{"a divergence, and what is to stay is a mixture", func(m, p *Facts) { apart(m, p); p.Discard, m.Disk = true, Inconsistent }, SplitBrain, "diverged", ""},

@@ -104,7 +104,7 @@ func (w *play) mistaken(i, j int, d Decision) bool {
 	if !mine && !theirs {
 		return false
 	}
-	return d.Rule == "diverged" || d.Rule == "unrelated" || d.Rule == "tentative" && d.Source() != mine
+	return d.Rule == "diverged" || d.Rule == "unrelated" || (d.Rule == "tentative" || d.Rule == "both-tentative") && d.Source() != mine
 }
 
 // comesFrom: generation g has come from another.

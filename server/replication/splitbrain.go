@@ -19,9 +19,10 @@ const ruleSplit = "after-split-brain"
 func (d Decision) Resolved() bool { return d.Rule == ruleSplit }
 
 // Resolve applies a policy to a split brain that Decide has found; any other
-// decision it leaves alone. Like Decide it is symmetric.
+// decision it leaves alone, and two primaries of which one has no disk: there is
+// nothing to discard. Like Decide it is symmetric.
 func (p SplitPolicy) Resolve(me, peer *Facts, d Decision) Decision {
-	if d.Action != SplitBrain || me.Discard != peer.Discard {
+	if d.Action != SplitBrain || me.Discard != peer.Discard || !me.Disk.HasData() || !peer.Disk.HasData() {
 		return d
 	}
 	primaries := 0

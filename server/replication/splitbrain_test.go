@@ -68,7 +68,7 @@ func TestSplitPolicies(t *testing.T) {
 	}
 }
 
-// TestSplitPoliciesAreSymmetric over random facts.
+// TestSplitPoliciesAreSymmetric over random facts; and nobody is resynced that has no disk.
 func TestSplitPoliciesAreSymmetric(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	none := []string{"disconnect", "discard-younger-primary", "discard-older-primary", "discard-zero-changes", "discard-least-changes"}
@@ -81,6 +81,9 @@ func TestSplitPoliciesAreSymmetric(t *testing.T) {
 		da, db := p.Resolve(a, b, Decide(a, b)), p.Resolve(b, a, Decide(b, a))
 		if da.Action != db.Action.Mirror() || da.Yields != db.Yields {
 			t.Fatalf("%+v\na: %v\nb: %v\n%+v\n%+v", p, da, db, a, b)
+		}
+		if da.Sync() && (!a.Disk.HasData() || !b.Disk.HasData()) {
+			t.Fatalf("%+v\nwithout a disk: %v\n%+v\n%+v", p, da, a, b)
 		}
 		if da.Resolved() {
 			resolved++
@@ -144,5 +147,22 @@ func TestAPolicyLeavesAFollowerToItsPrimary(t *testing.T) {
 	me.Primary = peer.Node
 	if got := (SplitPolicy{One: "discard-secondary"}).Resolve(me, peer, Decide(me, peer)); got.Action != TargetBits {
 		t.Errorf("it follows no other: %v", got)
+	}
+}
+
+// TestAPolicyDiscardsNothingWithoutADisk: of two primaries one has no disk. Neither has
+// anything that could be discarded for the other's.
+func TestAPolicyDiscardsNothingWithoutADisk(t *testing.T) {
+	p := SplitPolicy{None: "discard-older-primary", Two: "violently-as0p"}
+	for _, without := range []int{0, 1} {
+		me, peer := split([2]Role{Primary, Primary}, [2]int64{3, 3}, [2]int64{5, 7})
+		[]*Facts{me, peer}[without].Disk = Diskless
+		d := Decide(me, peer)
+		if d.Action != SplitBrain {
+			t.Fatalf("no split brain: %v", d)
+		}
+		if got := p.Resolve(me, peer, d); got.Action != SplitBrain {
+			t.Errorf("without the disk of %d: %v", without, got)
+		}
 	}
 }
