@@ -181,7 +181,7 @@ func (d *Device) creditLocked(p *peer, s replication.DiskState) replication.Disk
 	if d.disk != nil && !d.unguidedLocked() || d.role != replication.Primary || s <= replication.Outdated || p.state.Flags&wire.DevFlagSyncing != 0 {
 		return s
 	}
-	if (d.disk != nil || !p.missed && p.undo == replication.NoGen) && !d.outdoneLocked(p) {
+	if (d.disk != nil || !d.lacksOursLocked(p)) && !d.outdoneLocked(p) {
 		return s
 	}
 	d.needGen = true

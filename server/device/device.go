@@ -233,6 +233,7 @@ type Device struct {
 	genNotedAt time.Time // that was
 	announcer  int       // of that
 	genBy      *peer     // the primary, while it counts on this disk for that; nil: it does not, or no longer
+	genStream  uint64    // of its stint
 	floorSent  uint64
 	genWait    replication.NodeSet // nodes that have not confirmed it
 	genHas     replication.NodeSet // nodes that have noted it in the contact of now

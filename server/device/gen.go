@@ -205,6 +205,9 @@ func (d *Device) takeGenLocked() {
 		}
 		d.stats.Generations++
 		d.genStint = true
+		for id := range (d.disks.Without(d.cfg.Self) &^ d.receives).All() {
+			d.peers[id].outOf = d.genNew
+		}
 		if d.lags {
 			d.served = d.genNew
 		}
@@ -271,7 +274,7 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 	if !away.Has(d.cfg.Self) {
 		d.forgoLocked(p, &g)
 	}
-	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.announcer = next, g.No, away, nil, p.id
+	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.genStream, d.announcer = next, g.No, away, nil, g.Stream, p.id
 	d.genNotedAt = time.Now()
 	if away.Has(d.cfg.Self) {
 		if d.dstat > replication.Outdated {
@@ -301,9 +304,10 @@ func (d *Device) genReceivedLocked(p *peer, g wire.Generation, origin uint64) {
 }
 
 // forgoLocked has the generation that this node noted last for p not have begun, where g
-// follows the same one: that was given up, and g comes in its place.
+// follows the same one: that was given up, and g comes in its place. Where p was promoted
+// anew since, without a disk, it goes on from what this disk was in.
 func (d *Device) forgoLocked(p *peer, g *wire.Generation) {
-	if d.genBy == p && replication.Gen(g.New) != d.genNoted && (g.Old == 0 || replication.Gen(g.Old) == d.genOld) {
+	if d.genBy == p && replication.Gen(g.New) != d.genNoted && (g.Old == 0 && g.Stream == d.genStream || replication.Gen(g.Old) == d.genOld) {
 		d.gens = d.gens.Forgo(d.genNoted, d.genOld)
 	}
 }
@@ -349,7 +353,7 @@ func (d *Device) comeFromLocked(p *peer, g *wire.Generation, gens replication.Ge
 // written, of the first that receives, and stands by it: the others may not have met
 // each other yet.
 func (d *Device) beginsLocked() uint64 {
-	if d.origin != replication.NoOrigin && (d.disk != nil || d.gens.HasPast()) {
+	if d.origin != replication.NoOrigin && (d.disk != nil || d.gens.HasPast() && d.begins == replication.NoOrigin) {
 		return d.origin // else that is a disk's which was detached before anything was written
 	}
 	for id := range d.receives.All() {
@@ -414,7 +418,7 @@ func (d *Device) genCommitLocked(p *peer, no uint64, have replication.NodeSet) {
 		d.work.do(b.Finish)
 		return
 	}
-	if d.gens.Current == d.genNoted && d.gens.Tentative() && d.genOld != replication.NoGen {
+	if d.gens.Current == d.genNoted && d.genOld != replication.NoGen { // in force by a third's word it may be already
 		if have == 0 {
 			have = d.disks
 		}

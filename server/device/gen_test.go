@@ -12,8 +12,13 @@ import (
 // followed is a device in sync with its primary, which is node 1 of three.
 func followed(t *testing.T) (*Device, *wireTap) {
 	t.Helper()
+	return followedWith(t, replication.QuorumMajority)
+}
+
+func followedWith(t *testing.T, kind replication.QuorumKind) (*Device, *wireTap) {
+	t.Helper()
 	const size = 1 << 20
-	d, primary := withQuorum(t, t.TempDir(), size, 3, replication.QuorumMajority), tap(1)
+	d, primary := withQuorum(t, t.TempDir(), size, 3, kind), tap(1)
 	d.SessionUp(primary)
 	facts := freshFacts(size)
 	facts.Role, facts.Disk, facts.Stream = uint8(replication.Primary), uint8(replication.UpToDate), 99
@@ -160,4 +165,74 @@ func TestASlotEndsWithAGenerationThatItsNodeNotes(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestADisklessPrimaryStandsByTheOriginThatItBegan: its own disk was detached before anything
+// was written, and the generations that it began since are of the origin of the disks that
+// were there.
+func TestADisklessPrimaryStandsByTheOriginThatItBegan(t *testing.T) {
+	const own, others = 5, 7
+	there := &peer{id: 1}
+	there.hs.theirs.Origin = others
+	d := &Device{origin: own, receives: replication.Of(1)}
+	d.peers[1] = there
+	d.gens.Current = replication.DayOne
+	for _, next := range []replication.Gen{7 << 48, 8 << 48} {
+		if o := d.beginsLocked(); o != others {
+			t.Errorf("in %v it begins %d, want %d", d.gens.Current, o, others)
+		}
+		d.gens.Current = next
+	}
+}
+
+// TestOnlyItsOwnStintGivesAGenerationUp: a primary announces another generation in place of
+// one that it gave up. Promoted anew, without a disk, it goes on from that one, in which
+// its replica was, and which it takes for one in force; with a disk it says which it
+// follows.
+func TestOnlyItsOwnStintGivesAGenerationUp(t *testing.T) {
+	const first, next = replication.Gen(7 << 48), replication.Gen(8 << 48)
+	for what, x := range map[string]struct {
+		stream  uint64
+		old     replication.Gen
+		recalls bool
+	}{
+		"the same stint":          {99, replication.NoGen, false},
+		"another, without a disk": {100, replication.NoGen, true},
+		"another, with its own":   {100, replication.DayOne, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, primary := followed(t)
+			defer d.Abandon()
+			handle(d, primary, announced(5, first))
+			w := wire.Generation{No: 6, Old: uint64(x.old), New: uint64(next), Stream: x.stream}
+			handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.NewGen, Dev: 1}, Payload: w.Append(nil)})
+			if g := d.Status().Gens; g.Current != next || g.Knows(first) != x.recalls {
+				t.Errorf("%s: %+v", what, g)
+			}
+		})
+	}
+}
+
+// TestWhoHasAGenerationIsToldByItsPrimary: a third says that it is in force before the
+// primary does. Only by the primary's word it is known who has it, and was not left behind.
+func TestWhoHasAGenerationIsToldByItsPrimary(t *testing.T) {
+	const next = replication.Gen(7 << 48)
+	synctest.Test(t, func(t *testing.T) {
+		d, primary := followedWith(t, replication.QuorumAll)
+		defer d.Abandon()
+		handle(d, primary, announced(5, next))
+		third := tap(2)
+		d.SessionUp(third)
+		facts := freshFacts(1 << 20)
+		facts.Current, facts.Base, facts.Seen, facts.Noted = uint64(next), uint64(next), uint64(next), uint64(next)
+		d.HelloReceived(third, facts)
+		synctest.Wait()
+		if g := d.Status().Gens; g.Base != next || g.Bitmap[2] != replication.DayOne {
+			t.Fatalf("before the primary's word: %+v", g)
+		}
+		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{5, 0b111}}})
+		if g := d.Status().Gens; g.Bitmap[2] != replication.NoGen {
+			t.Errorf("node 2 has it, and was left in %v", g.Bitmap[2])
+		}
+	})
 }

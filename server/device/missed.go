@@ -16,8 +16,27 @@ func (d *Device) missedLocked(o *op) {
 		return
 	}
 	for id := range o.miss.Without(d.cfg.Self).All() {
-		d.peers[id].missed = true
+		p := d.peers[id]
+		if o.err == nil && d.leftOutLocked(p) {
+			p.lacks = p.outOf
+		} else {
+			p.missed = true
+		}
 	}
+}
+
+// leftOutLocked reports whether the present generation began without a peer, and who is in
+// it has all that was answered, or there is a later one: generations are a chain, and what
+// is answered all that take part have written.
+func (d *Device) leftOutLocked(p *peer) bool {
+	return p.outOf != replication.NoGen && p.outOf == d.gens.Current && d.orderedLocked() && d.cfg.Protocol == replication.ProtocolC
+}
+
+// lacksOursLocked reports whether a peer's disk lacks a change of this primary's that was
+// answered. One that was left out of a generation, and is in that now, was resynced by
+// another that was in it, and that had lost this primary.
+func (d *Device) lacksOursLocked(p *peer) bool {
+	return p.missed || p.undo != replication.NoGen || p.lacks != replication.NoGen && p.inGen() != d.gens.Current
 }
 
 // missedFailedLocked is that for a change whose client is told of an error, and may still

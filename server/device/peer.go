@@ -32,6 +32,8 @@ type peer struct {
 	since      time.Time       // repl was entered
 	inSync     bool            // nothing differs
 	missed     bool            // a change of ours that was answered was not sent to it; see creditLocked
+	outOf      replication.Gen // the last generation of ours that began without it
+	lacks      replication.Gen // likewise missed, while that one was in force: who comes to be in it has all
 	undo       replication.Gen // in which its disk, a mixture, took a change of ours that no complete one has; NoGen: never
 	fails      int             // changes of ours that its disk has failed, one after the other
 	failsUntil time.Time       // until then its disk is not tried again

@@ -196,6 +196,7 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 			continue
 		}
 		p.stable, p.missed, p.undo = start, false, replication.NoGen
+		p.lacks, p.outOf = replication.NoGen, replication.NoGen
 		if d.disk == nil && p.agreed {
 			d.gens = d.gens.Heard(p.hs.theirs.Gens.Seen, replication.Gen(p.state.Current))
 			p.disk = d.creditLocked(p, p.disk)
@@ -207,6 +208,10 @@ func (d *Device) becomePrimaryLocked(force bool, b *block.Batch) {
 	// direction turns: what the application will see is the truth.
 	var again replication.NodeSet
 	for _, p := range d.peers {
+		if p != nil && p.agreed && p.state.Primary == wire.NoNode {
+			// It said hello while it followed the last primary, and has voted since.
+			p.hs.theirs.Primary, p.hs.theirs.Following = replication.NoPrimary, false
+		}
 		if p != nil && p.repl == replication.PausedSyncT && d.dstat == replication.UpToDate {
 			again = again.With(p.id)
 		}

@@ -144,18 +144,25 @@ func (d *Device) inheritMarksLocked(p *peer) {
 }
 
 // regardOthersLocked: what was agreed with other peers was agreed on data that
-// this disk no longer holds.
+// this disk no longer holds. A primary that lacks what this disk had before, and is being
+// resynced itself, agrees anew when that ends: to do so now would be to lose it, and what
+// that had this disk miss would have to be resynced in turn, and so on until then.
 func (d *Device) regardOthersLocked(p *peer, b *block.Batch) {
 	d.settleLocked(p, b)
 	var again replication.NodeSet
 	for _, q := range d.peers {
-		if q != nil && q != p && q.agreed && !q.inSync && !q.diskless {
+		if q != nil && q != p && q.agreed && !q.inSync && !q.diskless && !d.pullsElsewhereLocked(q) {
 			again = again.With(q.id)
 		}
 	}
 	if again != 0 {
 		d.rehelloLocked(again, b)
 	}
+}
+
+// pullsElsewhereLocked reports whether a peer is this node's primary, and a third resyncs it.
+func (d *Device) pullsElsewhereLocked(q *peer) bool {
+	return q.id == d.primary && q.disk == replication.Inconsistent && q.repl != replication.SyncSource && q.state.Flags&wire.DevFlagSyncing != 0
 }
 
 // giveUpLocked tells a source that this node no longer pulls from it.
@@ -199,7 +206,7 @@ func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
 	ahead := p.role == replication.Primary || d.dstat == replication.Outdated && p.disk == replication.UpToDate
 	behind := ahead && p.heard && d.meta != nil && p.state.Current != uint64(d.gens.Current)
 	marked := d.markedLocked(p.id) && len(p.found) == 0 // what a verify found waits for an administrator's word
-	calm := p.inSync && !behind && !marked || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.ops)+len(p.sync.sent) > 0 || p.sync.done != p.sync.seen
+	calm := p.inSync && !behind && !marked || p.diskless || d.disk == nil || !p.disk.HasData() || len(p.sync.sent) > 0 || d.getsLocked(now) || d.pullsElsewhereLocked(p) || p.sync.done != p.sync.seen
 	p.sync.seen = p.sync.done
 	if calm {
 		p.restless, p.patience = time.Time{}, 0
@@ -220,6 +227,17 @@ func (d *Device) renegotiateLocked(p *peer, now time.Time, b *block.Batch) {
 	p.patience = min(2*p.patience, mostPatience)
 	d.log.Debug("another handshake: neither in sync nor on the way", "peer", p.name)
 	d.helloLocked(p, b)
+}
+
+// getsLocked reports whether pieces of a resync are on their way to this disk. What it is
+// to others they agree on when it has all, unless nothing comes any more.
+func (d *Device) getsLocked(now time.Time) bool {
+	for _, p := range d.peers {
+		if p != nil && len(p.sync.ops) > 0 && now.Sub(p.sync.came) < mostPatience {
+			return true
+		}
+	}
+	return false
 }
 
 const (

@@ -250,7 +250,7 @@ func (d *Device) receiversChangedLocked(b *block.Batch) {
 		}
 		d.receives = d.receives.With(p.id)
 		p.fence.spared = p.fence.spared && p.repl == replication.SyncSource // which has it stay a mixture
-		p.missed = false
+		p.missed, p.lacks, p.outOf = false, replication.NoGen, replication.NoGen
 		d.rolls++
 		d.floorSent = 0 // it has not heard it
 		p.stable = d.window.head
@@ -270,7 +270,20 @@ func (d *Device) receivesLocked(p *peer) bool {
 	case replication.Established:
 		return p.inSync || p.disk == replication.UpToDate || p.state.Flags&wire.DevFlagSyncing != 0
 	case replication.SyncTarget, replication.PausedSyncT:
-		return p.disk == replication.UpToDate // it has what this disk lacks
+		return p.disk == replication.UpToDate && !d.asideLocked(p) // it has what this disk lacks
+	}
+	return false
+}
+
+// asideLocked reports whether a peer that has what this disk lacks is in another
+// generation than the one that this disk is being given by a third: it would not follow
+// what this primary begins with that one, but object, and be agreed with anew, for ever. It
+// is told as one that is left behind, and is resynced.
+func (d *Device) asideLocked(p *peer) bool {
+	for _, q := range d.peers {
+		if q != nil && q != p && q.sync.pulling && q.sync.adopted {
+			return p.bears() != d.gens.Current && p.confirmed != d.genNew
+		}
 	}
 	return false
 }
