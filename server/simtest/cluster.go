@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,6 +73,7 @@ type Cluster struct {
 	// nodes read when they start.
 	without replication.NodeSet
 	quorum  replication.QuorumPolicy // that of the beginning
+	written atomic.Bool              // some disk has been
 
 	mu  sync.Mutex
 	rng *rand.Rand
@@ -99,7 +101,7 @@ type Node struct {
 	set    *device.Set               // of its process; nil while that does not run
 	slowed map[*storetest.Image]bool // see DiskDelay and Uneven
 	read   replication.NodeSet       // without, as it was when the node started
-	blank  bool                      // its disk was replaced, and not seen up to date since
+	blank  bool                      // see isBlank
 
 	mu       sync.Mutex // guards what is below
 	events   []device.Event
@@ -143,7 +145,6 @@ func New(o Options) *Cluster {
 		n := &Node{c: c, ID: i, Name: fmt.Sprintf("n%d", i), sessions: map[int]*session{}, slowed: map[*storetest.Image]bool{}}
 		if !o.Diskless.Has(i) {
 			n.EmptyDisk(o.Size)
-			n.blank = false
 		}
 		for range o.Beside {
 			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
@@ -277,6 +278,7 @@ func (n *Node) slow(im *storetest.Image, ops storetest.Op, most time.Duration) {
 
 // Stop ends a node in order.
 func (n *Node) Stop(ctx context.Context) error {
+	n.isBlank()
 	var err error
 	for _, dev := range n.devs() {
 		err = errors.Join(err, dev.Leave(ctx), dev.Close(ctx))
@@ -288,6 +290,7 @@ func (n *Node) Stop(ctx context.Context) error {
 
 // CloseDevices closes the devices of a node in order, which stays in contact with the others.
 func (n *Node) CloseDevices(ctx context.Context) error {
+	n.isBlank()
 	var err error
 	for _, dev := range n.devs() {
 		err = errors.Join(err, dev.Leave(ctx))
@@ -307,6 +310,22 @@ func (n *Node) EmptyDisk(size int64) {
 	}
 }
 
+// isBlank reports whether the node's disk is as new: it was replaced, and not seen up to
+// date since, or has never been one of those that were written to. Two such disks of three
+// are a new device, whatever the third holds. Before anything is written none is.
+func (n *Node) isBlank() bool {
+	if n.Dev != nil && n.Disk != nil {
+		n.blank = slices.ContainsFunc(n.devs(), func(d *device.Device) bool {
+			st := d.Status()
+			if st.Gens.HasPast() {
+				n.c.written.Store(true)
+			}
+			return n.blank && st.Disk != replication.UpToDate || !st.Gens.HasPast()
+		})
+	}
+	return n.blank && n.c.written.Load()
+}
+
 // Kill ends a node's process at once: what it had written to its disks is in
 // the page cache and stays.
 func (n *Node) Kill() { n.crash(storetest.Crash{}) }
@@ -320,6 +339,7 @@ func (n *Node) crash(how storetest.Crash) {
 	if n.set == nil {
 		return
 	}
+	n.isBlank()                 // it is not to be asked any more
 	n.c.dead.Store(n.set, true) // from before its disks are copied
 	for _, dev := range n.devs() {
 		n.c.dead.Store(dev, true)
@@ -433,8 +453,8 @@ func (c *Cluster) Describe() string {
 
 func describe(sb *strings.Builder, n *Node, dev *device.Device) {
 	st := dev.Status()
-	fmt.Fprintf(sb, "%s %s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v primary=%s err=%s\n", n.Name, dev.Name(), st.Role, st.Disk,
-		st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Primary, st.LastError)
+	fmt.Fprintf(sb, "%s %s %v %v quorum=%v(%s) suspended=%v inflight=%d gen=%v base=%v seen=%v noted=%v primary=%s err=%s\n", n.Name, dev.Name(), st.Role, st.Disk,
+		st.Quorum.Quorate, st.Quorum.Why, st.Suspended, st.InFlight, st.Gens.Current, st.Gens.Base, st.Gens.Seen, st.Gens.Noted, st.Primary, st.LastError)
 	for _, p := range st.Peers {
 		fmt.Fprintf(sb, "    %s connected=%v %v %v %v oos=%d slot=%v refused=%q decision=%v\n", p.Node, p.Connected, p.Role, p.Disk, p.Repl, p.OutOfSync, p.Gen, p.Refused, p.Decision)
 	}

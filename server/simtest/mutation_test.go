@@ -95,6 +95,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestADiscardedDiskHasASourceThatStays"
 	case mutate.TrustStale:
 		tests = "TestNothingIsAnsweredInDoubt|TestAPrimaryThatWasGivenUpServesNothing" // few random histories hit the moment
+	case mutate.CoverFailed:
+		tests = "TestAChangeThatFailsCoversNothing" // the primary marks it as well
 	case mutate.GiveUpOnce:
 		tests = "TestScenario45AFailedChangeIsGivenUp"
 	case mutate.VoidForeign:

@@ -343,8 +343,12 @@ func (h *history) resolve() (held *storetest.Image, served bool) {
 		stop := func() {}
 		if h.c.opts.Split == (replication.SplitPolicy{}) {
 			held = n.Disk.Fork()
-			if h.rng.IntN(2) == 0 && n.Dev.Promote(ctx, false) == nil {
-				stop, served = h.serve(n), true
+			if h.rng.IntN(2) == 0 {
+				pctx, pcancel := context.WithTimeout(ctx, 10*time.Second) // as long as it is told to come again
+				if n.Dev.Promote(pctx, false) == nil {
+					stop, served = h.serve(n), true
+				}
+				pcancel()
 			}
 		}
 		if h.rng.IntN(2) == 0 {

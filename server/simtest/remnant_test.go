@@ -150,8 +150,8 @@ func (s *storm) someone() {
 			idle++
 		}
 	}
-	if here < idle {
-		return // most of the disks that have a vote were detached while their nodes were apart: attached, they are the majority
+	if here <= idle {
+		return // half or more of the disks that have a vote were detached while their nodes were apart: no majority is without one of them
 	}
 	for _, n := range s.c.Nodes {
 		if n.Dev.Status().Disk >= replication.Inconsistent && s.complete(n) {

@@ -438,14 +438,21 @@ func (p *player) regroup(s step) error {
 	return p.startAll(s)
 }
 
-// regrouped is who has no disk of the device when n's is taken out, or given back. One
-// has to be left on which something may be: new disks alone are another device.
+// regrouped is who has no disk of the device when n's is taken out, or given back. On most
+// of those that are left something has to be: a majority of new disks is another device.
 func (c *Cluster) regrouped(n *Node) (without replication.NodeSet, ok bool) {
 	without = c.without ^ replication.Of(n.ID)
+	written, blank := 0, 0
 	for _, m := range c.Nodes {
-		ok = ok || m.Disk != nil && !without.Has(m.ID) && !m.isBlank()
+		switch {
+		case m.Disk == nil || without.Has(m.ID):
+		case m.isBlank():
+			blank++
+		default:
+			written++
+		}
 	}
-	return without, ok && n.Disk != nil
+	return without, written > blank && n.Disk != nil
 }
 
 // giveBack ends all nodes where the configuration has taken disks out, which it has again
@@ -525,14 +532,6 @@ func (p *player) survive(s step) error {
 		return err
 	}
 	return p.within(10*time.Second, func(ctx context.Context) error { return n.Dev.Promote(ctx, true) })
-}
-
-// isBlank reports whether the node's disk was replaced, and not seen up to date since.
-func (n *Node) isBlank() bool {
-	if n.Dev != nil && !slices.ContainsFunc(n.devs(), func(d *device.Device) bool { return d.Status().Disk != replication.UpToDate }) {
-		n.blank = false
-	}
-	return n.blank
 }
 
 // hasAll reports whether a device's disk certainly has all that was answered: it was

@@ -296,3 +296,36 @@ func TestAReplicaGoesOverToAnotherPrimary(t *testing.T) {
 		}
 	})
 }
+
+// TestTwoPrimariesOneWithoutADisk: no policy has one resynced that has no disk. They wait
+// for one of them to be demoted.
+func TestTwoPrimariesOneWithoutADisk(t *testing.T) {
+	for _, one := range []string{"disconnect", "discard-secondary", "violently-as0p"} {
+		o := disklessFirst(3)
+		o.Quorum = replication.QuorumPolicy{}
+		o.Split = replication.SplitPolicy{None: "discard-older-primary", One: one, Two: "violently-as0p"}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			c.Isolate(1)
+			c.mustPromote(t, 1)
+			c.mustWrite(t, 0, 0, 'b', 4096)
+			c.mustWrite(t, 1, 4096, 'c', 4096)
+			c.Rejoin(1)
+			time.Sleep(5 * time.Second)
+			for i, n := range c.Nodes[:2] {
+				if r := n.Dev.Status().Peers[0].Refused; r == "" {
+					t.Errorf("%s: node %d takes the other for agreed\n%s", one, i, c.Describe())
+				}
+			}
+			c.mustDemote(t, 1)
+			c.mustResolve(t, 1, true)
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			if got := c.first(1); got != 0 {
+				t.Errorf("%s: what was discarded is there: %q", one, got)
+			}
+		})
+	}
+}
