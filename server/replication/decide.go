@@ -62,6 +62,10 @@ type Facts struct {
 // be one of the peer's device, which was there without it.
 func (f *Facts) Joins(peer *Facts) bool { return f.Adopts(peer) && !f.Member && peer.settled() }
 
+// arrives reports whether this node's disk was made for a device that was there. A bitmap
+// that was kept since day one is of the disk that was in its place then.
+func (f *Facts) arrives(peer *Facts) bool { return f.Newcomer || f.Joins(peer) }
+
 func (f *Facts) settled() bool { return f.Member || f.HasPast() }
 
 // HasPast reports whether something was ever written to the data, as far as its
@@ -462,9 +466,9 @@ func dayOne(me, peer *Facts) (Decision, bool) {
 		return Decision{Action: SourceFull, Rule: "unknown", Why: "nothing is known of the data of the peer's disk"}, true
 	case mine == theirs:
 		return Decision{}, false
-	case mine == DayOne && !peer.Gens.Knows(DayOne):
+	case mine == DayOne && (me.arrives(peer) || !peer.Gens.Knows(DayOne)):
 		return Decision{Action: TargetFull, Rule: "fresh", Why: "this disk is new"}, true
-	case theirs == DayOne && !me.Gens.Knows(DayOne):
+	case theirs == DayOne && (peer.arrives(me) || !me.Gens.Knows(DayOne)):
 		return Decision{Action: SourceFull, Rule: "fresh", Why: "the peer's disk is new"}, true
 	}
 	return Decision{}, false

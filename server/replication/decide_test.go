@@ -153,6 +153,8 @@ var decideRows = []decideRow{
 	{"a disk of which nothing is known", func(_, p *Facts) { p.Gens.Current = NoGen }, SourceFull, "unknown", ""},
 	{"a new disk", func(_, p *Facts) { p.Gens.Current = DayOne }, SourceFull, "fresh", ""},
 	{"two new disks", func(m, p *Facts) { m.Gens.Current, p.Gens.Current = DayOne, DayOne }, InSync, "equal", ""},
+	{"a new disk in the place of one that was left behind by the first generation", func(m, p *Facts) { p.Gens.Current, m.Gens.Bitmap[1], p.Newcomer = DayOne, DayOne, true }, SourceFull, "fresh", ""},
+	{"likewise, and it has heard of nothing yet", func(m, p *Facts) { p.Gens.Current, m.Gens.Bitmap[1], m.Origin, p.Origin = DayOne, DayOne, 1, 2 }, SourceFull, "fresh", ""},
 	{"a disk as new as this one was", func(m, p *Facts) { p.Gens.Current, m.Gens.Bitmap[1] = DayOne, DayOne }, SourceBits, "moved-on", "peer-moved-on"},
 
 	// One generation.
