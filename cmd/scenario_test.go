@@ -34,7 +34,7 @@ var scenarios = []scenario{
 	11: {"a starved activity log", []string{"TestScenario11AStarvedActivityLog", "TestBusyHotSetDoesNotStarveNewcomers", "TestFullLogPressesTheOwnerAndServesInOrder", "TestScenario11ADisklessPrimaryFillsNoLog"}, ""},
 	12: {"the primary killed under load and restarted", []string{"TestScenario12APrimaryKilledUnderLoad", "TestPrimaryKilledAndRestarted", "TestCrashLoop"}, ""},
 	13: {"a torn transaction of the activity log", []string{"TestLogTornAtAnyByteIsOldOrNew", "TestTransactionOfManyBlocksIsAllOrNothing", "TestCrashPoints"}, ""},
-	14: {"a replica killed and restarted", []string{"TestAKilledReplicaGetsOnlyWhatItMissed"}, ""},
+	14: {"a replica killed and restarted", []string{"TestAKilledReplicaGetsOnlyWhatItMissed", "TestAPrimaryThatIsLostAsItBeginsAGenerationGetsOnlyWhatItMissed"}, ""},
 	15: {"power cut of all, every order of coming back", []string{"TestScenario15PowerCutOfAllInEveryOrder", "TestScenario15WhatVotersHoldIsDurable"}, ""},
 	16: {"survivors with different tails", []string{"TestScenario16SurvivorsWithDifferentTails", "TestTorture", "TestWhatAPrimaryDropsIsCompared"}, ""},
 	17: {"the same, survivors apart", []string{"TestScenario17SurvivorsApart", "TestSurvivorsThatDoNotSeeEachOtherTakeNoTurns"}, ""},

@@ -313,14 +313,11 @@ func (d *Device) forgoLocked(p *peer, g *wire.Generation) {
 }
 
 // bearLocked has gens go on in the generation that the primary has announced. Until
-// that says that all have it, others that take part may be left in the one of before.
+// that says that all have it, others that take part may be left in the one of before, and
+// so may the primary itself.
 func (d *Device) bearLocked(gens replication.Gens) replication.Gens {
 	d.genOld = gens.Current
-	others := d.disks.Without(d.cfg.Self)
-	if !d.genAway.Has(d.genBy.id) {
-		others = others.Without(d.genBy.id)
-	}
-	return gens.Bump(d.genNoted, others)
+	return gens.Bump(d.genNoted, d.disks.Without(d.cfg.Self))
 }
 
 // keepNotedLocked is gens, which this disk takes over from a source, in the generation

@@ -87,3 +87,35 @@ func TestWhatOnlyALostDiskTookBeforeIsAnsweredInAnotherGeneration(t *testing.T) 
 		})
 	}
 }
+
+// TestAPrimaryThatIsLostAsItBeginsAGenerationGetsOnlyWhatItMissed: one replica has noted the
+// generation, and goes on from it. The primary had not, and is left in the one of before.
+func TestAPrimaryThatIsLostAsItBeginsAGenerationGetsOnlyWhatItMissed(t *testing.T) {
+	o := three()
+	o.Size = 64 * mib
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', mib)
+		time.Sleep(10 * time.Second)
+		trap := c.SetTrap(takePoint(wire.NewGenAck), 0, func(at, with *Node) { c.Sever(at, with) })
+		c.Nodes[2].Kill()
+		c.Nodes[0].ask(block.Write, 0, 0, fill('b'), 0)
+		time.Sleep(100 * time.Millisecond)
+		c.Nodes[0].Kill()
+		if trap.Sprung() != c.Nodes[0] {
+			t.Fatalf("it began no generation\n%s", c.Describe())
+		}
+		c.mustStart(t, 2)
+		c.mustPromote(t, 1)
+		c.mustWrite(t, 1, 0, 'c', block.Unit)
+		c.mustStart(t, 0)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		for _, n := range c.Nodes {
+			if s := n.Dev.Status().Stats; s.ResyncBytes+s.ResyncZeroBytes > 8*mib {
+				t.Errorf("%s was sent, or sent, %d bytes", n.Name, s.ResyncBytes+s.ResyncZeroBytes)
+			}
+		}
+	})
+}
