@@ -35,6 +35,8 @@ func (d *Device) herald(ctx context.Context, h *heralding, step wire.Type) error
 	if step == wire.NewGen {
 		d.genNo++
 		h.no = d.genNo
+		d.gens.Noted = h.gen // who comes into contact meanwhile learns what this disk is about to bear
+		d.rehelloLocked(0, b)
 	} else {
 		to &= h.has // who has come since does not know what it is about
 	}
@@ -118,7 +120,7 @@ func (d *Device) hearLocked(p *peer, g *wire.Generation) {
 		d.objectLocked(p, g, d.objectionToBeginLocked())
 		return
 	}
-	d.gens.Noted = next
+	d.gens.Noted, p.hs.theirs.Gens.Noted = next, next
 	d.genNoted, d.genNotedNo, d.genAway, d.genBy, d.announcer = next, g.No, replication.NodeSet(g.Away), nil, p.id
 	d.confirmLocked(p, wire.Header{Type: wire.NewGenAck, Arg: [3]uint64{g.No}})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/wire"
 )
 
 // TestCreateFromExisting: a disk that was there before becomes the device's
@@ -204,4 +205,42 @@ func TestAPrimaryOfBlankDisksIsDemoted(t *testing.T) {
 		}
 		c.mustEqual(t)
 	})
+}
+
+// TestWhatADeviceIsAboutToBeginWithIsNotPassedOver: all others know that the device has begun
+// with what one disk holds, and that does not bear it yet, because one of them does not answer.
+// The disks of the others are blank, and none of them is current.
+func TestWhatADeviceIsAboutToBeginWithIsNotPassedOver(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		o := three()
+		o.Nodes, o.Existing = 4, replication.Of(0)
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			if _, err := c.Nodes[0].Disk.Disk("hand").WriteAt(bytes.Repeat([]byte{'a'}, mib), 0); err != nil {
+				t.Fatal(err)
+			}
+			if late {
+				c.Cut(0, 1)
+			}
+			time.Sleep(10 * time.Second)
+			c.SetTrap(sendPoint(wire.GenCommit), 0, func(_, _ *Node) { c.Stall(3, 0, wire.Meta) })
+			done := make(chan error, 1)
+			go func() { done <- c.Nodes[0].Dev.Create(timeout(t, time.Minute), true) }()
+			for range 40 {
+				time.Sleep(100 * time.Millisecond)
+				c.Heal(0, 1)
+				for _, n := range c.Nodes[1:] {
+					if s := n.Dev.Status(); s.Disk > replication.Outdated && s.Gens.Behind() {
+						t.Fatalf("%s passes for %v\n%s", n.Name, s.Disk, c.Describe())
+					}
+				}
+			}
+			c.Flow(3, 0, wire.Meta)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			c.mustAllSync(t)
+			c.mustEqual(t)
+			c.mustHold(t, 0, 'a')
+		})
+	}
 }
