@@ -3,6 +3,7 @@ package device
 import (
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
@@ -233,6 +234,23 @@ func TestWhoHasAGenerationIsToldByItsPrimary(t *testing.T) {
 		handle(d, primary, &wire.Frame{Header: wire.Header{Type: wire.GenCommit, Dev: 1, Arg: [3]uint64{5, 0b111}}})
 		if g := d.Status().Gens; g.Bitmap[2] != replication.NoGen {
 			t.Errorf("node 2 has it, and was left in %v", g.Bitmap[2])
+		}
+	})
+}
+
+// TestAGenerationThatIsInForceIsNotWaitedFor: a target has noted its primary's generation, and
+// the word that it is in force was lost. The primary's facts say so as well.
+func TestAGenerationThatIsInForceIsNotWaitedFor(t *testing.T) {
+	const next = replication.Gen(7 << 48)
+	synctest.Test(t, func(t *testing.T) {
+		p := &peer{id: 1, role: replication.Primary}
+		d := &Device{genNoted: next, announcer: 1, genNotedAt: time.Now()}
+		if !d.changingLocked(p) {
+			t.Error("it is taken for in force, and nobody has said so")
+		}
+		p.hs.theirs.Gens.Seen = next
+		if d.changingLocked(p) {
+			t.Error("it is waited for, and the primary has said that it is in force")
 		}
 	})
 }

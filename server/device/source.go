@@ -80,9 +80,10 @@ func (d *Device) pullsSoonLocked() bool {
 // changingLocked reports whether a primary's generation that this disk has noted may be
 // about to come into force. A new handshake would keep it from that, and a resync that is
 // shorter end in the one before; the primary would begin another without this disk, and so
-// on for ever. One that is late may have been given up.
+// on for ever. One that is late may have been given up, and one that is in force by the
+// primary's own facts changes nothing any more.
 func (d *Device) changingLocked(p *peer) bool {
-	return p.role == replication.Primary && d.announcer == p.id && d.genNoted.After(d.gens.Seen) && time.Since(d.genNotedAt) < mostPatience
+	return p.role == replication.Primary && d.announcer == p.id && d.genNoted.After(d.gens.Seen) && d.genNoted.After(p.hs.theirs.Gens.Seen) && time.Since(d.genNotedAt) < mostPatience
 }
 
 // mayPullLocked reports whether p has what this disk lacks, and is a source that
