@@ -202,7 +202,7 @@ func (d *Device) helloReceivedLocked(p *peer, f *wire.DeviceFacts, b *block.Batc
 // reports whether that was news. A disk that has nothing of the newest is
 // outdated, wherever that newest may be; but who has quorum without the peer
 // knows better: what would have come into force at the peer's would be known
-// in the quorum.
+// in the quorum, though maybe not that it did.
 func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 	theirs := &p.hs.theirs
 	if (d.meta == nil || d.unguidedLocked() && !mutate.Is(mutate.ForgetServed)) && d.overtakenLocked(theirs) {
@@ -215,7 +215,7 @@ func (d *Device) learnLocked(p *peer, b *block.Batch) bool {
 		return (d.role != replication.Primary || d.quorum.Quorate || mutate.Is(mutate.ZombieTold)) && d.witnessLearnLocked(theirs)
 	}
 	if d.meta == nil || p.hs.mine.Foreign(theirs) || !theirs.Ordered || mutate.Is(mutate.DeafToFailed) && theirs.Disk == replication.Diskless && !p.diskless ||
-		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate {
+		d.quorum.Quorate && !d.tied && d.dstat == replication.UpToDate && !(d.gens.Tentative() && theirs.Gens.Seen == d.gens.Current) {
 		return false
 	}
 	if !d.gens.Learn(&theirs.Gens) {

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,5 +118,37 @@ func TestAPrimaryThatIsLostAsItBeginsAGenerationGetsOnlyWhatItMissed(t *testing.
 				t.Errorf("%s was sent, or sent, %d bytes", n.Name, s.ResyncBytes+s.ResyncZeroBytes)
 			}
 		}
+	})
+}
+
+// TestAnOwnOldDiskIsResyncedByWhoNotedTheGeneration: the disk of a primary fails, and the word
+// that the generation without it is in force is lost. The others bear that one, and have
+// quorum without the primary: from it they learn that it is in force all the same. Else it
+// would be the source, being primary, of what its old disk holds.
+func TestAnOwnOldDiskIsResyncedByWhoNotedTheGeneration(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', mib)
+		c.SetTrap(sendPoint(wire.GenCommit), 0, func(_, _ *Node) {
+			c.Stall(0, 1, wire.Meta)
+			c.Stall(0, 2, wire.Meta)
+		})
+		broken := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+		write := c.Nodes[0].ask(block.Write, 0, 0, fill('b'), 0)
+		time.Sleep(200 * time.Millisecond)
+		if g := c.Nodes[1].Dev.Status().Gens; c.Nodes[0].Dev.Status().Disk != replication.Diskless || !g.Tentative() {
+			t.Fatalf("the word was not lost\n%s", c.Describe())
+		}
+		c.Nodes[0].Disk.Lift(broken)
+		c.Isolate(0)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		c.Rejoin(0)
+		c.mustAnswer(t, []asked{write})
+		c.mustAllSync(t)
+		c.mustEqual(t)
 	})
 }
