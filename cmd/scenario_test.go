@@ -28,7 +28,7 @@ var scenarios = []scenario{
 	5:  {"the same blocks written, read and resynced", []string{"TestScenario05SameBlocksRacingAResync", "TestInvalidateFetchesEverythingUnderLoad", "TestWhatIsChangedDuringAReadStaysMarked", "TestAHotBlockIsResynced", "TestAResyncUnderManyWritesEnds", "TestAChangeThatFailsCoversNothing"}, ""},
 	6:  {"discard and zeroes among writes and resync", []string{"TestScenario06ZeroesAmongWritesAndResync"}, ""},
 	7:  {"slow, frozen, lossy, one-way, one link stuck", []string{"TestScenario07SlowAndStuckPeers", "TestScenario07WhatIsStuckIsNotAnswered", "TestScenario07LossyLinks", "TestSecondariesLostUnderLoad", "TestLinksCutUnderLoad", "TestBulkOnASlowPathIsNoSilence", "TestOneWaySilenceIsSeen"}, ""},
-	8:  {"a replica dies around a write", []string{"TestScenario08AReplicaDiesAroundAWrite", "TestScenario08AChangeThatWaitedMissesAReplica", "TestCrashPoints"}, ""},
+	8:  {"a replica dies around a write", []string{"TestScenario08AReplicaDiesAroundAWrite", "TestScenario08AChangeThatWaitedMissesAReplica", "TestCrashPoints", "TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack"}, ""},
 	9:  {"protocols A, B and C", []string{"TestScenario09ProtocolsAtTheLossOfThePrimary", "TestReconfiguredNodeByNode"}, "The protocol is the device's, not a peer's."},
 	10: {"thousands in flight", []string{"TestScenario10ThousandsInFlight", "TestRequestsInFlightAreLimited"}, ""},
 	11: {"a starved activity log", []string{"TestScenario11AStarvedActivityLog", "TestBusyHotSetDoesNotStarveNewcomers", "TestFullLogPressesTheOwnerAndServesInOrder", "TestScenario11ADisklessPrimaryFillsNoLog"}, ""},

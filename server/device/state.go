@@ -294,12 +294,12 @@ func (d *Device) asideLocked(p *peer) bool {
 // resendLocked sends a peer that came back what is held for want of quorum:
 // what will be answered is then on more than one disk. And, of those under way,
 // what is not on this primary's own disk: what the peer misses of them nothing here
-// would mark. Such a disk may have been attached since they were made.
+// would mark. Such a disk may have been attached since they were made. What is on its way
+// to that disk is known when it is there: see localDoneLocked.
 func (d *Device) resendLocked(p *peer, b *block.Batch) {
 	for o := range d.window.all {
 		if o.miss.Has(p.id) && !o.answered && !o.local && !o.localOK && o.err == nil {
-			o.miss = o.miss.Without(p.id)
-			d.sendAgainLocked(o, p, b)
+			d.sendMissedLocked(o, p, b)
 		}
 	}
 	for _, o := range d.held {
@@ -308,6 +308,12 @@ func (d *Device) resendLocked(p *peer, b *block.Batch) {
 		}
 		d.sendAgainLocked(o, p, b)
 	}
+}
+
+// sendMissedLocked sends a peer that came back a change under way that it misses.
+func (d *Device) sendMissedLocked(o *op, p *peer, b *block.Batch) {
+	o.miss = o.miss.Without(p.id)
+	d.sendAgainLocked(o, p, b)
 }
 
 // landHeldLocked makes what is on no disk to this node's own, if that is there

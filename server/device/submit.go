@@ -433,6 +433,11 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 		d.mendEndsLocked(o, nil, o.localOK, b)
 		return
 	}
+	if !o.localOK && o.err == nil {
+		for id := range (d.receives & o.miss).All() {
+			d.sendMissedLocked(o, d.peers[id], b) // it came while this disk was on it
+		}
+	}
 	d.progressLocked(o, b)
 }
 

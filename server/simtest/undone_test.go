@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -85,4 +86,39 @@ func TestAResyncUndoesNothingOfAPrimaryThatItsSourceHasNotHeardOf(t *testing.T) 
 			c.mustHoldDisks(t, at, 'z')
 		})
 	}
+}
+
+// TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack: a primary whose own disk is being
+// resynced loses its source before that has a change, and has it back before its own disk
+// has taken it. That counts for nothing there, and the source is to have it: when a third
+// comes it would be answered else, and undone by the resync of both.
+func TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 1)
+		c.Nodes[0].Kill()
+		c.mustWrite(t, 1, 0, 'b', mib)
+		c.Nodes[2].Disk.Inject(storetest.Fault{Ops: storetest.OpRead, Range: block.Extent{Len: 4096}, Delay: 10 * time.Second})
+		if err := c.Nodes[1].Dev.Invalidate(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		c.until(t, 1, "being resynced", is(replication.Inconsistent))
+		c.mustWrite(t, 1, 2*mib, 'b', 4096)
+		slow := c.Nodes[1].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Range: block.Extent{Off: 3 * mib, Len: 4096}, Delay: time.Second})
+		c.Stall(1, 2, wire.Data)
+		written := make(chan asked)
+		go func() { written <- c.Nodes[1].ask(block.Write, 0, 3*mib, fill('c'), 0) }()
+		time.Sleep(10 * time.Millisecond)
+		c.Cut(1, 2)
+		time.Sleep(10 * time.Millisecond)
+		c.Heal(1, 2)
+		write := <-written
+		c.Nodes[1].Disk.Lift(slow)
+		time.Sleep(time.Second)
+		c.mustStart(t, 0)
+		c.mustAnswer(t, []asked{write})
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 3*mib, fill('c')[0])
+	})
 }
