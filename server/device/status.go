@@ -490,8 +490,8 @@ func (d *Device) Dump() string {
 	}
 	for _, p := range d.peers {
 		if p != nil {
-			fmt.Fprintf(&sb, "peer %s agreed=%v heard=%v inSync=%v sync={pulling=%v ready=%v ops=%d sent=%d cursor=%d fresh=%d syncing=%v} stable=%d\n",
-				p.name, p.agreed, p.heard, p.inSync, p.sync.pulling, p.sync.ready, len(p.sync.ops), len(p.sync.sent), p.sync.cursor, p.sync.freshN, p.sync.syncing, p.stable)
+			fmt.Fprintf(&sb, "peer %s agreed=%v heard=%v inSync=%v sync={pulling=%v ready=%v ops=%d sent=%d cursor=%d fresh=%d syncing=%v} stable=%d missed=%v lacks=%v undo=%v\n",
+				p.name, p.agreed, p.heard, p.inSync, p.sync.pulling, p.sync.ready, len(p.sync.ops), len(p.sync.sent), p.sync.cursor, p.sync.freshN, p.sync.syncing, p.stable, p.missed, p.lacks, p.undo)
 		}
 	}
 	return sb.String()

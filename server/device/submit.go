@@ -500,11 +500,11 @@ func (d *Device) failsLocked() bool {
 	return d.role == replication.Primary && d.cfg.OnNoQuorum == FailIO && !d.quorum.Quorate && !d.settlingLocked()
 }
 
-// nowhereLocked reports whether a change is on no disk because there was none
+// nowhereLocked reports whether a change is on no disk yet, or because there was none
 // in reach. It is sent again to the first that is, as it would be if it came
-// only then.
+// only then, unless requests are to fail.
 func (d *Device) nowhereLocked(o *op) bool {
-	return !o.localOK && !o.acked && o.err == nil && d.cfg.OnNoQuorum == SuspendIO && d.role == replication.Primary && d.disks.Len() > 1
+	return !o.localOK && !o.acked && o.err == nil && (d.cfg.OnNoQuorum == SuspendIO || o.wait != 0) && d.role == replication.Primary && d.disks.Len() > 1
 }
 
 // answerLocked tells the application. A change counts as done where any copy

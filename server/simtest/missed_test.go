@@ -8,6 +8,7 @@ import (
 	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/device"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 	"github.com/lockstepd/lockstep/server/wire"
 )
 
@@ -94,4 +95,56 @@ func TestAPrimarysMixtureLosesACompletePeer(t *testing.T) {
 		c.mustRead(t, 2, 0, bytes.Repeat([]byte{'z'}, 4096))
 		c.mustEqual(t)
 	})
+}
+
+// TestAChangeThatFailedIsNotWhatADiskLacks: a primary without a disk waits for a flush behind a
+// change, and loses the disks that have received that and have not written it. The change
+// fails, so nobody lacks it: the disks are current when they are back.
+func TestAChangeThatFailedIsNotWhatADiskLacks(t *testing.T) {
+	o := disklessFirst(3)
+	o.Protocol, o.FailIO = replication.ProtocolB, true
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		for _, n := range c.Nodes[1:] {
+			n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Range: block.Extent{Off: mib, Len: 4096}, Delay: time.Second})
+		}
+		write := c.Nodes[0].ask(block.Write, block.FUA, mib, fill('b'), 0)
+		time.Sleep(100 * time.Millisecond)
+		c.Isolate(0)
+		if <-write.done; write.r.Err == nil {
+			t.Fatalf("it was answered\n%s", c.Describe())
+		}
+		time.Sleep(5 * time.Second)
+		c.Rejoin(0)
+		c.mustAllSync(t)
+		c.mustWrite(t, 0, 0, 'c', 4096)
+		c.mustEqual(t)
+	})
+}
+
+// TestWhereRequestsFailAPrimaryWithoutADiskWaitsForOne: under protocols that answer before a
+// disk has a change, that is on none yet; it fails when the last that may take it is lost.
+func TestWhereRequestsFailAPrimaryWithoutADiskWaitsForOne(t *testing.T) {
+	for _, protocol := range []replication.Protocol{replication.ProtocolA, replication.ProtocolB, replication.ProtocolC} {
+		o := disklessFirst(3)
+		o.Protocol, o.FailIO = protocol, true
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.mustAllSync(t)
+			c.mustPromote(t, 0)
+			for _, n := range c.Nodes[1:] {
+				n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second})
+			}
+			c.mustWrite(t, 0, 0, 'a', 4096)
+			write := c.Nodes[0].ask(block.Write, 0, 4096, fill('b'), 0)
+			time.Sleep(100 * time.Millisecond)
+			c.Nodes[1].Kill()
+			c.Nodes[2].Kill()
+			if <-write.done; write.r.Err == nil {
+				t.Errorf("protocol %v: it was answered, and is on no disk", protocol)
+			}
+			time.Sleep(5 * time.Second) // the disks are at it still
+		})
+	}
 }
