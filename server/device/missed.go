@@ -40,7 +40,7 @@ func (d *Device) lacksOursLocked(p *peer) bool {
 }
 
 // missedFailedLocked is that for a change whose client is told of an error, and may still
-// read it, and not the old again then. But where no complete disk has it nobody reads it,
+// read it, and not the old again then. But where no current disk has it nobody reads it,
 // and those that have it are behind until they are mixtures in a later generation: they
 // know by then what they differ in from the others.
 func (d *Device) missedFailedLocked(o *op) {
@@ -48,7 +48,7 @@ func (d *Device) missedFailedLocked(o *op) {
 		return
 	}
 	has := d.disks.Without(d.cfg.Self) &^ o.miss
-	if d.anyCompleteLocked(has) {
+	if d.anyCurrentLocked(has) {
 		d.missedLocked(o)
 		return
 	}
@@ -58,10 +58,10 @@ func (d *Device) missedFailedLocked(o *op) {
 }
 
 // overLocked tells those that have failed a change, of which the client is told so, that
-// no complete disk has it: it is not going to be sent again, and what they hold in its
+// no current disk has it: it is not going to be sent again, and what they hold in its
 // place is what there is.
 func (d *Device) overLocked(o *op, b *block.Batch) {
-	if d.disk != nil || d.role != replication.Primary || o.acked && d.anyCompleteLocked(d.disks.Without(d.cfg.Self)&^o.miss) {
+	if d.disk != nil || d.role != replication.Primary || o.acked && d.anyCurrentLocked(d.disks.Without(d.cfg.Self)&^o.miss) {
 		return
 	}
 	for id := range o.miss.Without(d.cfg.Self).All() {
@@ -71,10 +71,10 @@ func (d *Device) overLocked(o *op, b *block.Batch) {
 	}
 }
 
-// anyCompleteLocked reports whether the disk of a peer of a set is complete.
-func (d *Device) anyCompleteLocked(set replication.NodeSet) bool {
+// anyCurrentLocked reports whether the disk of a peer of a set may be read.
+func (d *Device) anyCurrentLocked(set replication.NodeSet) bool {
 	for id := range set.All() {
-		if d.peers[id].disk > replication.Inconsistent {
+		if d.peers[id].disk > replication.Outdated {
 			return true
 		}
 	}

@@ -48,3 +48,25 @@ func TestAMixtureIsNotInSyncByWhatItWas(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatAnOutdatedDiskAloneHasNobodyLacks: a change whose client is told of an error is on
+// a disk that the primary, which has none, has gone on without. What is read is that of the
+// others.
+func TestWhatAnOutdatedDiskAloneHasNobodyLacks(t *testing.T) {
+	for _, x := range []struct {
+		has          replication.DiskState
+		missed, undo bool
+	}{
+		{replication.UpToDate, true, false},
+		{replication.Outdated, false, true},
+		{replication.Inconsistent, false, true},
+	} {
+		d := &Device{role: replication.Primary, disks: replication.Of(1, 2)}
+		d.peers[1], d.peers[2] = &peer{id: 1}, &peer{id: 2, disk: x.has}
+		d.gens.Current = 7 << 48
+		d.missedFailedLocked(&op{acked: true, miss: replication.Of(1)})
+		if missed, undo := d.peers[1].missed, d.peers[2].undo != replication.NoGen; missed != x.missed || undo != x.undo {
+			t.Errorf("%v: the other lacks it %t, this one is behind %t", x.has, missed, undo)
+		}
+	}
+}
