@@ -31,7 +31,7 @@ var scenarios = []scenario{
 	8:  {"a replica dies around a write", []string{"TestScenario08AReplicaDiesAroundAWrite", "TestScenario08AChangeThatWaitedMissesAReplica", "TestCrashPoints", "TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack"}, ""},
 	9:  {"protocols A, B and C", []string{"TestScenario09ProtocolsAtTheLossOfThePrimary", "TestReconfiguredNodeByNode"}, "The protocol is the device's, not a peer's."},
 	10: {"thousands in flight", []string{"TestScenario10ThousandsInFlight", "TestRequestsInFlightAreLimited"}, ""},
-	11: {"a starved activity log", []string{"TestScenario11AStarvedActivityLog", "TestBusyHotSetDoesNotStarveNewcomers", "TestFullLogPressesTheOwnerAndServesInOrder", "TestScenario11ADisklessPrimaryFillsNoLog"}, ""},
+	11: {"a starved activity log", []string{"TestScenario11AStarvedActivityLog", "TestBusyHotSetDoesNotStarveNewcomers", "TestFullLogPressesTheOwnerAndServesInOrder", "TestScenario11ADisklessPrimaryFillsNoLog", "TestWhatWasHeldWhenADiskCameGoesFirst"}, ""},
 	12: {"the primary killed under load and restarted", []string{"TestScenario12APrimaryKilledUnderLoad", "TestPrimaryKilledAndRestarted", "TestCrashLoop"}, ""},
 	13: {"a torn transaction of the activity log", []string{"TestLogTornAtAnyByteIsOldOrNew", "TestTransactionOfManyBlocksIsAllOrNothing", "TestCrashPoints"}, ""},
 	14: {"a replica killed and restarted", []string{"TestAKilledReplicaGetsOnlyWhatItMissed", "TestAPrimaryThatIsLostAsItBeginsAGenerationGetsOnlyWhatItMissed"}, ""},

@@ -212,7 +212,8 @@ type Device struct {
 	parked     []*block.Request // admitted when the gate opens
 	hold       holdReason       // why finished changes are not answered yet
 	held       []*op
-	stranded   []*op           // changes that no disk with the current data would get
+	stranded   []*op           // changes that are sent to nobody yet, see strandsLocked
+	drain      uint64          // the last of the changes that these wait for
 	applied    uint64          // changes that reached the disk
 	synced     uint64          // of those, how many had when it was last synced for the sake of the next primary
 	genStint   bool            // this node has begun a generation since it became primary

@@ -262,7 +262,7 @@ func (d *Device) issueLocked(o *op, b *block.Batch) {
 		d.retireLocked(o, b)
 		return
 	}
-	if !d.landsLocked() && !d.failsLocked() {
+	if d.strandsLocked() {
 		d.stranded = append(d.stranded, o)
 		return
 	}
@@ -307,10 +307,33 @@ func (d *Device) takesLocked() bool { return d.disk != nil && d.dstat.HasData() 
 // alone it would be undone by their resync.
 func (d *Device) landsLocked() bool { return d.disks.Len() == 1 || d.borneLocked(d.receives) }
 
-// landStrandedLocked goes on with the changes that waited for a disk with the
-// current data.
+// strandsLocked reports whether a change has to wait before it is sent to anybody: for a
+// disk that it would reach, or for what was under way when this node was given a disk. Of
+// that the disk's log knows nothing: more would be in flight than the replicas' logs have
+// room for, and some could wait for others.
+func (d *Device) strandsLocked() bool {
+	return d.role == replication.Primary && (!d.landsLocked() || d.window.floor < d.drain) && !d.failsLocked()
+}
+
+// doneLocked takes a change out of the window, which lets go on what waited for it.
+func (d *Device) doneLocked(o *op) {
+	d.window.done(o.seq)
+	if d.drain == 0 || d.window.floor < d.drain {
+		return
+	}
+	d.drain = 0
+	d.work.do(func() {
+		b := &block.Batch{}
+		d.mu.Lock()
+		d.landStrandedLocked(b)
+		d.mu.Unlock()
+		b.Finish()
+	})
+}
+
+// landStrandedLocked goes on with the changes that waited.
 func (d *Device) landStrandedLocked(b *block.Batch) {
-	if len(d.stranded) == 0 || d.role == replication.Primary && !d.landsLocked() && !d.failsLocked() {
+	if len(d.stranded) == 0 || d.strandsLocked() {
 		return
 	}
 	ops := d.stranded
@@ -472,7 +495,7 @@ func (d *Device) landLocked(o *op, b *block.Batch) {
 	}
 	o.landed = true
 	d.missedLocked(o) // who comes back from now on is not sent it
-	d.window.done(o.seq)
+	d.doneLocked(o)
 	d.relieveLocked(b)
 }
 
@@ -553,7 +576,7 @@ func (d *Device) answerLocked(o *op, b *block.Batch) {
 func (d *Device) retireLocked(o *op, b *block.Batch) {
 	if o.seq != 0 && o.kind == appChange {
 		if !o.landed {
-			d.window.done(o.seq)
+			d.doneLocked(o)
 		}
 		if d.window.floor == d.window.head && (d.opens == 0 || d.closing || d.frozen > 0) {
 			d.touchLocked() // who demotes waits for this

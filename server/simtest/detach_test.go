@@ -491,3 +491,39 @@ func TestADetachThatWouldEndQuorumIsRefused(t *testing.T) {
 		})
 	})
 }
+
+// TestWhatWasHeldWhenADiskCameGoesFirst: a primary is given its disk while a change waits for
+// quorum. The log of that disk knows nothing of the change, and others are sent to nobody
+// before it is everywhere: the logs of the replicas have room for no more than the primary's.
+func TestWhatWasHeldWhenADiskCameGoesFirst(t *testing.T) {
+	bubble(t, three(), func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		broken := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Err: syscall.EIO})
+		c.mustWrite(t, 0, 0, 'b', 4096)
+		c.Nodes[0].Disk.Lift(broken)
+		c.Stall(0, 1, wire.Data)
+		c.Stall(0, 2, wire.Data)
+		first := c.Nodes[0].ask(block.Write, 0, mib, fill('c'), 0)
+		time.Sleep(10 * time.Millisecond)
+		c.Isolate(0)
+		if err := c.Nodes[0].Dev.Attach(timeout(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range c.Nodes[1:] {
+			n.Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Range: block.Extent{Off: mib, Len: 4096}, Delay: 2 * time.Second})
+		}
+		c.Rejoin(0)
+		second := c.Nodes[0].ask(block.Write, 0, 2*mib, fill('d'), 0)
+		time.Sleep(time.Second)
+		if answered(first.done) || answered(second.done) {
+			t.Fatalf("first %t, second %t\n%s", answered(first.done), answered(second.done), c.Describe())
+		}
+		c.mustHold(t, 2*mib, 0)
+		c.mustAnswer(t, []asked{first, second})
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 2*mib, fill('d')[0])
+	})
+}
