@@ -213,7 +213,7 @@ func (d *Device) everybodyBehindLocked() bool {
 			return false // a disk that it was among, or replaced, may have been the one
 		}
 		if p.agreed && p.disk == replication.Inconsistent {
-			if g := &p.hs.theirs.Gens; g.Current == replication.NoGen && !d.gens.Seen.After(g.Noted) {
+			if g := &p.hs.theirs.Gens; g.Current == replication.NoGen && !d.gens.Seen.After(g.Noted) && !mutate.Is(mutate.PassOver) {
 				return false // what it held before the device is about to be its data; see heralding
 			}
 			continue

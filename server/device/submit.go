@@ -456,7 +456,7 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 		d.mendEndsLocked(o, nil, o.localOK, b)
 		return
 	}
-	if !o.localOK && o.err == nil {
+	if !o.localOK && o.err == nil && !mutate.Is(mutate.LeaveOnWay) {
 		for id := range (d.receives & o.miss).All() {
 			d.sendMissedLocked(o, d.peers[id], b) // it came while this disk was on it
 		}

@@ -97,6 +97,10 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestNothingIsAnsweredInDoubt|TestAPrimaryThatWasGivenUpServesNothing" // few random histories hit the moment
 	case mutate.CoverFailed:
 		tests = "TestAChangeThatFailsCoversNothing" // the primary marks it as well
+	case mutate.LeaveOnWay:
+		tests = "TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack"
+	case mutate.PassOver:
+		tests = "TestWhatADeviceIsAboutToBeginWithIsNotPassedOver"
 	case mutate.GiveUpOnce:
 		tests = "TestScenario45AFailedChangeIsGivenUp"
 	case mutate.VoidForeign:

@@ -70,6 +70,8 @@ const (
 	ServeApart      Fault = "serve-apart"              // a primary without a disk, and without quorum, takes any disk for what it serves
 	DetachUnnoted   Fault = "detach-unnoted"           // a disk that is detached does not know that the others go on
 	DeafToRoll      Fault = "deaf-to-roll"             // a source does not hear from its target of a primary that it is not in contact with
+	LeaveOnWay      Fault = "leave-on-way"             // a change that is on its way to a mixture is not sent to who came back meanwhile
+	PassOver        Fault = "pass-over"                // a disk that is about to begin the device counts as one that has nothing
 )
 
 // All is every fault.
@@ -80,6 +82,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, CoverFailed, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll, LeaveOnWay, PassOver,
 	}
 }
