@@ -327,6 +327,7 @@ func (d *Device) installLocked(got *opened) {
 		d.account.Halt() // nothing makes it stable from now on: who waits for room in it goes to the disk's log
 		d.account = nil
 	}
+	d.taken = nil
 	if d.window.floor < d.window.head {
 		d.drain = d.window.head
 	}

@@ -71,13 +71,16 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 		err = blank(ctx, disk, size)
 	}
 	if err == nil {
-		err = meta.Update(func(sb *store.Superblock) {
-			putGens(sb, &g)
-			sb.Flags |= store.Consistent | store.WasUpToDate
-		})
+		d.mu.Lock()
+		d.taken = &g
+		d.mu.Unlock()
+		err = d.save()
 	}
 	if err != nil {
 		commit(false)
+		d.mu.Lock()
+		d.taken = nil
+		d.mu.Unlock()
 		if refused, ok := errors.AsType[*RefusedError](err); ok {
 			return refused
 		}
@@ -88,9 +91,7 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 		if d.meta != meta {
 			return
 		}
-		g.Noted = max(g.Noted, d.gens.Noted)
-		g.Learn(&replication.Gens{Seen: d.gens.Seen}) // what it has noted and heard of meanwhile stands
-		d.gens, d.newcomer = g, false
+		d.gens, d.newcomer, d.taken = d.takenLocked(), false, nil
 		why := "made blank by an administrator"
 		if existing {
 			why = "its content is the device's data, by an administrator's word"
@@ -102,6 +103,15 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 	})
 	commit(err == nil)
 	return cmp.Or(err, unknown)
+}
+
+// takenLocked is what the disk that is being taken in bears. What this node has noted and
+// heard of meanwhile stands.
+func (d *Device) takenLocked() replication.Gens {
+	g := *d.taken
+	g.Noted = max(g.Noted, d.gens.Noted)
+	g.Learn(&replication.Gens{Seen: d.gens.Seen})
+	return g
 }
 
 func (d *Device) mayCreateLocked() error {

@@ -166,6 +166,7 @@ type Device struct {
 	role  replication.Role
 	dstat replication.DiskState
 	gens  replication.Gens
+	taken *replication.Gens           // what the metadata of a disk that is being taken in say; see Create
 	peers [replication.MaxNodes]*peer // nil: not a member
 	disks replication.NodeSet         // members with a disk, self included
 

@@ -48,28 +48,35 @@ func (d *Device) noteMarksLocked(then func(*block.Batch)) {
 
 func (d *Device) saveGensLater() { d.saveLocked(nil) }
 
-// save writes the superblock as state is now.
+// save writes the superblock as state is when its turn comes: of two that save at once the
+// one that is later must not write what was so before the other.
 func (d *Device) save() error {
 	d.mu.Lock()
-	meta, votes := d.meta, d.votes
-	sb := d.superblockLocked()
+	meta := d.meta
 	d.mu.Unlock()
 	if meta == nil || mutate.Is(mutate.Unsaved) {
 		return nil
 	}
-	if err := meta.Update(sb); err != nil {
+	var votes replication.Votes
+	err := meta.Update(func(sb *store.Superblock) {
 		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.meta == meta { // else it was put away, with what is to be in it
+			votes = d.votes
+			d.superblockLocked()(sb)
+		}
+	})
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
 		d.metaFailedLocked(meta, "metadata write", err)
-		d.mu.Unlock()
 		return fmt.Errorf("device %s: cannot write metadata: %w", d.opts.Name, err)
 	}
-	d.mu.Lock()
 	if meta == d.meta {
 		for id, n := range votes {
 			d.votesKept.Note(id, n)
 		}
 	}
-	d.mu.Unlock()
 	return nil
 }
 
@@ -78,6 +85,9 @@ func (d *Device) superblockLocked() func(*store.Superblock) {
 	gens, dstat, role, crashed, stream, began, size := d.gens, d.dstat, d.role, d.crashed, d.stream, d.began, d.cfg.Size
 	members, origin, votes, self, newcomer, member := uint32(d.disks), d.origin, d.votes, d.cfg.Self, d.newcomer, d.member
 	former, moved, pulling := d.former, d.moved, d.pullingLocked()
+	if d.taken != nil {
+		gens, dstat, newcomer = d.takenLocked(), replication.Consistent, false
+	}
 	return func(sb *store.Superblock) {
 		sb.Ext = binary.LittleEndian.AppendUint64(nil, stream)
 		putGens(sb, &gens)

@@ -244,3 +244,37 @@ func TestWhatADeviceIsAboutToBeginWithIsNotPassedOver(t *testing.T) {
 		})
 	}
 }
+
+// TestADiskThatBeginsADeviceBearsThatFromThenOn: its metadata say so before the others are told
+// that it is in force, and nothing else that is written there meanwhile takes it back.
+func TestADiskThatBeginsADeviceBearsThatFromThenOn(t *testing.T) {
+	o := three()
+	o.Existing = replication.Of(0, 1, 2)
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		if _, err := c.Nodes[0].Disk.Disk("hand").WriteAt(bytes.Repeat([]byte{'a'}, mib), 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		c.SetTrap(takePoint(wire.GenCommit), 0, func(at, with *Node) {
+			c.Stall(1, 0, wire.Meta)
+			c.Stall(2, 0, wire.Meta)
+		})
+		done := make(chan error, 1)
+		go func() { done <- c.Nodes[0].Dev.Create(timeout(t, time.Minute), true) }()
+		time.Sleep(time.Second)
+		for _, n := range c.Nodes[1:] {
+			c.Cut(0, n.ID)
+			c.Heal(0, n.ID)
+		}
+		time.Sleep(time.Second)
+		if g := c.Nodes[0].Dev.Status().Gens; g.Seen == replication.NoGen {
+			t.Fatalf("it has not heard that it is in force\n%s", c.Describe())
+		}
+		c.Nodes[0].Kill()
+		<-done
+		c.mustStart(t, 0)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHold(t, 0, 'a')
+	})
+}
