@@ -1,7 +1,6 @@
 package device
 
 import (
-	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -14,8 +13,7 @@ func (d *Device) factsLocked(p *peer) replication.Facts {
 		Primary: d.primary, Ordered: d.orderedLocked(), Began: d.began, Origin: d.origin, Votes: d.votes, Newcomer: d.newcomer, Member: d.member,
 		Former: len(d.former) > 0, Met: d.met, Regrouped: d.movedLocked(),
 	}
-	news := d.genNew.After(d.gens.Current) || mutate.Is(mutate.AnnounceOld) && d.genNew != d.gens.Current
-	if d.role == replication.Primary && news && d.dstat == replication.UpToDate {
+	if d.role == replication.Primary && d.genNew.After(d.gens.Current) && d.dstat == replication.UpToDate {
 		f.Announced = d.genNew
 	}
 	if d.primary < 0 && d.change.promised != 0 {

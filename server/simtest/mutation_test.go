@@ -89,8 +89,6 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestScenario55ADiskIsTakenAwayAndGivenBack"
 	case mutate.ForgetStayed:
 		tests = "TestScenario55WhoStayedIsTakenAway"
-	case mutate.AnnounceOld:
-		tests = "TestSequencesThatWentWrong"
 	case mutate.PullUnasked:
 		tests = "TestADiscardedDiskHasASourceThatStays"
 	case mutate.TrustStale:

@@ -27,6 +27,9 @@ func TestANewDiskIsNotTakenForOneThatWasPartlyResynced(t *testing.T) {
 		if trap.Sprung() != c.Nodes[0] {
 			t.Fatalf("it was not resynced\n%s", c.Describe())
 		}
+		if g := c.Nodes[0].Dev.Status().Gens; g.Bitmap[1] != g.Current {
+			t.Errorf("its source has it in %v\n%s", g.Bitmap[1], c.Describe())
+		}
 		c.Cut(0, 1)
 		c.Nodes[1].Kill()
 		c.Nodes[1].EmptyDisk(o.Size)

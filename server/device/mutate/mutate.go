@@ -63,7 +63,6 @@ const (
 	TrustRegrouped  Fault = "trust-regrouped"          // disks make majorities among others before they have met those that they were among
 	WriteOn         Fault = "write-on"                 // when the disks have changed it is written on in the generation that there was
 	ForgetStayed    Fault = "forget-stayed"            // a vote is given back without those that held one before the disks have changed
-	AnnounceOld     Fault = "announce-old"             // what a primary's disk bore before the primary has it back passes for announced
 	PullUnasked     Fault = "pull-unasked"             // a disk becomes a mixture without a word from its source that it stays complete
 	BeginUnheard    Fault = "begin-unheard"            // a disk that was there before begins the device, and nobody is told
 	FenceInSync     Fault = "fence-in-sync"            // who is lost and was not in sync is not fenced
@@ -82,6 +81,6 @@ func All() []Fault {
 		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, CoverFailed, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, ForgetServed, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
-		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, AnnounceOld, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll, LeaveOnWay, PassOver,
+		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll, LeaveOnWay, PassOver,
 	}
 }
