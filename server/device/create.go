@@ -71,16 +71,10 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 		err = blank(ctx, disk, size)
 	}
 	if err == nil {
-		d.mu.Lock()
-		d.taken = &g
-		d.mu.Unlock()
-		err = d.save()
+		err = d.takeIn(meta, &g)
 	}
 	if err != nil {
 		commit(false)
-		d.mu.Lock()
-		d.taken = nil
-		d.mu.Unlock()
 		if refused, ok := errors.AsType[*RefusedError](err); ok {
 			return refused
 		}
@@ -103,6 +97,24 @@ func (d *Device) Create(ctx context.Context, existing bool) error {
 	})
 	commit(err == nil)
 	return cmp.Or(err, unknown)
+}
+
+// takeIn has the metadata of this node's disk say what it bears from now on, before the
+// node goes by it.
+func (d *Device) takeIn(meta *store.Meta, g *replication.Gens) error {
+	d.mu.Lock()
+	d.taken = g
+	d.mu.Unlock()
+	err := d.save()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil && d.meta != meta {
+		err = errors.New("its disk was lost meanwhile") // it may say nothing of that
+	}
+	if err != nil {
+		d.taken = nil
+	}
+	return err
 }
 
 // takenLocked is what the disk that is being taken in bears. What this node has noted and
