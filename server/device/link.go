@@ -49,28 +49,38 @@ func (d *Device) sessionUp(s Session, said *wire.DeviceFacts) {
 	}
 	b := &block.Batch{}
 	d.helloLocked(p, b)
+	d.finishAsideLocked(b)
 	d.mu.Unlock()
-	b.Finish()
+}
+
+// finishAsideLocked finishes a batch on a goroutine of its own: what follows from a session
+// that comes or goes may be work on the disk, and no disk is to hold up the others that
+// hear of sessions, nor those that look for a device.
+func (d *Device) finishAsideLocked(b *block.Batch) {
+	if !d.stopped { // then nothing has begun, and endWorkers waits no more
+		d.done.Go(b.Finish)
+	}
 }
 
 // SessionDown ends it. It returns when nothing of the session is awaited any
 // more; what follows from the loss is under way.
 func (d *Device) SessionDown(s Session, reason string) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	p := d.peers[s.PeerID()&(replication.MaxNodes-1)]
-	b := &block.Batch{}
-	if p != nil && p.session == s {
-		if !d.stopped {
-			d.straysOfLocked(p)
-			d.contactLostLocked(p, reason, b)
-		}
-		p.session = nil
-		p.acks.count = 0
-		p.handle = 0
-		p.hs = handshake{}
+	if p == nil || p.session != s {
+		return
 	}
-	d.mu.Unlock()
-	b.Finish()
+	if !d.stopped {
+		d.straysOfLocked(p)
+		b := &block.Batch{}
+		d.contactLostLocked(p, reason, b)
+		defer d.finishAsideLocked(b)
+	}
+	p.session = nil
+	p.acks.count = 0
+	p.handle = 0
+	p.hs = handshake{}
 }
 
 // handshakeTimeout is how long a peer in contact is waited for like one that is about to

@@ -442,3 +442,37 @@ func nextOf(t *testing.T, done chan *block.Request) *block.Request {
 		return nil
 	}
 }
+
+// TestASessionEndsWhateverADiskDoes: what follows from the loss of a peer is a flush of a
+// disk that hangs. Whoever tells of the loss is not kept by that, and the devices are found
+// as before: all sessions come and go, and commands are heard.
+func TestASessionEndsWhateverADiskDoes(t *testing.T) {
+	o := three()
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		c.Stall(0, 1, wire.Data)
+		first := c.Nodes[0].ask(block.Flush, 0, 0, nil, 0)
+		time.Sleep(time.Second) // waits for the peer
+		in := c.Nodes[0].Disk.Inject(storetest.Fault{Ops: storetest.OpSync, Hang: true})
+		second := c.Nodes[0].ask(block.Flush, 0, 0, nil, 0)
+		lost := make(chan struct{})
+		go func() {
+			defer close(lost)
+			c.Cut(0, 1)
+		}()
+		select {
+		case <-lost:
+		case <-time.After(time.Minute):
+			t.Errorf("a session does not end while the disk hangs\n%s", c.Describe())
+		}
+		c.Nodes[0].Disk.Lift(in)
+		in.Release()
+		<-lost
+		c.mustAnswer(t, []asked{first, second})
+		c.Heal(0, 1)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+	})
+}
