@@ -305,7 +305,10 @@ func (d *Device) takesLocked() bool { return d.disk != nil && d.dstat.HasData() 
 // One that was let in while there was such a disk, and has waited for the
 // activity log or its range since, may come when there is none: on mixtures
 // alone it would be undone by their resync.
-func (d *Device) landsLocked() bool { return d.disks.Len() == 1 || d.borneLocked(d.receives) }
+func (d *Device) landsLocked() bool { return !d.remoteDisksLocked() || d.borneLocked(d.receives) }
+
+// remoteDisksLocked reports whether other nodes have disks of the device.
+func (d *Device) remoteDisksLocked() bool { return d.disks.Without(d.cfg.Self) != 0 }
 
 // strandsLocked reports whether a change has to wait before it is sent to anybody: for a
 // disk that it would reach, or for what was under way when this node was given a disk. Of
@@ -438,7 +441,7 @@ func (d *Device) localDoneLocked(o *op, err error, b *block.Batch) {
 			d.passOnLocked(o, err)
 		} else {
 			d.diskFailedLocked(o.disk, o.what.String(), err)
-			if d.disks.Len() > 1 {
+			if d.remoteDisksLocked() {
 				o.err = nil // others have it, or will
 			}
 		}
@@ -527,7 +530,7 @@ func (d *Device) failsLocked() bool {
 // in reach. It is sent again to the first that is, as it would be if it came
 // only then, unless requests are to fail.
 func (d *Device) nowhereLocked(o *op) bool {
-	return !o.localOK && !o.acked && o.err == nil && (d.cfg.OnNoQuorum == SuspendIO || o.wait != 0) && d.role == replication.Primary && d.disks.Len() > 1
+	return !o.localOK && !o.acked && o.err == nil && (d.cfg.OnNoQuorum == SuspendIO || o.wait != 0) && d.role == replication.Primary && d.remoteDisksLocked()
 }
 
 // answerLocked tells the application. A change counts as done where any copy

@@ -113,11 +113,16 @@ func TestScenario38ADisklessPrimaryKeepsQuorum(t *testing.T) {
 }
 
 // TestScenario38ADisklessPrimaryUnderEveryProtocol: a change is answered as soon
-// as one disk has it, whatever the protocol asks for besides.
+// as one disk has it, whatever the protocol asks for besides, and whether there are more.
 func TestScenario38ADisklessPrimaryUnderEveryProtocol(t *testing.T) {
-	for _, protocol := range []replication.Protocol{replication.ProtocolA, replication.ProtocolB, replication.ProtocolC} {
+	type with struct {
+		protocol replication.Protocol
+		nodes    int
+	}
+	for _, with := range []with{{'A', 2}, {'B', 2}, {'C', 2}, {'A', 3}, {'B', 3}, {'C', 3}} {
+		protocol := with.protocol
 		o := three()
-		o.Diskless, o.Protocol = replication.Of(0), protocol
+		o.Nodes, o.Diskless, o.Protocol = with.nodes, replication.Of(0), protocol
 		bubble(t, o, func(t *testing.T, c *Cluster) {
 			c.mustAllSync(t)
 			c.mustPromote(t, 0)
@@ -133,6 +138,43 @@ func TestScenario38ADisklessPrimaryUnderEveryProtocol(t *testing.T) {
 			c.mustEqual(t)
 			c.mustHoldDisks(t, 19*4096, 'a')
 		})
+	}
+}
+
+// TestScenario38TheOnlyDiskIsLostAndComesBack: what its client without a disk was not
+// answered waits for it, and is made then; where requests fail, it fails.
+func TestScenario38TheOnlyDiskIsLostAndComesBack(t *testing.T) {
+	for _, protocol := range []replication.Protocol{replication.ProtocolA, replication.ProtocolB, replication.ProtocolC} {
+		for _, failIO := range []bool{false, true} {
+			o := three()
+			o.Nodes, o.Diskless, o.Protocol, o.FailIO = 2, replication.Of(0), protocol, failIO
+			bubble(t, o, func(t *testing.T, c *Cluster) {
+				c.mustAllSync(t)
+				c.mustPromote(t, 0)
+				c.mustWrite(t, 0, 0, 'a', 4096)
+				in := c.Nodes[1].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second})
+				write := c.Nodes[0].ask(block.Write, 0, 4096, fill('b'), 0)
+				time.Sleep(100 * time.Millisecond)
+				c.Nodes[1].Kill()
+				c.Nodes[1].Disk.Lift(in)
+				time.Sleep(time.Minute)
+				if done := answered(write.done); done != failIO || done && write.r.Err == nil {
+					t.Errorf("protocol %c, requests fail %t: it was answered %t, with %v, and is on no disk", protocol, failIO, done, write.r.Err)
+				}
+				c.mustStart(t, 1)
+				if !failIO {
+					c.mustAnswer(t, []asked{write})
+				}
+				c.mustAllSync(t)
+				c.mustWrite(t, 0, 8192, 'c', 4096)
+				c.mustFlush(t, 0)
+				c.mustHoldDisks(t, 0, 'a')
+				c.mustHoldDisks(t, 8192, 'c')
+				if !failIO {
+					c.mustHoldDisks(t, 4096, 'b')
+				}
+			})
+		}
 	}
 }
 
