@@ -164,11 +164,14 @@ func (d *Device) detach(ctx context.Context) error {
 	}
 	b := &block.Batch{}
 	d.mu.Lock()
-	_, err := d.mayDetachLocked()
+	keepers, err := d.mayDetachLocked()
 	switch {
 	case d.closing:
 		err = d.refuse("detach", errClosing.Error(), "", false)
-	case err == nil:
+	case err == nil && keepers != 0:
+		err = d.keptLocked("detach", keepers)
+	}
+	if err == nil {
 		err = d.quorumWithoutLocked()
 	}
 	if err != nil {

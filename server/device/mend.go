@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/lockstepd/lockstep/server/block"
+	"github.com/lockstepd/lockstep/server/device/mutate"
 	"github.com/lockstepd/lockstep/server/replication"
 	"github.com/lockstepd/lockstep/server/wire"
 )
@@ -33,10 +34,14 @@ func (d *Device) invalidate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gone := false
+	var refused error
 	err = d.rejoin(ctx, what, d.disks, func() {
-		if d.meta == nil {
-			gone = true
+		// What was written since is perhaps on this disk alone.
+		now, err := d.keepersLocked(what)
+		if err == nil || d.disk != nil && mutate.Is(mutate.GiveUpUnkept) {
+			err = d.keptLocked(what, now)
+		}
+		if refused = err; err != nil {
 			return
 		}
 		for id := range d.disks.Without(d.cfg.Self).All() {
@@ -46,11 +51,20 @@ func (d *Device) invalidate(ctx context.Context) error {
 		d.setDiskLocked(replication.Inconsistent, "invalidated by an administrator")
 		d.eventLocked("resync", nil, "the data of this disk is discarded, and fetched from a peer")
 	})
-	if gone {
-		err = d.refuse(what, "the disk was detached meanwhile", "", false)
+	if refused != nil {
+		err = refused
 	}
 	commit(err == nil)
 	return err
+}
+
+// keptLocked refuses to give the data of this disk up unless one of those that have
+// agreed to keep theirs still has it: a disk may have failed since.
+func (d *Device) keptLocked(what string, keepers replication.NodeSet) error {
+	if keepers&d.planned.yes == 0 && !mutate.Is(mutate.GiveUpUnkept) {
+		return d.refuse(what, "nobody who has agreed to keep the data still has it", "see: lockstepctl device show "+d.opts.Name, true)
+	}
+	return nil
 }
 
 // keepersLocked is who has current data, this node's own apart, which is about

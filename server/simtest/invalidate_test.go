@@ -2,10 +2,13 @@ package simtest
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/lockstepd/lockstep/server/block"
 	"github.com/lockstepd/lockstep/server/replication"
+	"github.com/lockstepd/lockstep/server/store/storetest"
 )
 
 // TestInvalidateFetchesEverythingUnderLoad discards each copy in turn while a
@@ -42,6 +45,31 @@ func TestTheOnlyDataIsNotInvalidated(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "no peer in reach has current data") {
 			t.Fatalf("invalidated the only copy: %v", err)
 		}
+	})
+}
+
+// TestADiskWhoseKeeperFailsIsNotInvalidated: the peer that has agreed to keep its data
+// loses its disk while changes under way are waited for. They are on this disk alone then.
+func TestADiskWhoseKeeperFailsIsNotInvalidated(t *testing.T) {
+	o := three()
+	o.Nodes = 2
+	bubble(t, o, func(t *testing.T, c *Cluster) {
+		c.mustAllSync(t)
+		c.mustPromote(t, 0)
+		c.mustWrite(t, 0, 0, 'a', 4096)
+		bad := c.Nodes[1].Disk.Inject(storetest.Fault{Ops: storetest.OpWrite, Delay: time.Second, Err: syscall.EIO})
+		write := c.Nodes[0].ask(block.Write, 0, 8192, fill('b'), 0)
+		time.Sleep(100 * time.Millisecond)
+		if err := c.Nodes[0].Dev.Invalidate(timeout(t, time.Minute)); err == nil || !strings.Contains(err.Error(), "no peer in reach has current data") {
+			t.Errorf("a disk was invalidated that alone has what was answered: %v\n%s", err, c.Describe())
+		}
+		c.mustAnswer(t, []asked{write})
+		c.Nodes[1].Kill()
+		c.Nodes[1].Disk.Lift(bad)
+		c.mustStart(t, 1)
+		c.mustAllSync(t)
+		c.mustEqual(t)
+		c.mustHoldDisks(t, 8192, 'b')
 	})
 }
 

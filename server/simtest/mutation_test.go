@@ -99,6 +99,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack"
 	case mutate.PassOver:
 		tests = "TestWhatADeviceIsAboutToBeginWithIsNotPassedOver"
+	case mutate.GiveUpUnkept:
+		tests = "TestADiskWhoseKeeperFailsIsNotInvalidated"
 	case mutate.GiveUpOnce:
 		tests = "TestScenario45AFailedChangeIsGivenUp"
 	case mutate.VoidForeign:

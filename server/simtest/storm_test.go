@@ -381,6 +381,11 @@ func (s *storm) account() {
 			s.t.Fatalf("%v\n%s", err, s.c.Describe())
 		}
 	}
+	s.renew()
+}
+
+// renew begins a new account where what was not flushed may have been lost.
+func (s *storm) renew() {
 	if s.clients[0].l.cuts == 0 {
 		return
 	}
@@ -393,7 +398,7 @@ func (s *storm) account() {
 	for _, x := range s.clients {
 		next := x.l.next
 		x.l = newLedger()
-		x.l.next, x.l.tears = next, true
+		x.l.next, x.l.tears = next, s.power
 		for blk := x.id; blk < tortureBlocks; blk += stormClients {
 			x.l.write(ctx, n, blk)
 		}
