@@ -35,6 +35,9 @@ type fencing struct {
 	// spared: the peer need not be fenced. By its own durable word it is behind, or quorum
 	// or an administrator says so.
 	spared bool
+	// client: it has no disk, and was primary when it was lost. It goes on with any disk
+	// that has what it wrote, whatever was promoted without it.
+	client bool
 	// contested is since when it seems that both sides were written; zero: it does not.
 	contested time.Time
 }
@@ -233,14 +236,15 @@ func (d *Device) handlerChangedLocked(had bool) {
 
 // unfencedRefusalLocked: where there is a fence-peer handler, and quorum does not speak
 // for those in reach, a disk out of reach may be a primary's. As with DRBD a disk that
-// cannot tell is promoted only when the handler has fenced the others.
+// cannot tell is promoted only when the handler has fenced the others; unlike there, also
+// a primary without a disk that was lost.
 func (d *Device) unfencedRefusalLocked() *RefusedError {
 	if !d.fencesPeersLocked() || d.orderedLocked() && d.quorum.Quorate || d.disk != nil && d.dstat < replication.Consistent {
 		return nil
 	}
 	var away []*peer
 	for _, p := range d.peers {
-		if p != nil && !p.diskless && !p.agreed && !p.shakingLocked() && !p.fence.done && !d.votes.Given(p.id) {
+		if p != nil && (!p.diskless || p.fence.client) && !p.agreed && !p.shakingLocked() && !p.fence.done && !d.votes.Given(p.id) {
 			away = append(away, p)
 		}
 	}

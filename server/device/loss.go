@@ -59,6 +59,7 @@ func (d *Device) partLocked(p *peer, reason string, b *block.Batch) {
 		d.excludeLocked(p, reason, b)
 	}
 	if d.primary == p.id {
+		p.fence.client = p.diskless && !p.closed && !mutate.Is(mutate.SpareClients)
 		d.primaryLostLocked(p, reason, b)
 	}
 	p.state, p.roll = wire.DeviceState{Primary: wire.NoNode}, roll{}

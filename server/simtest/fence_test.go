@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -144,6 +145,50 @@ func TestFencingBeforeAPromotion(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestALostPrimaryWithoutADiskIsFenced: it goes on with any disk that has what it wrote. Who
+// is promoted without it needs the handler's word; one that was no primary is in nobody's way.
+func TestALostPrimaryWithoutADiskIsFenced(t *testing.T) {
+	for _, primary := range []bool{true, false} {
+		var asked []string
+		o := three()
+		o.Diskless, o.Quorum = replication.Of(2), replication.QuorumPolicy{}
+		o.Fence = func(node int, peer string) int {
+			asked = append(asked, fmt.Sprint(node, " of ", peer))
+			return map[int]int{0: 6, 1: 6, 2: 4}[node]
+		}
+		bubble(t, o, func(t *testing.T, c *Cluster) {
+			c.settle(t)
+			if primary {
+				c.mustPromote(t, 2)
+				c.mustWrite(t, 2, 0, 'a', 4096)
+				if err := c.Nodes[1].Dev.Detach(timeout(t, time.Minute)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.Isolate(2)
+			err := c.Nodes[0].Dev.Promote(timeout(t, 10*time.Second), false)
+			if primary != (err != nil) || primary != slices.Contains(asked, "0 of n2") {
+				t.Fatalf("promoted beside a node without a disk, primary %t: %v, asked %q\n%s", primary, err, asked, c.Describe())
+			}
+			if !primary {
+				return
+			}
+			c.Rejoin(2)
+			c.mustWrite(t, 2, 4096, 'b', 4096)
+			if err := c.Nodes[1].Dev.Attach(timeout(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			c.mustAllSync(t)
+			c.settle(t)
+			c.mustEqual(t)
+			c.mustHoldDisks(t, 0, 'a')
+			if c.spoken() > 0 {
+				t.Errorf("a split brain\n%s", c.Describe())
+			}
+		})
 	}
 }
 

@@ -99,6 +99,8 @@ func mutated(t *testing.T, f mutate.Fault, histories int) (out string, err error
 		tests = "TestAChangeThatIsOnlyOnItsWayToAMixtureIsSentToWhoIsBack"
 	case mutate.PassOver:
 		tests = "TestWhatADeviceIsAboutToBeginWithIsNotPassedOver"
+	case mutate.SpareClients:
+		tests = "TestALostPrimaryWithoutADiskIsFenced"
 	case mutate.GiveUpUnkept:
 		tests = "TestADiskWhoseKeeperFailsIsNotInvalidated"
 	case mutate.GiveUpOnce:

@@ -44,6 +44,7 @@ const (
 	YieldQuietly    Fault = "yield-quietly"            // a primary that yields passes for one that was demoted in order
 	TellUnsaved     Fault = "tell-unsaved"             // a primary says that a generation is in force before it has saved it
 	ForgetServed    Fault = "forget-served"            // a primary that is given an old disk forgets what it serves
+	SpareClients    Fault = "spare-clients"            // a lost primary without a disk is not fenced before a promotion
 	GiveUpUnkept    Fault = "give-up-unkept"           // a disk is invalidated though the one that was to keep the data has failed
 	GiveUpOnce      Fault = "give-up-once"             // a change that fails after the primary has given it up is waited for
 	VoidForeign     Fault = "void-foreign"             // a log's marks are void against its primary though the disk was resynced from another
@@ -79,7 +80,7 @@ func All() []Fault {
 	return []Fault{
 		SkipLog, SkipReplicaLog, CoolEarly, AnswerEarly, Unsaved, ForgetMissed, ForgetUnflushed, ForgetAway, KeepMarks,
 		SkipReconcile, DropEqual, CountAbsent, OutdatedCurrent, PromoteUnasked, VoteUnsynced, TrustStale, FlushHere, FlushUnsynced,
-		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, CoverFailed, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, GiveUpUnkept, ForgetServed, FlushAfterYield, PromoteApart,
+		AckEarly, ReadStale, Unordered, PullOvertaken, ClearEarly, ClearBehind, CoverFailed, YieldQuietly, TellUnsaved, VoidForeign, GiveUpOnce, GiveUpUnkept, SpareClients, ForgetServed, FlushAfterYield, PromoteApart,
 		KeepVote, CountLeft, ReturnUnasked, ReadTail, TrustNewcomers, BearUnmarked,
 		Unwitnessed, NoAccount, ServePast, ServeUnnoted, EndUnheard, EndUnreached, ZombieDiskless,
 		AnswerAlone, DeafToFailed, AnswerFailed, ZombieTold, VoteTwice, ForgetFailed, TrustRegrouped, WriteOn, ForgetStayed, PullUnasked, BeginUnheard, FenceInSync, DetachUnnoted, ServeApart, DeafToRoll, LeaveOnWay, PassOver,
