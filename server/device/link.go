@@ -404,7 +404,12 @@ func (d *Device) backedLocked(p *peer) bool {
 		return false
 	}
 	if !q.disk.HasData() {
-		return replication.NodeSet(q.state.Receives & q.state.InSync).Has(d.cfg.Self)
+		// Who is in sync it says again whenever somebody comes or goes.
+		said := q.state.InSync
+		if d.servesAsLocked(q) {
+			said |= uint32(replication.Of(d.cfg.Self))
+		}
+		return replication.NodeSet(q.state.Receives & said).Has(d.cfg.Self)
 	}
 	return q.disk == replication.UpToDate
 }

@@ -141,7 +141,6 @@ func (d *Device) barrenLocked() bool {
 // others it answers nothing before the fence-peer handler lets it. Where generations in
 // force are a chain that is known without it.
 func (d *Device) servesAsLocked(p *peer) bool {
-	theirs := &p.hs.theirs
-	return !d.orderedLocked() && d.fencesPeersLocked() && theirs.Role == replication.Primary && !theirs.Disk.HasData() &&
-		within(&d.gens, theirs.Gens.Current) && theirs.Gens.Current != replication.NoGen
+	return !d.orderedLocked() && d.fencesPeersLocked() && p.role == replication.Primary && !p.disk.HasData() &&
+		within(&d.gens, p.inGen()) && p.inGen() != replication.NoGen
 }
