@@ -104,6 +104,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 		o.Nodes++
 	}
 	a.fails = rng.IntN(3) == 0
+	early(&o)
 	h := policyHistory(t, rng, o)
 	defer h.c.killAll()
 	h.synced()
@@ -124,8 +125,12 @@ func fenceStorm(t *testing.T, seed uint64) {
 		if !a.fails && h.c.spoken() > 0 { // a handler that fails leaves two primaries for a minute
 			t.Fatalf("a split brain\n%s", h.c.Describe())
 		}
+		h.slip()
 		if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 			t.Fatalf("%v\n%s", err, h.c.Describe())
+		}
+		if h.early != nil {
+			h.adopt(h.c.Nodes[0].Disk)
 		}
 		a.lift()
 	}
@@ -134,6 +139,7 @@ func fenceStorm(t *testing.T, seed uint64) {
 // actFenced does one thing to the two nodes, and writes through one that lets it.
 func (h *history) actFenced() {
 	n := h.node()
+	h.slip()
 	switch h.rng.IntN(8) {
 	case 0:
 		n.Kill()

@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -51,6 +52,9 @@ func policies(t *testing.T, seed uint64) {
 
 func policyHistory(t *testing.T, rng *rand.Rand, o Options) *history {
 	h := &history{t: t, c: New(o), rng: rng, l: newLedger()}
+	if o.Protocol != 0 && o.Protocol != replication.ProtocolC {
+		h.early = rand.New(rand.NewPCG(o.Seed, 73))
+	}
 	h.owner = func(int64) *ledger { return h.l }
 	if err := h.c.StartAll(); err != nil {
 		t.Fatal(err)
@@ -103,10 +107,11 @@ func goApart(t *testing.T, seed uint64) (split int) {
 		o.Diskless = replication.Of(o.Nodes)
 		o.Nodes++
 	}
+	early(&o)
 	h := policyHistory(t, rng, o)
 	defer h.c.killAll()
 	h.synced() // what never met is two devices
-	t.Logf("quorum %v, policies %+v", o.Quorum, o.Split)
+	t.Logf("quorum %v, policies %+v, protocol %v", o.Quorum, o.Split, o.Protocol)
 	for range 4 {
 		before := h.c.spoken()
 		for range 4 {
@@ -123,6 +128,7 @@ func goApart(t *testing.T, seed uint64) (split int) {
 // actApart does something to the cluster, and writes through any node that lets it.
 func (h *history) actApart() {
 	n := h.node()
+	h.slip()
 	switch h.rng.IntN(10) {
 	case 0:
 		n.Kill()
@@ -158,12 +164,32 @@ func (h *history) writeThrough(n *Node) bool {
 	if n.Dev.Promote(ctx, false) != nil {
 		return false
 	}
+	h.slip()
 	for range h.rng.IntN(8) {
 		wctx, wcancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		h.l.write(wctx, n, int64(h.rng.IntN(tortureBlocks)))
 		wcancel()
 	}
+	if h.early != nil && h.early.IntN(3) == 0 {
+		fctx, fcancel := context.WithTimeout(context.Background(), 2*time.Second)
+		h.l.flush(fctx, n)
+		fcancel()
+	}
 	return true
+}
+
+// early draws protocol A or B for a quarter of the histories.
+func early(o *Options) {
+	if rng := rand.New(rand.NewPCG(o.Seed, 71)); rng.IntN(4) == 0 {
+		o.Protocol = []replication.Protocol{replication.ProtocolA, replication.ProtocolB}[rng.IntN(2)]
+	}
+}
+
+// slip is before a fault, after a promotion, and in the end; see ledger.slip.
+func (h *history) slip() {
+	if h.early != nil {
+		h.l.slip()
+	}
 }
 
 // begin starts a node that has a disk of the device.
@@ -299,6 +325,7 @@ func (h *history) meet(before int) (split int) {
 	if served {
 		split = 1
 	}
+	h.slip()
 	if err := h.l.check(func(off int64, p []byte) { h.c.Nodes[0].Disk.Peek(p, off) }); err != nil {
 		h.t.Fatalf("a client was served to the end, and %v\n%s", err, h.c.Describe())
 	}
@@ -417,5 +444,6 @@ func (h *history) adopt(im *storetest.Image) {
 		im.Peek(p, blk*7*4096)
 		l.acked[blk] = uint64(p[0]) | uint64(p[1])<<8 | uint64(p[2])<<16 | uint64(p[3])<<24
 	}
+	maps.Copy(l.durable, l.acked)
 	h.l = l
 }

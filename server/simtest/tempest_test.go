@@ -61,9 +61,7 @@ func shape(rng *rand.Rand, seed uint64) Options {
 	if rng.IntN(5) == 0 {
 		o.Quorum = replication.QuorumPolicy{Kind: replication.QuorumAll}
 	}
-	if of := rand.New(rand.NewPCG(seed, 71)); of.IntN(4) == 0 {
-		o.Protocol = []replication.Protocol{replication.ProtocolA, replication.ProtocolB}[of.IntN(2)]
-	}
+	early(&o)
 	return o
 }
 

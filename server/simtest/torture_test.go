@@ -164,6 +164,17 @@ func (l *ledger) flushed() {
 	}
 }
 
+// slip notes that another primary may be without what was not flushed: under protocols A
+// and B that is answered before all have it.
+func (l *ledger) slip() {
+	for blk, vs := range l.floating {
+		for v := range vs {
+			add(l.maybe, blk, v)
+		}
+		add(l.maybe, blk, l.durable[blk])
+	}
+}
+
 // saw notes that a client has read v from a block: a write that was not answered
 // has then been made, and what is read from now on is no older.
 func (l *ledger) saw(blk int64, p []byte) {
@@ -358,6 +369,8 @@ type history struct {
 	// an answer speaks of one disk, or where one good copy is all that there may be.
 	changes bool
 	lost    int // bad blocks that nobody had a good copy of
+	// early: under protocols A and B, when a client flushes; nil: under C.
+	early *rand.Rand
 	// owner is whose account a block is on.
 	owner func(blk int64) *ledger
 }
