@@ -57,7 +57,7 @@ func (d *Device) sessionUp(s Session, said *wire.DeviceFacts) {
 // that comes or goes may be work on the disk, and no disk is to hold up the others that
 // hear of sessions, nor those that look for a device.
 func (d *Device) finishAsideLocked(b *block.Batch) {
-	if !d.stopped { // then nothing has begun, and endWorkers waits no more
+	if !d.stopped { // else nothing begins any more, and endWorkers may have waited
 		d.done.Go(b.Finish)
 	}
 }

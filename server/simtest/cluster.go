@@ -147,7 +147,11 @@ func New(o Options) *Cluster {
 			n.EmptyDisk(o.Size)
 		}
 		for range o.Beside {
-			n.More = append(n.More, &Volume{Disk: storetest.NewImage(o.Size), Meta: storetest.NewImage(0)})
+			v := &Volume{}
+			if n.Disk != nil {
+				v.Disk, v.Meta = storetest.NewImage(o.Size), storetest.NewImage(0)
+			}
+			n.More = append(n.More, v)
 		}
 		c.Nodes = append(c.Nodes, n)
 	}

@@ -148,6 +148,9 @@ func (g *groupHistory) mend() {
 
 // images is the disks of the node's devices.
 func (n *Node) images() []*storetest.Image {
+	if n.Disk == nil {
+		return nil
+	}
 	out := []*storetest.Image{n.Disk}
 	for _, v := range n.More {
 		out = append(out, v.Disk)

@@ -161,6 +161,9 @@ func (n *Node) PowerOff(how storetest.Crash) {
 		n.Meta.Crash()
 	}
 	for _, v := range n.More {
+		if v.Disk == nil {
+			continue
+		}
 		v.Disk.Crash()
 		v.Meta.Crash()
 	}
@@ -172,6 +175,9 @@ func (n *Node) PowerOff(how storetest.Crash) {
 		}
 	}
 	for _, v := range n.More {
+		if v.Disk == nil {
+			continue
+		}
 		v.fallen = fallen{v.Disk.CrashClone(how), v.Meta.CrashClone(how)}
 	}
 	f := &fallen{}
