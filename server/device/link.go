@@ -404,12 +404,12 @@ func (d *Device) backedLocked(p *peer) bool {
 		return false
 	}
 	if !q.disk.HasData() {
-		// Who is in sync it says again whenever somebody comes or goes.
-		said := q.state.InSync
-		if d.servesAsLocked(q) {
-			said |= uint32(replication.Of(d.cfg.Self))
+		if !replication.NodeSet(q.state.Receives).Has(d.cfg.Self) {
+			return false
 		}
-		return replication.NodeSet(q.state.Receives & said).Has(d.cfg.Self)
+		// Whenever somebody comes or goes, nobody is in sync by its word until it has heard
+		// from all. What it serves is not behind meanwhile.
+		return replication.NodeSet(q.state.InSync).Has(d.cfg.Self) || d.servesAsLocked(q)
 	}
 	return q.disk == replication.UpToDate
 }

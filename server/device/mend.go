@@ -38,10 +38,11 @@ func (d *Device) invalidate(ctx context.Context) error {
 	err = d.rejoin(ctx, what, d.disks, func() {
 		// What was written since is perhaps on this disk alone.
 		now, err := d.keepersLocked(what)
-		if err == nil || d.disk != nil && mutate.Is(mutate.GiveUpUnkept) {
+		if err == nil {
 			err = d.keptLocked(what, now)
 		}
-		if refused = err; err != nil {
+		if err != nil && !mutate.Is(mutate.GiveUpUnkept) {
+			refused = err
 			return
 		}
 		for id := range d.disks.Without(d.cfg.Self).All() {
@@ -61,7 +62,7 @@ func (d *Device) invalidate(ctx context.Context) error {
 // keptLocked refuses to give the data of this disk up unless one of those that have
 // agreed to keep theirs still has it: a disk may have failed since.
 func (d *Device) keptLocked(what string, keepers replication.NodeSet) error {
-	if keepers&d.planned.yes == 0 && !mutate.Is(mutate.GiveUpUnkept) {
+	if keepers&d.planned.yes == 0 {
 		return d.refuse(what, "nobody who has agreed to keep the data still has it", "see: lockstepctl device show "+d.opts.Name, true)
 	}
 	return nil
