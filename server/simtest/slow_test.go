@@ -444,8 +444,8 @@ func nextOf(t *testing.T, done chan *block.Request) *block.Request {
 }
 
 // TestASessionEndsWhateverADiskDoes: what follows from the loss of a peer is a flush of a
-// disk that hangs. Whoever tells of the loss is not kept by that, and the devices are found
-// as before: all sessions come and go, and commands are heard.
+// disk that hangs. Whoever tells of the loss, with the devices of the node locked, is not
+// kept by that.
 func TestASessionEndsWhateverADiskDoes(t *testing.T) {
 	o := three()
 	bubble(t, o, func(t *testing.T, c *Cluster) {
